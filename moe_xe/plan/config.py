@@ -1,0 +1,89 @@
+"""How a problem is computed: tile shapes, schedule and the inner loop's constants, one class per device family."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Schedule(str, Enum):
+    """dynamic: work-groups fetch tiles with an atomic; static: work-group g takes tiles g, g + groups, ..."""
+    dynamic = "dynamic"
+    static = "static"
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """The tile queue's constants (see sycl_kernels/include/moe_xe/tile_queue.hpp).
+
+    heights: rows of the tile shapes, falling. tile_width: columns of every tile. raster_group: row tiles that share a
+    column of weights before the next column. min_fill_eighths: a rest of rows takes a height if it fills this share.
+    """
+    heights: tuple[int, ...]
+    tile_width: int
+    raster_group: int
+    min_fill_eighths: int
+    schedule: Schedule
+
+    def __post_init__(self):
+        if not self.heights or list(self.heights) != sorted(set(self.heights), reverse=True) or self.heights[-1] < 1:
+            raise ValueError(f"heights must be positive and strictly falling, got {self.heights}")
+        for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8)):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                raise ValueError(f"{name} must be at least {low}" + (f" and at most {high}" if high else "") + f", got {value}")
+
+    @property
+    def work_group_size(self) -> int:
+        """Work-items of one work-group."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SubGroupConfig(TileConfig):
+    """Tiles that are shared out to sub-groups of 16 lanes.
+
+    sub_group_rows, sub_group_columns: one sub-group's part of the tile, for each height.
+    """
+    sub_group_rows: tuple[int, ...]
+    sub_group_columns: tuple[int, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not len(self.heights) == len(self.sub_group_rows) == len(self.sub_group_columns):
+            raise ValueError(f"sub_group_rows {self.sub_group_rows} and sub_group_columns {self.sub_group_columns} need one "
+                             f"entry for each of the heights {self.heights}")
+        if len(set(self.sub_groups)) != 1:
+            raise ValueError(f"every height must use the same number of sub-groups, got {self.sub_groups} for {self}")
+
+    @property
+    def sub_groups(self) -> tuple[int, ...]:
+        """Sub-groups used, for each height."""
+        return tuple((h // r) * (self.tile_width // c) for h, r, c in zip(self.heights, self.sub_group_rows, self.sub_group_columns))
+
+    @property
+    def work_group_size(self) -> int:
+        return self.sub_groups[0] * 16
+
+
+@dataclass(frozen=True)
+class XeConfig(SubGroupConfig):
+    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K."""
+    prefetch_distance: int
+
+
+@dataclass(frozen=True)
+class GenericConfig(SubGroupConfig):
+    """fp32 FMA and plain loads: any SYCL GPU, any alignment."""
+
+
+@dataclass(frozen=True)
+class CpuConfig(TileConfig):
+    """One work-item a work-group, explicit vectors. isa: see types.hpp; micro_rows x micro_columns accumulators."""
+    isa: str
+    micro_rows: int
+    micro_columns: int
+    dot_rows: int
+
+    @property
+    def work_group_size(self) -> int:
+        return 1

@@ -1,0 +1,109 @@
+"""Every choice that is made without measuring, as pure functions of the problem, the operands and the device."""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
+
+from .config import CpuConfig, GenericConfig, Schedule, TileConfig, XeConfig
+from .problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+
+_forced: ContextVar[TileConfig | None] = ContextVar("moe_xe_forced_config", default=None)
+
+
+@contextmanager
+def force_config(config: TileConfig):
+    """Within the block every launch uses this configuration (for tests and experiments)."""
+    token = _forced.set(config)
+    try:
+        yield config
+    finally:
+        _forced.reset(token)
+
+
+class Family(str, Enum):
+    """Which inner loop: dpas on Xe, explicit vectors on the CPU device, plain FMA anywhere else."""
+    xe = "xe"
+    cpu = "cpu"
+    generic = "generic"
+
+
+# What a 2D block message takes (Intel's LSC block2d messages): bytes.
+SURFACE_BASE_ALIGNMENT = 64
+SURFACE_PITCH_ALIGNMENT = 16
+SURFACE_MIN_WIDTH = 64
+SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
+
+
+def _surface_fits(base: int, width: int, height: int, pitch: int) -> bool:
+    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_PITCH_ALIGNMENT == 0 and
+            SURFACE_MIN_WIDTH <= width <= pitch < SURFACE_LIMIT and height < SURFACE_LIMIT)
+
+
+def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool:
+    """True where every operand can be a surface of 2D block messages."""
+    size, out_size = problem.input.size, problem.output.size
+    rows_of_w, width_of_w = (problem.n, problem.k) if problem.weights is WeightLayout.enk else (problem.k, problem.n)
+    if operands.w_stride == 0 or operands.w_expert_stride % operands.w_stride:
+        return False
+    w_height = (operands.num_experts - 1) * (operands.w_expert_stride // operands.w_stride) + rows_of_w
+    return (_surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
+            _surface_fits(operands.w, width_of_w * size, w_height, operands.w_stride * size) and
+            _surface_fits(operands.d, problem.n * out_size, operands.total_rows, operands.d_stride * out_size))
+
+
+def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool, has_dpas: bool) -> Family:
+    if is_cpu:
+        return Family.cpu
+    exact_f32 = problem.input is Dtype.f32 and not problem.tf32
+    return Family.xe if has_dpas and not exact_f32 and fits_block_messages(problem, operands) else Family.generic
+
+
+def choose_tile_width(n: int, widths: tuple[int, ...]) -> int:
+    """The width that pads N least; the widest of equals."""
+    return min(widths, key=lambda width: (-(-n // width) * width, -width))
+
+
+def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
+    """Index of the first height worth compiling: taller ones than the smallest that holds all rows are never used."""
+    return max([i for i, height in enumerate(heights) if height >= total_rows], default=0)
+
+
+# rows and columns of a sub-group for each height: all heights of one width use the same number of sub-groups, and
+# 32x64 keeps accumulators and operands of two k16 halves within 256 registers (docs/performance.md)
+XE_HEIGHTS = (256, 128, 64, 32, 16)
+XE_SUB_GROUPS = {WeightLayout.enk: ((32, 32, 16, 16, 16), (64, 32, 32, 16, 8)),
+                 WeightLayout.ekn: ((32, 32, 16, 16, 8), (64, 32, 32, 16, 16))}
+
+
+def xe_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> XeConfig:
+    first = heights_for(total_rows, XE_HEIGHTS)
+    rows, columns = XE_SUB_GROUPS[problem.weights]
+    return XeConfig(heights=XE_HEIGHTS[first:], tile_width=choose_tile_width(problem.n, (256, 192, 128, 64)), raster_group=8,
+                    min_fill_eighths=7, schedule=schedule, sub_group_rows=rows[first:], sub_group_columns=columns[first:],
+                    prefetch_distance=3)
+
+
+def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> GenericConfig:
+    heights = (64, 32, 16, 8)
+    first = heights_for(total_rows, heights)
+    return GenericConfig(heights=heights[first:], tile_width=128, raster_group=8, min_fill_eighths=7, schedule=schedule,
+                         sub_group_rows=(16, 8, 8, 8)[first:], sub_group_columns=(32, 32, 16, 8)[first:])
+
+
+def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
+    wide = isa.startswith("avx512")
+    return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
+                     micro_rows=14 if wide else 6, micro_columns=32 if wide else 16, dot_rows=3)
+
+
+def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, isa: str | None = None,
+                  schedule: Schedule = Schedule.dynamic) -> TileConfig:
+    """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
+    forced = _forced.get()
+    if forced is not None:
+        return forced
+    if family is Family.cpu:
+        return cpu_config(problem, isa or "baseline", schedule)
+    choose = xe_config if family is Family.xe else generic_config
+    return choose(problem, total_rows, schedule)

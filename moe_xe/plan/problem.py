@@ -1,0 +1,62 @@
+"""What is computed: the shape, the types and the fusions of one grouped GEMM, as plain values."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Dtype(str, Enum):
+    bf16 = "bf16"
+    f16 = "f16"
+    f32 = "f32"
+
+    @property
+    def size(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is Dtype.f32 else 2
+
+
+class WeightLayout(str, Enum):
+    """The order of the weights in memory; the last letter is the contiguous dimension."""
+    enk = "enk"
+    ekn = "ekn"
+
+
+class RowsFormat(str, Enum):
+    """How the device array describes the experts' rows."""
+    counts = "counts"
+    ends = "ends"
+
+
+@dataclass(frozen=True)
+class GroupedGemmProblem:
+    """``d[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])``: all that a kernel is compiled for.
+
+    n, k: columns of d and of a. rows_bits: 32 or 64, the integer type of the row counts. gathered: row r of the
+    sorted rows is ``a[gather_indices[r]]``. tf32: float32 inputs may be rounded to tf32.
+    """
+    n: int
+    k: int
+    input: Dtype
+    output: Dtype
+    weights: WeightLayout = WeightLayout.enk
+    bias: Dtype | None = None
+    rows_format: RowsFormat = RowsFormat.counts
+    rows_bits: int = 32
+    gathered: bool = False
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Where the operands lie: base addresses in bytes, strides in elements."""
+    a: int
+    w: int
+    d: int
+    total_rows: int
+    a_rows: int
+    num_experts: int
+    a_stride: int
+    w_stride: int
+    w_expert_stride: int
+    d_stride: int

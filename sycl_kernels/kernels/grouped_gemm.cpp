@@ -1,0 +1,37 @@
+// The persistent MoE GEMM: every work-group takes tiles of all experts from one queue until it is empty.
+#include <moe_xe/types.hpp>
+#include <moe_xe/tile_queue.hpp>
+#if defined(MOE_XE_CPU)
+#include <moe_xe/team_cpu.hpp>
+#include <moe_xe/mainloop_cpu.hpp>
+#elif defined(MOE_XE_XE)
+#include <moe_xe/team_gpu.hpp>
+#include <moe_xe/mainloop_xe.hpp>
+#else
+#include <moe_xe/team_gpu.hpp>
+#include <moe_xe/mainloop_generic.hpp>
+#endif
+
+extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_gemm(
+    const void* a, const void* w, const void* bias, void* d, const void* rows, const int* gather_indices,
+    int* tile_counter, void* scratch, long total_rows, long a_rows, long a_stride, long w_stride, long w_expert_stride,
+    long bias_stride, long d_stride, long scratch_bytes, int num_experts) {
+  using namespace moe_xe;
+  const Arguments args{a,        w,        bias,     d,               rows,        gather_indices, tile_counter, scratch,    total_rows,
+                       a_rows,   a_stride, w_stride, w_expert_stride, bias_stride, d_stride,       scratch_bytes, num_experts};
+  Team team;
+  TileQueue<Team> queue(args, team);
+  Mainloop mainloop(args, team);
+  Tile tile;
+  int number = team.group;
+  while (queue.find(number, tile)) {
+    if constexpr (config::schedule == Schedule::dynamic) {
+      team.request_tile(tile_counter);
+      mainloop.run(tile);
+      number = team.num_groups + team.receive_tile();
+    } else {
+      mainloop.run(tile);
+      number += team.num_groups;
+    }
+  }
+}
