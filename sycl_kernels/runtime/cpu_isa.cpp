@@ -1,0 +1,60 @@
+#include "cpu_isa.hpp"
+
+#include <cpuid.h>
+
+#include <cstdint>
+
+namespace moe_xe {
+namespace {
+
+struct Registers {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) {
+    Registers r;
+    __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+    return r;
+}
+
+// Which register files the operating system saves at a context switch.
+std::uint64_t saved_register_files() {
+    std::uint32_t low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+constexpr bool has_all(std::uint64_t value, std::uint64_t bits) { return (value & bits) == bits; }
+
+constexpr std::uint64_t kSavesYmm = 0x06;  // XMM, YMM
+constexpr std::uint64_t kSavesZmm = 0xe6;  // and the masks and both halves of the ZMM registers
+
+// Leaf 1, ECX
+constexpr unsigned kOsXsave = 1u << 27, kFma = 1u << 12, kF16c = 1u << 29;
+// Leaf 7, EBX
+constexpr unsigned kAvx2 = 1u << 5;
+constexpr unsigned kAvx512F = 1u << 16, kAvx512Dq = 1u << 17, kAvx512Bw = 1u << 30,
+                   kAvx512Vl = 1u << 31;
+// Leaf 7.1, EAX
+constexpr unsigned kAvx512Bf16 = 1u << 5;
+
+const char* detect() {
+    const Registers basic = cpuid(1, 0);
+    if (!has_all(basic.ecx, kOsXsave | kFma | kF16c)) return "baseline";
+    const std::uint64_t saved = saved_register_files();
+    const Registers extended = cpuid(7, 0);
+    if (!has_all(saved, kSavesYmm) || !has_all(extended.ebx, kAvx2)) return "baseline";
+    if (!has_all(saved, kSavesZmm) ||
+        !has_all(extended.ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl))
+        return "avx2";
+    return has_all(cpuid(7, 1).eax, kAvx512Bf16) ? "avx512_bf16" : "avx512";
+}
+
+}  // namespace
+
+const char* cpu_isa() {
+    static const char* const isa = detect();
+    return isa;
+}
+
+}  // namespace moe_xe
