@@ -4,11 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.moe_xe-installed
 
-# The CPU build of torch; an unpinned torch fetches gigabytes of CUDA. An XPU
-# build that is already in the environment is left alone.
-TORCH       ?= torch==2.13.0
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-EXTRAS      ?= cpu,test,bench
+# Installed only where torch is missing, so that an XPU build stays. Where the
+# package index has CUDA builds only, name the CPU build's index as well:
+# make venv TORCH='torch==2.13.0 --index-url <index of torch CPU builds>'.
+TORCH  ?= torch==2.13.0
+EXTRAS ?= cpu,test,bench
 
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard sycl_kernels/runtime/*)
 
@@ -18,7 +18,7 @@ venv: $(STAMP)
 
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install $(TORCH)
 	$(BIN)/pip install -e '.[$(EXTRAS)]'
 	touch $@
 

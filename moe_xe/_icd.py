@@ -2,10 +2,10 @@
 
 The wheel intel-opencl-rt brings the CPU's OpenCL driver, but the file that
 should announce it holds a placeholder path. The OpenCL loader also reads
-OCL_ICD_FILENAMES, once, when devices are first looked for: importing this
-module before then is enough, even if libsycl has long been loaded (by dpctl
-or torch).
+OCL_ICD_FILENAMES, once, when devices are first looked for: setting it before
+then is enough, even if libsycl has long been loaded (by dpctl or torch).
 """
+from __future__ import annotations
 
 import importlib.metadata
 import os
@@ -35,6 +35,3 @@ def announce_cpu_driver() -> None:
     listed = [entry for entry in os.environ.get(_VARIABLE, "").split(os.pathsep) if entry]
     if not any(os.path.realpath(entry) == str(driver) for entry in listed):
         os.environ[_VARIABLE] = os.pathsep.join([*listed, str(driver)])
-
-
-announce_cpu_driver()

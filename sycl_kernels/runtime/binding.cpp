@@ -1,4 +1,4 @@
-// The Python module moe_xe._runtime.
+// The Python module moe_xe._runtime, which moe_xe/runtime.py imports for everybody.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -187,8 +187,6 @@ void bind_kernel(nb::module_& module) {
 
 NB_MODULE(_runtime, module) {
     using namespace moe_xe;
-    // Before the first device is looked for, however this module was reached.
-    nb::module_::import_("moe_xe._icd");
     // Queues and kernels that live until the process ends are meant to: SYCL's
     // own state may be gone when static objects are destroyed.
     nb::set_leak_warnings(false);
