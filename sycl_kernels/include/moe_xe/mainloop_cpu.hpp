@@ -1,0 +1,167 @@
+// A tile on the CPU device: A's rows are packed once for all tiles that share them; then, K block by K block, each
+// panel of weights is packed and multiplied with all rows. Sums of one element are always added in the same order, so
+// results do not depend on which work-group computes a tile.
+#pragma once
+#include <moe_xe/micro_kernel_cpu.hpp>
+#include <moe_xe/team_cpu.hpp>
+
+namespace moe_xe {
+
+constexpr int tallest = config::heights[0];
+constexpr int64 k_block = config::k_block < padded_k ? config::k_block : padded_k;
+constexpr int64 k_blocks = (problem::k + k_block - 1) / k_block;
+constexpr int sums_stride = int(round_up(config::tile_width, config::micro_columns));
+static_assert(k_block % chunk == 0 && config::micro_columns % width == 0);
+
+// A work-group's scratch, in dwords of 4 bytes (moe_xe/plan computes the same):
+//   packed A   height * (round_up(K, chunk) / elements_per_step + 16)
+//   panel      min(k_block, round_up(K, chunk)) / elements_per_step * micro_columns
+//   sums       height * round_up(tile_width, micro_columns), where there is more than one K block
+// each rounded up to 16, with chunk = dwords of a register (bf16: twice that) and elements_per_step = 2 for bf16 on
+// Isa::avx512_bf16, 1 otherwise.
+constexpr int64 packed_a_dwords = round_up(tallest * packed_stride, 16);
+constexpr int64 panel_dwords = round_up(k_block / elements_per_step * config::micro_columns, 16);
+
+class Mainloop {
+ public:
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
+    auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * args.scratch_bytes));
+    packed_a = reinterpret_cast<Packed*>(scratch);
+    panel = reinterpret_cast<PackedVector*>(scratch + packed_a_dwords);
+    sums = scratch + packed_a_dwords + panel_dwords;
+  }
+
+  void run(const Tile& tile) {
+    const int left = int(problem::n - tile.column);
+    const int columns = left < config::tile_width ? left : config::tile_width;
+    if (problem::weights == WeightLayout::enk && tile.rows <= config::unpacked_rows) run_unpacked(tile, columns);
+    else run_packed(tile, columns);
+  }
+
+ private:
+  const Input* row_of_a(int64 row) const {
+    if constexpr (problem::gathered) {
+      const int64 index = args.gather_indices[row];
+      row = index < 0 ? 0 : index < args.a_rows ? index : args.a_rows - 1;
+    }
+    return static_cast<const Input*>(args.a) + row * args.a_stride;
+  }
+  const Input* weights_of(int expert) const { return static_cast<const Input*>(args.w) + expert * args.w_expert_stride; }
+  Output* row_of_d(int64 row) const { return static_cast<Output*>(args.d) + row * args.d_stride; }
+  const auto* bias_of(int expert) const {
+    return static_cast<const Element<problem::bias>*>(args.bias) + expert * args.bias_stride;
+  }
+
+  void run_packed(const Tile& tile, int columns) {
+    if (packed_row != tile.row) {
+      for (int row = 0; row < tile.rows; ++row) pack_row(row_of_a(tile.row + row), packed_a + row * packed_stride);
+      packed_row = tile.row;
+    }
+    // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
+    const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
+    const int height = (tile.rows + blocks - 1) / blocks;
+#pragma unroll 1
+    for (int64 k = 0; k < problem::k; k += k_block) {
+      const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
+#pragma unroll 1
+      for (int column = 0; column < columns; column += config::micro_columns) {
+        pack_panel(tile, k, depth, column, columns - column);
+#pragma unroll 1
+        for (int row = 0; row < tile.rows; row += height)
+          run_block<config::micro_rows>(tile, k, depth, row, tile.rows - row < height ? tile.rows - row : height, column,
+                                        columns - column);
+      }
+    }
+  }
+
+  void pack_panel(const Tile& tile, int64 k, int depth, int column, int columns) {
+    const Input* w = weights_of(tile.expert);
+    const int64 n = tile.column + column;
+    if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w + n * args.w_stride + k, args.w_stride, columns, depth, panel);
+    else pack_panel_ekn(w + k * args.w_stride + n, args.w_stride, columns, depth, panel);
+  }
+
+  // One instance for each number of rows, so that all sums are registers.
+  template <int rows> void run_block(const Tile& tile, int64 k, int depth, int row, int wanted, int column, int columns) {
+    if constexpr (rows > 1)
+      if (wanted < rows) return run_block<rows - 1>(tile, k, depth, row, wanted, column, columns);
+    float* partial = sums + row * sums_stride + column;
+    Sums<rows> block;
+#pragma unroll
+    for (int i = 0; i < rows; ++i)
+#pragma unroll
+      for (int v = 0; v < panel_vectors; ++v) {
+        block[i][v] = 0.f;
+        if constexpr (k_blocks > 1)
+          if (k > 0) block[i][v] = load<Floats>(partial + i * sums_stride + v * width);
+      }
+    multiply_panel<rows>(packed_a + row * packed_stride + k / elements_per_step, panel,
+                         (depth + elements_per_step - 1) / elements_per_step, block);
+    const bool last = k + depth == problem::k;
+    if (k_blocks > 1 && !last) {
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+#pragma unroll
+        for (int v = 0; v < panel_vectors; ++v) store(partial + i * sums_stride + v * width, block[i][v]);
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) {
+      const int count = columns - v * width;
+      const int64 n = tile.column + column + v * width;
+      if (count <= 0) break;
+      Floats bias = 0.f;
+      if constexpr (problem::has_bias) bias = load_floats<problem::bias>(bias_of(tile.expert) + n, count);
+#pragma unroll
+      for (int i = 0; i < rows; ++i) {
+        if constexpr (problem::has_bias) block[i][v] += bias;
+        store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, block[i][v], count);
+      }
+    }
+  }
+
+  void run_unpacked(const Tile& tile, int columns) {
+    const Input* w = weights_of(tile.expert);
+#pragma unroll 1
+    for (int column = 0; column < columns; column += config::dot_columns) {
+      const int count = columns - column;
+      const Input* column_of_w[config::dot_columns];
+#pragma unroll
+      for (int i = 0; i < config::dot_columns; ++i)
+        column_of_w[i] = w + (tile.column + column + (i < count ? i : count - 1)) * args.w_stride;
+#pragma unroll 1
+      for (int row = 0; row < tile.rows; row += config::dot_rows)
+        run_dot<config::dot_rows>(tile, row, tile.rows - row, column_of_w, column, count);
+    }
+  }
+
+  template <int rows>
+  void run_dot(const Tile& tile, int row, int wanted, const Input* const* w, int column, int columns) {
+    if constexpr (rows > 1)
+      if (wanted < rows) return run_dot<rows - 1>(tile, row, wanted, w, column, columns);
+    const Input* a[rows];
+#pragma unroll
+    for (int i = 0; i < rows; ++i) a[i] = row_of_a(tile.row + row + i);
+    Partial<float, width> sums[rows];
+    float result[rows][config::dot_columns];
+    dot<rows, config::dot_columns>(a, w, result);
+    const int64 n = tile.column + column;
+    const int count = columns < config::dot_columns ? columns : config::dot_columns;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+#pragma unroll
+      for (int j = 0; j < config::dot_columns; ++j) sums[i].element[j] = result[i][j];
+      Floats value = load<Floats>(sums[i].element);
+      if constexpr (problem::has_bias) value += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
+      store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, value, count);
+    }
+  }
+
+  const Arguments& args;
+  Packed* packed_a;
+  PackedVector* panel;
+  float* sums;
+  int64 packed_row = -1;   // first row of the tile whose rows packed_a holds
+};
+
+}  // namespace moe_xe

@@ -1,0 +1,108 @@
+// Packing: rows of A and panels of W as fp32 (or, where the CPU multiplies bf16 pairs, as pairs), in the order in which
+// the micro-kernel reads them. Gathering tokens, widening, transposition and all tails of K and N happen here.
+#pragma once
+#include <moe_xe/vector_cpu.hpp>
+
+namespace moe_xe {
+
+// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
+constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr int elements_per_step = bf16_pairs ? 2 : 1;
+template <bool> struct PackedOf { using type = float; };
+template <> struct PackedOf<true> { using type = unsigned; };
+using Packed = PackedOf<bf16_pairs>::type;
+using PackedVector = Vector<Packed>;
+
+// Elements along K that one load of a dword vector brings, and the packed vectors they become.
+constexpr int chunk = problem::input == Dtype::bf16 ? 2 * width : width;
+constexpr int chunk_vectors = chunk / (elements_per_step * width);
+
+constexpr int panel_vectors = config::micro_columns / width;
+constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
+constexpr int64 padded_k = round_up(problem::k, chunk);
+// Rows of packed A are 64 bytes more apart than they are long: a power of two would map all rows to the same cache sets.
+constexpr int64 packed_stride = padded_k / elements_per_step + 16;
+
+// bf16 stays two to a dword, so that a transposition moves two elements; fp16 is widened first.
+inline Dwords load_chunk(const Input* from) {
+  if constexpr (problem::input == Dtype::f16) return __builtin_bit_cast(Dwords, load_floats<Dtype::f16>(from));
+  else return load<Dwords>(from);
+}
+inline Dwords load_chunk(const Input* from, int count) {
+  if (count >= chunk) return load_chunk(from);
+  return load_chunk(Partial<Input, chunk>(from, count).element);
+}
+// Vector i holds the elements chunk_vectors * lane + i of the chunk.
+inline PackedVector packed(Dwords raw, int i) {
+  if constexpr (chunk_vectors == 2) return __builtin_bit_cast(PackedVector, i == 0 ? raw << 16 : raw & 0xffff0000u);
+  else return __builtin_bit_cast(PackedVector, raw);
+}
+
+inline void pack_row(const Input* from, Packed* to) {
+  constexpr int unit = bf16_pairs ? chunk : width;
+#pragma unroll 1
+  for (int64 k = 0; k < problem::k; k += unit) {
+    const int left = int(problem::k - k);
+    if constexpr (bf16_pairs) store(to + k / 2, load_chunk(from + k, left));
+    else store(to + k, load_floats<problem::input>(from + k, left));
+  }
+}
+
+inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
+
+// W[n, k]: `depth` elements along K of `columns` rows of W. Columns beyond repeat the last one and are never stored.
+inline void pack_panel_enk(const Input* w, int64 w_stride, int columns, int depth, PackedVector* panel) {
+#pragma unroll 1
+  for (int v = 0; v < panel_vectors; ++v) {
+    const Input* column[width];
+#pragma unroll
+    for (int i = 0; i < width; ++i) column[i] = w + (v * width + i < columns ? v * width + i : columns - 1) * w_stride;
+    PackedVector* to = panel + v;
+#pragma unroll 1
+    for (int k = 0; k < depth; k += chunk) {
+      Dwords raw[width];
+      if (depth - k >= chunk) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          raw[i] = load_chunk(column[i] + k);
+          if constexpr (config::prefetch_columns > 0) prefetch(column[i] + k + config::prefetch_columns * w_stride);
+        }
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < width; ++i) raw[i] = load_chunk(column[i] + k, depth - k);
+      }
+      transpose(raw);
+#pragma unroll
+      for (int i = 0; i < width; ++i)
+#pragma unroll
+        for (int half = 0; half < chunk_vectors; ++half) {
+          *to = packed(raw[i], half);
+          to += panel_vectors;
+        }
+    }
+  }
+}
+
+// W[k, n]: `depth` rows of W, `columns` of each.
+inline void pack_panel_ekn(const Input* w, int64 w_stride, int columns, int depth, PackedVector* panel) {
+#pragma unroll 1
+  for (int k = 0; k < depth; k += elements_per_step) {
+    const Input* row = w + k * w_stride;
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) {
+      const Input* from = row + v * width;
+      const int count = columns - v * width;
+      if constexpr (bf16_pairs) {
+        const Dwords even = __builtin_bit_cast(Dwords, load_floats<problem::input>(from, count));
+        Dwords odd = 0u;
+        if (k + 1 < depth) odd = __builtin_bit_cast(Dwords, load_floats<problem::input>(from + w_stride, count));
+        panel[v] = __builtin_bit_cast(PackedVector, even >> 16 | odd);
+      } else {
+        panel[v] = load_floats<problem::input>(from, count);
+      }
+    }
+    panel += panel_vectors;
+  }
+}
+
+}  // namespace moe_xe

@@ -1,0 +1,146 @@
+// Vectors of the CPU device: loads that widen to fp32, stores that round once, and the transposition that packing
+// [N, K] weights needs. One work-item works with explicit vectors; nothing is left to the device's vectoriser.
+#pragma once
+#include <moe_xe/types.hpp>
+#include <utility>
+
+namespace moe_xe {
+
+constexpr bool wide = config::isa == Isa::avx512 || config::isa == Isa::avx512_bf16;
+constexpr int width = wide ? 16 : config::isa == Isa::avx2 ? 8 : 4;   // dwords of a vector register
+
+template <class T> using Vector = T __attribute__((ext_vector_type(width)));
+using Floats = Vector<float>;
+using Dwords = Vector<unsigned>;
+using Words = Vector<unsigned short>;
+using Halves = Vector<_Float16>;
+
+template <class T> struct Unaligned { T value; } __attribute__((packed, may_alias));
+template <class T> T load(const void* from) { return static_cast<const Unaligned<T>*>(from)->value; }
+template <class T> void store(void* to, T value) { static_cast<Unaligned<T>*>(to)->value = value; }
+
+template <Dtype dtype> struct ElementOf { using type = unsigned short; };
+template <> struct ElementOf<Dtype::f32> { using type = float; };
+template <Dtype dtype> using Element = typename ElementOf<dtype>::type;
+using Input = Element<problem::input>;
+using Output = Element<problem::output>;
+
+// `width` elements as fp32.
+template <Dtype dtype> Floats load_floats(const void* from) {
+  if constexpr (dtype == Dtype::f32) return load<Floats>(from);
+  else if constexpr (dtype == Dtype::f16) return __builtin_convertvector(load<Halves>(from), Floats);
+  else return __builtin_bit_cast(Floats, __builtin_convertvector(load<Words>(from), Dwords) << 16);
+}
+
+// Round to nearest even; NaN stays NaN (its payload could carry into the exponent).
+template <Dtype dtype> void store_rounded(void* to, Floats value) {
+  if constexpr (dtype == Dtype::f32) store(to, value);
+  else if constexpr (dtype == Dtype::f16) store(to, __builtin_convertvector(value, Halves));
+  else {
+    const Dwords bits = __builtin_bit_cast(Dwords, value);
+    const Dwords rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Dwords quiet = (bits >> 16) | 0x40u;
+    store(to, __builtin_convertvector(value == value ? rounded : quiet, Words));
+  }
+}
+
+// The first `count` elements, the others zero: nothing outside a row is read or written.
+template <class T, int size> struct Partial {
+  T element[size] = {};
+  Partial() = default;
+  Partial(const T* from, int count) {
+    for (int i = 0; i < count; ++i) element[i] = from[i];
+  }
+  void copy_to(T* to, int count) const {
+    for (int i = 0; i < count; ++i) to[i] = element[i];
+  }
+};
+
+template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int count) {
+  if (count >= width) return load_floats<dtype>(from);
+  return load_floats<dtype>(Partial<Element<dtype>, width>(from, count).element);
+}
+
+template <Dtype dtype> void store_rounded(Element<dtype>* to, Floats value, int count) {
+  if (count >= width) return store_rounded<dtype>(to, value);
+  Partial<Element<dtype>, width> rounded;
+  store_rounded<dtype>(rounded.element, value);
+  rounded.copy_to(to, count);
+}
+
+inline float sum_of(Floats value) {
+  float sum[width];
+  store(sum, value);
+#pragma unroll
+  for (int step = width / 2; step > 0; step /= 2)
+#pragma unroll
+    for (int i = 0; i < step; ++i) sum[i] += sum[i + step];
+  return sum[0];
+}
+
+template <class V, int... index> V shuffle(V a, V b, std::integer_sequence<int, index...>) {
+  return __builtin_shufflevector(a, b, index...);
+}
+// Element i of the result is element `Select::of(i)` of a followed by b.
+template <class Select, int... i> constexpr auto selected(std::integer_sequence<int, i...>) {
+  return std::integer_sequence<int, Select::of(i)...>{};
+}
+template <class Select, class V> V shuffle(V a, V b) {
+  return shuffle(a, b, selected<Select>(std::make_integer_sequence<int, width>{}));
+}
+
+// Within 128-bit lanes, interleaves the low (half 0) or high (half 1) groups of `group` dwords of a and b.
+template <int group, int half> struct Interleave {
+  static constexpr int of(int i) {
+    const int lane = i / 4, place = i % 4;
+    const bool from_b = (place / group) % 2;
+    return lane * 4 + half * 2 + place / (2 * group) * group + place % group + (from_b ? width : 0);
+  }
+};
+// The even (half 0) or odd (half 1) 128-bit lanes of a, then of b.
+template <int half> struct Lanes {
+  static constexpr int of(int i) {
+    constexpr int lanes = width / 4;
+    return (i / 4 * 2 + half) % lanes * 4 + i % 4 + (i / 4 >= lanes / 2 ? width : 0);
+  }
+};
+
+// rows[i][j] becomes rows[j][i].
+inline void transpose(Dwords (&rows)[width]) {
+  Dwords pairs[width];
+#pragma unroll
+  for (int i = 0; i < width; i += 2) {
+    pairs[i] = shuffle<Interleave<1, 0>>(rows[i], rows[i + 1]);
+    pairs[i + 1] = shuffle<Interleave<1, 1>>(rows[i], rows[i + 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < width; i += 4)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows[i + 2 * half] = shuffle<Interleave<2, 0>>(pairs[i + half], pairs[i + half + 2]);
+      rows[i + 2 * half + 1] = shuffle<Interleave<2, 1>>(pairs[i + half], pairs[i + half + 2]);
+    }
+  // rows[4 * q + c], lane l: rows 4q..4q+3 of column 4l + c. What is left is to transpose the 128-bit lanes.
+  if constexpr (width == 8) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const Dwords low = rows[c], high = rows[4 + c];
+      rows[c] = shuffle<Lanes<0>>(low, high);
+      rows[4 + c] = shuffle<Lanes<1>>(low, high);
+    }
+  } else if constexpr (width == 16) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const Dwords even_low = shuffle<Lanes<0>>(rows[c], rows[4 + c]);
+      const Dwords odd_low = shuffle<Lanes<1>>(rows[c], rows[4 + c]);
+      const Dwords even_high = shuffle<Lanes<0>>(rows[8 + c], rows[12 + c]);
+      const Dwords odd_high = shuffle<Lanes<1>>(rows[8 + c], rows[12 + c]);
+      rows[c] = shuffle<Lanes<0>>(even_low, even_high);
+      rows[8 + c] = shuffle<Lanes<1>>(even_low, even_high);
+      rows[4 + c] = shuffle<Lanes<0>>(odd_low, odd_high);
+      rows[12 + c] = shuffle<Lanes<1>>(odd_low, odd_high);
+    }
+  }
+}
+
+}  // namespace moe_xe
