@@ -107,3 +107,8 @@ def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, 
         return cpu_config(problem, isa or "baseline", schedule)
     choose = xe_config if family is Family.xe else generic_config
     return choose(problem, total_rows, schedule)
+
+
+def cpu_scratch_bytes(problem: GroupedGemmProblem, config: CpuConfig) -> int:
+    """Bytes that one work-group of the CPU device packs its operands in (see mainloop_cpu.hpp)."""
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Workloads, timing and comparisons with peers; nothing of the library imports this."""

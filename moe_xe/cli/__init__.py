@@ -1,0 +1,11 @@
+"""The command line: moe-xe schedule | isa | bench | devices."""
+import typer
+
+from . import bench, devices, isa, schedule
+
+app = typer.Typer(help="MoE GEMMs for Intel Xe GPUs and the SYCL CPU device.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)
+app.command("schedule")(schedule.schedule)
+app.command("isa")(isa.isa)
+app.command("devices")(devices.devices)
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,27 @@
+"""moe-xe devices: what moe_xe can run on here."""
+import json as jsonlib
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores", "compute_units", "global_mem_bytes",
+          "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine")
+
+
+def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False):
+    """List the SYCL devices that moe_xe can use."""
+    from .. import runtime
+
+    found = [{field: getattr(facts, field) for field in FIELDS} for facts in runtime.devices()]
+    if json:
+        print(jsonlib.dumps(found, indent=1))
+        return
+    if not found:
+        Console(stderr=True).print("no SYCL device: install an Intel GPU driver, or the CPU device: pip install 'moe_xe[cpu]'")
+        raise typer.Exit(1)
+    table = Table("", *(facts["name"] for facts in found))
+    for field in FIELDS[1:]:
+        table.add_row(field, *(str(facts[field]) for facts in found))
+    Console().print(table)

@@ -1,0 +1,50 @@
+"""moe-xe schedule: how well the tile queue fills a device, without one."""
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..plan import config
+from ..plan.heuristics import xe_config
+from ..plan.problem import Dtype, GroupedGemmProblem
+from ..plan.schedule import simulate
+
+
+def schedule(
+    rows: Annotated[Optional[Path], typer.Option(help="JSON: layers of rows per expert; default: recorded gpt-oss-20b.")] = None,
+    n: Annotated[int, typer.Option(help="Columns of the output.", min=1)] = 5760,
+    k: Annotated[int, typer.Option(help="Length of the dot products.", min=1)] = 2880,
+    cores: Annotated[int, typer.Option(help="Work-groups: Xe cores of the device.", min=1)] = 20,
+    policy: Annotated[config.Schedule, typer.Option("--schedule", help="Who takes which tile.")] = config.Schedule.dynamic,
+    json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+):
+    """Useful work / (makespan x cores) of each layer, a tile's cost being its height x width."""
+    from ..bench.workloads import load_layers, recorded_layers
+
+    try:
+        layers = load_layers(rows) if rows else recorded_layers()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rows")
+    problem = GroupedGemmProblem(n, k, Dtype.bf16, Dtype.bf16)
+    reports, configs = [], []
+    for counts in layers:
+        configs.append(xe_config(problem, sum(counts), policy))
+        reports.append(simulate(counts, n, configs[-1], cores))
+    mean = sum(report.efficiency for report in reports) / len(reports)
+    if json:
+        print(jsonlib.dumps({"n": n, "k": k, "cores": cores, "schedule": policy.value, "config": str(configs[0]), "efficiency": mean, "layers": [
+            {"efficiency": r.efficiency, "occupancy": r.occupancy, "num_tiles": r.num_tiles, "makespan": r.makespan,
+             "useful": r.useful, "computed": r.computed, "tiles_per_height": r.tiles_per_height} for r in reports]}, indent=1))
+        return
+    heights = sorted({height for report in reports for height in report.tiles_per_height}, reverse=True)
+    table = Table("layer", "rows", *(f"{height} x {configs[0].tile_width}" for height in heights), "occupancy", "efficiency",
+                  title=f"N = {n}, {cores} cores, {policy.value} queue")
+    for index, (counts, report) in enumerate(zip(layers, reports)):
+        table.add_row(str(index), str(sum(counts)), *(str(report.tiles_per_height.get(height, 0)) for height in heights),
+                      f"{report.occupancy:.3f}", f"{report.efficiency:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(f"mean efficiency: {mean:.3f}")

@@ -1,0 +1,70 @@
+"""Which SYCL queue a call runs on: torch's XPU stream, the SYCL CPU device, or a queue that the user names."""
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from .runtime import DeviceFacts, Queue, devices
+
+__all__ = ["DeviceFacts", "devices", "on_queue", "queue_for"]
+
+_chosen: ContextVar[Queue | None] = ContextVar("moe_xe_queue", default=None)
+
+
+@functools.cache
+def _cpu_queue() -> Queue:
+    return Queue.create("cpu")
+
+
+def queue_for(device: torch.device) -> Queue:
+    """The queue for tensors on `device`: the one chosen with `on_queue`, torch's current XPU stream, or the CPU device.
+
+    Raises TypeError for another kind of device, moe_xe._runtime.DeviceNotFoundError where no SYCL device serves it.
+    """
+    chosen = _chosen.get()
+    if chosen is not None:
+        if (kind := facts_of(chosen).kind) != ("gpu" if device.type == "xpu" else device.type):
+            raise ValueError(f"the queue chosen with on_queue is on a {kind} device, but the tensors are on {device}")
+        return chosen
+    if device.type == "xpu":
+        return Queue.from_address(torch.xpu.current_stream(device).sycl_queue)
+    if device.type == "cpu":
+        return _cpu_queue()
+    raise TypeError(f"moe_xe runs on xpu and cpu tensors, got a tensor on {device}")
+
+
+_facts: dict[int, DeviceFacts] = {}
+
+
+def facts_of(queue: Queue) -> DeviceFacts:
+    """Facts about the queue's device, asked for once a device."""
+    device_id = queue.device_id
+    if device_id not in _facts:
+        _facts[device_id] = queue.device
+    return _facts[device_id]
+
+
+@contextmanager
+def on_queue(queue):
+    """Runs moe_xe's calls within the block on this queue.
+
+    queue: a dpctl.SyclQueue, the address of a sycl::queue as an int, or a moe_xe Queue; in order (dpctl:
+    ``dpctl.SyclQueue(property="in_order")``). Calls on xpu tensors return before the work is done, as torch's do.
+    Raises TypeError for anything else, ValueError for an out-of-order queue.
+    """
+    if isinstance(queue, Queue):
+        own = queue
+    elif isinstance(queue, int):
+        own = Queue.from_address(queue)
+    elif hasattr(queue, "_get_capsule"):
+        own = Queue.from_capsule(queue._get_capsule())
+    else:
+        raise TypeError(f"queue must be a dpctl.SyclQueue, an address or a moe_xe Queue, got {type(queue).__name__}")
+    token = _chosen.set(own)
+    try:
+        yield own
+    finally:
+        _chosen.reset(token)

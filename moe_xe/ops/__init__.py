@@ -1,0 +1,1 @@
+"""One file for each public operation: check the arguments, plan, launch."""

@@ -1,0 +1,124 @@
+"""The MoE grouped GEMM: ``out[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])`` for all experts in one launch."""
+from __future__ import annotations
+
+import torch
+
+from . import checks
+from .launch import Call, launch
+
+__all__ = ["grouped_gemm"]
+
+
+def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+                 gather_indices: torch.Tensor | None = None, weight_layout: str = "enk",
+                 out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
+                 schedule: str = "dynamic", check: bool = False) -> torch.Tensor:
+    """Multiplies each expert's rows with its weights, in one persistent kernel and without host synchronisation.
+
+    a: [total_rows, K], sorted by expert; bfloat16, float16 or float32. With `gather_indices`, [tokens, K].
+    w: [E, N, K] (``weight_layout="enk"``) or [E, K, N] (``"ekn"``), a's dtype. Either of the last two dimensions may be
+      the contiguous one: a transposed view is read in place.
+    tokens_per_expert: [E] int32 or int64 on a's device. Rows beyond their sum are left as they are.
+    bias: [E, N], bfloat16, float16 or float32, added in float32.
+    gather_indices: [total_rows] int32, row r of the sorted rows is ``a[gather_indices[r]]``.
+    out_dtype: bfloat16, float16 or float32; a's dtype by default. Accumulation is in float32; float32 inputs are exact
+      unless torch.set_float32_matmul_precision allows tf32 and the device has it.
+    out: [total_rows, N] to write to; shares no memory with the inputs.
+    schedule: "dynamic" (work-groups fetch tiles) or "static" (each takes every n-th).
+    check: also check, on the host, what only the device knows: the counts' signs and sum, the indices' range.
+
+    Returns out, or a new [total_rows, N]. Raises TypeError or ValueError naming the argument.
+    """
+    checks.check_tensor("w", w, 3, "[E, N, K]" if weight_layout == "enk" else "[E, K, N]")
+    if weight_layout not in ("enk", "ekn"):
+        raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {weight_layout!r}')
+    if weight_layout == "ekn":
+        w = w.transpose(1, 2)
+    call = validate(a, w, tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+                    rows_dtypes=(torch.int32, torch.int64))
+    if check:
+        checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
+        if gather_indices is not None:
+            checks.check_index_values("gather_indices", gather_indices, a.shape[0])
+    return dispatch(call, out, rows_format="counts")
+
+
+def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
+             a_name="a", w_name="w") -> Call:
+    """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
+    checks.check_tensor(a_name, a, 2, "[total_rows, K]")
+    checks.check_dtype(a_name, a.dtype)
+    if w.dtype != a.dtype:
+        raise TypeError(f"{w_name} must have {a_name}'s dtype {a.dtype}, got {w.dtype}")
+    num_experts, n, k = w.shape
+    if a.shape[1] != k:
+        raise ValueError(f"{a_name} and {w_name} must agree in K: {a_name} is {checks.shape_of(a)} (K = {a.shape[1]}), "
+                         f"{w_name} has K = {k} and N = {n}")
+    if num_experts == 0 or k == 0:
+        raise ValueError(f"{w_name} must have at least one expert and K >= 1, got E = {num_experts}, K = {k}")
+    checks.check_indices(rows_name, rows, num_experts, "experts", rows_dtypes)
+    if bias is not None:
+        checks.check_tensor("bias", bias, 2, "[E, N]")
+        checks.check_dtype("bias", bias.dtype)
+        if tuple(bias.shape) != (num_experts, n):
+            raise ValueError(f"bias must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
+        checks.row_stride("bias", bias)
+    if gather_indices is not None:
+        checks.check_indices("gather_indices", gather_indices, None, "total_rows", (torch.int32,))
+        if gather_indices.shape[0] and not a.shape[0]:
+            raise ValueError(f"{a_name} has no rows, but gather_indices asks for {gather_indices.shape[0]}")
+    out_dtype = out_dtype or (a.dtype if out is None else out.dtype)
+    checks.check_dtype("out_dtype", out_dtype)
+    if schedule not in ("dynamic", "static"):
+        raise ValueError(f'schedule must be "dynamic" or "static", got {schedule!r}')
+    checks.check_same_device(**{a_name: a, w_name: w, rows_name: rows}, bias=bias, gather_indices=gather_indices, out=out)
+    checks.row_stride(a_name, a)
+    checks.weight_layout(w_name, w)
+    total_rows = a.shape[0] if gather_indices is None else gather_indices.shape[0]
+    if total_rows >= 2**31:
+        raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
+    if out is not None:
+        checks.check_out(out, (total_rows, n), out_dtype)
+    return Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows)
+
+
+def dispatch(call: Call, out: torch.Tensor | None, rows_format: str) -> torch.Tensor:
+    arguments = (call.a, call.w, call.rows, call.bias, call.gather_indices)
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    if out is None:
+        return torch.ops.moe_xe.grouped_gemm(*arguments, call.out_dtype, rows_format, call.schedule, tf32)
+    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, rows_format, call.schedule, tf32)
+    return out
+
+
+_ARGUMENTS = "Tensor a, Tensor w, Tensor rows, Tensor? bias, Tensor? gather_indices"
+
+
+def _total_rows(a, gather_indices):
+    return a.shape[0] if gather_indices is None else gather_indices.shape[0]
+
+
+@torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, bool tf32) -> ()")
+def grouped_gemm_out(a, w, rows, bias, gather_indices, out, rows_format, schedule, tf32):
+    checks.check_no_overlap(out, a=a, w=w, tokens_per_expert=rows, bias=bias, gather_indices=gather_indices)
+    launch(Call(a, w, rows, bias, gather_indices, out.dtype, schedule, out.shape[0]), out, rows_format, tf32)
+
+
+@torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, bool tf32) -> Tensor")
+def grouped_gemm_new(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule, tf32):
+    total_rows = _total_rows(a, gather_indices)
+    out = torch.empty(total_rows, w.shape[1], dtype=out_dtype, device=a.device)
+    launch(Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows), out, rows_format, tf32)
+    return out
+
+
+@torch.library.register_fake("moe_xe::grouped_gemm_out")
+def _(a, w, rows, bias, gather_indices, out, rows_format, schedule, tf32):
+    return None
+
+
+@torch.library.register_fake("moe_xe::grouped_gemm")
+def _(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule, tf32):
+    return a.new_empty(_total_rows(a, gather_indices), w.shape[1], dtype=out_dtype)

@@ -1,0 +1,47 @@
+"""Problem + operands + device -> everything that one launch needs, as a plain value."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from ..jit.source import generate
+from . import heuristics
+from .config import CpuConfig, Schedule, TileConfig
+from .problem import GroupedGemmProblem, Operands
+
+KERNEL_NAME = "grouped_gemm"
+# a w bias d rows gather_indices tile_counter scratch, eight int64, num_experts: see types.hpp
+KERNEL_SIGNATURE = "pppppppp" + "qqqqqqqq" + "i"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan must know of a device. cores: Xe cores, or compute units; isa: the CPU's vector instructions."""
+    is_cpu: bool
+    cores: int
+    has_dpas: bool
+    isa: str | None = None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One launch: what to compile, how many work-groups, and scratch bytes for each of them."""
+    problem: GroupedGemmProblem
+    config: TileConfig
+    text: str
+    num_groups: int
+    group_size: int
+    scratch_bytes: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: GroupedGemmProblem, config: TileConfig, cores: int) -> LaunchPlan:
+    scratch = heuristics.cpu_scratch_bytes(problem, config) if isinstance(config, CpuConfig) else 0
+    return LaunchPlan(problem, config, generate(problem, config), cores, config.work_group_size, scratch)
+
+
+def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target, schedule: Schedule) -> LaunchPlan:
+    """The plan for one call; equal calls share it."""
+    family = heuristics.choose_family(problem, operands, target.is_cpu, target.has_dpas)
+    config = heuristics.choose_config(problem, family, operands.total_rows, target.isa, schedule)
+    return _plan(problem, config, target.cores)
