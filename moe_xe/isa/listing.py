@@ -96,11 +96,12 @@ def summarize(dump: Dump, kernel: str) -> Summary:
     info = dump.kernel(kernel)
     environment, section = info["execution_env"], f".text.{info['name']}"
     body = executable(parse(dump.listing(section)))
-    undefined = {r.symbol.name for r in dump.relocations(section) if r.symbol.section == "UNDEF" and not r.symbol.name.startswith("__INTEL_PATCH")}
+    unknown = {r.symbol.name for r in dump.relocations(section) if r.symbol.section == "UNDEF"}
+    undefined = tuple(sorted(name for name in unknown if not name.startswith("__INTEL_")))       # those the driver patches
     return Summary(**_count(body), kernel=kernel, grf=environment["grf_count"], simd=environment["simd_size"],
                    spill_bytes=environment.get("spill_size", 0), private_bytes=environment.get("private_size", 0),
                    slm_bytes=environment.get("slm_size", 0), barriers=environment.get("barrier_count", 0),
-                   stack_calls=bool(environment.get("has_stack_calls")), undefined=tuple(sorted(undefined)), loops=_multiplying_loops(body))
+                   stack_calls=bool(environment.get("has_stack_calls")), undefined=undefined, loops=multiplying_loops(body))
 
 
 def parse(text: str, base: int = 0) -> list[Instruction]:
@@ -131,7 +132,8 @@ def loops(instructions: Sequence[Instruction]) -> list[tuple[int, int]]:
     return sorted(last.items(), key=lambda loop: loop[1] - loop[0])
 
 
-def _multiplying_loops(body: list[Instruction]) -> tuple[Loop, ...]:
+def multiplying_loops(body: Sequence[Instruction]) -> tuple[Loop, ...]:
+    """Each innermost loop that contains dpas, or, where nothing is dpas, a float mad; in the order of their addresses."""
     systolic = any(ins.kind == "dpas" for ins in body)
     found: list[tuple[int, int]] = []
     for first, last in loops(body):
