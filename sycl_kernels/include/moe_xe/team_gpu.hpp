@@ -36,7 +36,7 @@ struct Team {
   // in turn need one barrier a tile: a slot is written again only after everybody has passed the next barrier.
   void request_tile(int32* counter) {
     if (sub_group == 0 && lane() == 0) {
-      auto* global = __spirv_GenericCastToPtrExplicit_ToGlobal<int32>(counter, __spv::StorageClass::CrossWorkgroup);
+      auto* global = (__attribute__((opencl_global)) int32*)counter;
       slots()[turn] = __spirv_AtomicIAdd(global, int(__spv::Scope::Device), int(__spv::MemorySemanticsMask::None), 1);
     }
   }

@@ -1,0 +1,130 @@
+// Xe's matrix instructions, one inline function each: 2D block messages, per-lane messages and dpas. Loads are
+// `asm volatile`: the compiler merges plain asm loads whose operands look alike.
+#pragma once
+#include <moe_xe/types.hpp>
+
+namespace moe_xe {
+
+template <class T, int size> using vec = T __attribute__((ext_vector_type(size)));
+
+extern "C" __attribute__((sycl_device)) int* __builtin_IB_subgroup_createBlock2DAddressPayload(
+    long base, int width_bytes_minus_1, int height_minus_1, int pitch_bytes_minus_1, int x, int y, int block_width,
+    int block_height, int blocks);
+extern "C" __attribute__((sycl_device)) void __builtin_IB_subgroup_addBlock2DAddressPayloadBlockX(int*, int);
+extern "C" __attribute__((sycl_device)) void __builtin_IB_subgroup_addBlock2DAddressPayloadBlockY(int*, int);
+
+// A matrix in memory. Block loads give zeros outside [0, width) x [0, height), block stores leave it untouched. The
+// base is 64-byte aligned, the pitch a multiple of 16 bytes, the width at least 64 bytes.
+struct Surface {
+  const void* base;
+  int width_bytes;
+  int height;
+  int pitch_bytes;
+};
+
+// Where a 2D block message reads or writes; x counts elements of the message. IGC writes a surface's height only once
+// if it is changed in a loop, so that a new tile needs a new Block.
+class Block {
+ public:
+  [[gnu::always_inline]] Block(const Surface& surface, int x, int y, int width, int height, int count)
+      : payload(__builtin_IB_subgroup_createBlock2DAddressPayload(
+            reinterpret_cast<long>(surface.base), surface.width_bytes - 1, surface.height - 1, surface.pitch_bytes - 1,
+            x, y, width, height, count)) {}
+  [[gnu::always_inline]] void move_x(int by) const { __builtin_IB_subgroup_addBlock2DAddressPayloadBlockX(payload, by); }
+  [[gnu::always_inline]] void move_y(int by) const { __builtin_IB_subgroup_addBlock2DAddressPayloadBlockY(payload, by); }
+
+  // `height` rows of 64 bytes as two dpas operands A: 32 bytes of all rows, then the other 32 bytes.
+  template <int height, int x, int y> [[gnu::always_inline]] vec<int16, 2 * height> load_rows() const {
+    vec<int16, 2 * height> rows;
+    asm volatile("lsc_load_block2d.ugm (M1,1) %0:d16.2x16x%4nn flat[%1+(%2,%3)]"
+                 : "=rw"(rows) : "rw.u"(payload), "P"(x), "P"(y), "P"(height));
+    return rows;
+  }
+  // 16 rows of 32 bytes as dpas operand B: one row for each lane.
+  template <int x, int y> [[gnu::always_inline]] vec<int32, 8> load_transposed() const {
+    vec<int32, 8> columns;
+    asm volatile("lsc_load_block2d.ugm (M1,1) %0:d32.8x16tn flat[%1+(%2,%3)]"
+                 : "=rw"(columns) : "rw.u"(payload), "P"(x), "P"(y));
+    return columns;
+  }
+  // 32 rows of 16-bit elements as dpas operands B: rows 0..15 and 16..31 of the first 16 columns, then of the next.
+  template <int columns, int x, int y> [[gnu::always_inline]] vec<int32, columns> load_vnni() const {
+    vec<int32, columns> pairs;
+    asm volatile("lsc_load_block2d.ugm (M1,1) %0:d16.%4x16x32nt flat[%1+(%2,%3)]"
+                 : "=rw"(pairs) : "rw.u"(payload), "P"(x), "P"(y), "P"(columns / 16));
+    return pairs;
+  }
+  // 16 rows of 16 32-bit elements as two dpas operands B: rows 0..7 and 8..15.
+  template <int x, int y> [[gnu::always_inline]] vec<int32, 16> load_words() const {
+    vec<int32, 16> words;
+    asm volatile("lsc_load_block2d.ugm (M1,1) %0:d32.16x16nn flat[%1+(%2,%3)]"
+                 : "=rw"(words) : "rw.u"(payload), "P"(x), "P"(y));
+    return words;
+  }
+  // Brings `height` rows of 64 bytes into the caches.
+  template <int height, int x, int y> [[gnu::always_inline]] void prefetch() const {
+    asm volatile("lsc_load_block2d.ugm.ca.ca (M1,1) %%null:d16.32x%3nn flat[%0+(%1,%2)]"
+                 :: "rw.u"(payload), "P"(x), "P"(y), "P"(height));
+  }
+  // 8 rows of 16 or 32 16-bit elements, or of 16 32-bit elements.
+  template <int x, int y, int count> [[gnu::always_inline]] void store(vec<int16, count> rows) const {
+    asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d16.%4x8nn"
+                 :: "rw"(rows), "rw.u"(payload), "P"(x), "P"(y), "P"(count * 2));
+  }
+  template <int x, int y> [[gnu::always_inline]] void store(vec<float, 8> rows) const {
+    asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d32.16x8nn"
+                 :: "rw"(rows), "rw.u"(payload), "P"(x), "P"(y));
+  }
+
+ private:
+  int* payload;
+};
+
+// 8 rows of 32 bytes as dpas operand A: four 8-byte pieces a row, every piece at its own address (32 of them).
+template <int byte_offset> [[gnu::always_inline]] inline vec<int16, 8> load_row_pieces(vec<int64, 2> addresses) {
+  vec<int16, 8> rows;
+  asm volatile("lsc_load.ugm (M1_NM,32) %0:d64 flat[%1+%2]:a64" : "=rw"(rows) : "rw"(addresses), "P"(byte_offset));
+  return rows;
+}
+
+// 32 bytes at each lane's address as dpas operand B: one row for each lane.
+template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_lanes(int64 address) {
+  vec<int32, 8> columns;
+  asm volatile("lsc_load.ugm (M1,16) %0:d32x8 flat[%1+%2]:a64" : "=rw"(columns) : "rw"(address), "P"(byte_offset));
+  return columns;
+}
+// The same where only 16 bytes are left: zeros follow.
+template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_half_lanes(int64 address) {
+  vec<int32, 4> columns;
+  asm volatile("lsc_load.ugm (M1,16) %0:d32x4 flat[%1+%2]:a64" : "=rw"(columns) : "rw"(address), "P"(byte_offset));
+  return __builtin_shufflevector(columns, vec<int32, 4>(0), 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+// Brings the 64 bytes at each lane's address into the caches.
+[[gnu::always_inline]] inline void prefetch_lines(int64 address) {
+  asm volatile("lsc_load.ugm.ca.ca (M1,16) %%null:d32 flat[%0]:a64" :: "rw"(address));
+}
+
+// c += a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.
+[[gnu::always_inline]] inline void dpas(vec<float, 8>& c, vec<int16, 8> a, vec<int32, 8> b) {
+#define MOE_XE_DPAS(type)                                              \
+  asm("{\n.decl ROWS v_type=G type=UD num_elts=64 alias=<%1,0>\n"      \
+      ".decl COLUMNS v_type=G type=UD num_elts=128 alias=<%2,0>\n"     \
+      ".decl SUMS v_type=G type=F num_elts=128 alias=<%0,0>\n"         \
+      "dpas." type "." type ".8.8 (M1,16) SUMS.0 SUMS.0 COLUMNS.0 ROWS(0,0)\n}\n" : "+rw"(c) : "rw"(a), "rw"(b))
+  if constexpr (problem::input == Dtype::bf16) MOE_XE_DPAS("bf");
+  else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS("hf");
+  else MOE_XE_DPAS("tf32");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
+#undef MOE_XE_DPAS
+}
+
+// Elements [part * width, (part + 1) * width).
+template <int part, int width, class T, int size>
+[[gnu::always_inline]] inline vec<T, width> slice(vec<T, size> values) {
+  vec<T, width> result;
+#pragma unroll
+  for (int i = 0; i < width; ++i) result[i] = values[part * width + i];
+  return result;
+}
+
+}  // namespace moe_xe

@@ -1,0 +1,150 @@
+// The loop over K that both weight layouts share: 64 bytes of every row a step, and what is prefetched ahead of it.
+#pragma once
+#include <moe_xe/atoms_xe.hpp>
+#include <utility>
+
+namespace moe_xe {
+
+inline constexpr int element_bytes = size_of(problem::input);
+inline constexpr int step_bytes = 64;
+inline constexpr int step_elements = step_bytes / element_bytes;
+inline constexpr int k_bytes = int(problem::k) * element_bytes;
+inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
+inline constexpr int tail_bytes = k_bytes % step_bytes;
+static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
+inline constexpr int sub_groups = config::tile_width / 8;
+inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
+inline constexpr int unroll = 4;       // steps that share address arithmetic through immediate offsets
+
+template <class Function, int... i>
+[[gnu::always_inline]] inline void unrolled(Function&& function, std::integer_sequence<int, i...>) {
+  (function(std::integral_constant<int, i>{}), ...);
+}
+template <int count, class Function> [[gnu::always_inline]] inline void unrolled(Function&& function) {
+  unrolled(function, std::make_integer_sequence<int, count>{});
+}
+
+// Work: step<ahead, tail>() does the step `ahead` of its position, advance() moves the position by `unroll` steps.
+// `tail` says that the step's rows end before 64 bytes.
+template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
+  constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
+  for (int round = 0; round < rounds; ++round) {
+    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
+    work.advance();
+  }
+  unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
+    work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
+  });
+}
+
+// The geometry of one tile height: which part of the tile a sub-group computes.
+template <int variant> struct Shape {
+  static constexpr int height = config::heights[variant];
+  static constexpr int rows = config::sub_group_rows[variant];        // tokens of a sub-group
+  static constexpr int columns = config::sub_group_columns[variant];  // features of a sub-group
+  static constexpr int across = config::tile_width / columns;         // sub-groups side by side
+  static_assert(height / rows * across == sub_groups, "every sub-group of the work-group has a part of every tile");
+
+  static int first_row(int sub_group) { return sub_group / across * rows; }
+  static int first_column(int sub_group) { return sub_group % across * columns; }
+};
+
+inline Surface token_surface(const Arguments& args, const Tile& tile) {
+  return {args.a, k_bytes, int(tile.expert_end), int(args.a_stride) * element_bytes};
+}
+
+inline Surface weight_surface(const Arguments& args, const Tile& tile) {
+  const char* base = static_cast<const char*>(args.w) + tile.expert * args.w_expert_stride * element_bytes;
+  constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
+  return {base, int(rows_are_k ? problem::n : problem::k) * element_bytes, int(rows_are_k ? problem::k : problem::n),
+          int(args.w_stride) * element_bytes};
+}
+
+// Address of the token of one of the tile's rows. Rows past the tile's last repeat it, and whatever an index says, a row
+// of `a` is read.
+inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
+  const int64 sorted_row = tile.row + (row < tile.rows ? row : tile.rows - 1);
+  const int64 index = unsigned(args.gather_indices[sorted_row]);
+  return reinterpret_cast<int64>(args.a) + (index < args.a_rows ? index : args.a_rows - 1) * args.a_stride * element_bytes;
+}
+
+// Prefetch of the tile's weights: each sub-group takes 8 rows of 64 bytes a step.
+class WeightPrefetch {
+ public:
+  [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
+      : block(weight_surface(args, tile), rows_are_k ? tile.column * element_bytes / 2 + sub_group / down * 32 : 0,
+              rows_are_k ? sub_group % down * 8 : tile.column + sub_group * 8, 32, 8, 1) {
+    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    move(config::prefetch_distance);
+  }
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    block.template prefetch<8, rows_are_k ? 0 : ahead * x_per_step, rows_are_k ? ahead * step_elements : 0>();
+  }
+  [[gnu::always_inline]] void advance() const { move(unroll); }
+
+ private:
+  static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
+  static constexpr int down = step_elements / 8;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
+
+  [[gnu::always_inline]] void move(int steps) const {
+    if constexpr (rows_are_k) block.move_y(steps * step_elements);
+    else block.move_x(steps * x_per_step);
+  }
+
+  Block block;
+};
+
+// Prefetch of the tile's tokens, rows shared out evenly.
+template <int height> class TokenPrefetch {
+ public:
+  [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
+      : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
+    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    block.move_x(config::prefetch_distance * x_per_step);
+  }
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    block.template prefetch<rows, ahead * x_per_step, 0>();
+  }
+  [[gnu::always_inline]] void advance() const { block.move_x(unroll * x_per_step); }
+
+ private:
+  static constexpr int rows = (height + sub_groups - 1) / sub_groups;
+  Block block;
+};
+
+// The same for gathered tokens: each lane takes 64-byte pieces of its own, for a whole round of the loop at a time.
+template <int height> class GatheredTokenPrefetch {
+ public:
+  [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane) {
+    unrolled<messages>([&](auto message) __attribute__((always_inline)) {
+      const int piece = (message * sub_groups + sub_group) * 16 + lane;
+      address[message] = gathered_token(args, tile, piece / unroll) + piece % unroll * step_bytes;
+    });
+    for (int round = 0; round < rounds_ahead; ++round) {
+      unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+      advance();
+    }
+  }
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    unrolled<messages>([&](auto message) __attribute__((always_inline)) {
+      if constexpr (message % unroll == ahead && last_offset > 0) prefetch_lines(address[message] + offset);
+    });
+  }
+  // The last rounds fetch the end of the rows again: nothing past a row may be touched.
+  [[gnu::always_inline]] void advance() {
+    offset += unroll * step_bytes;
+    if (offset > last_offset) offset = last_offset;
+  }
+
+ private:
+  static constexpr int messages = (height * unroll + sub_groups * 16 - 1) / (sub_groups * 16);
+  static constexpr int rounds_ahead = (config::prefetch_distance + unroll - 1) / unroll;
+  static constexpr int last_offset = k_bytes - unroll * step_bytes;
+  int64 address[messages];
+  int offset = 0;
+};
+
+template <int height>
+using TokenPrefetchOf = std::conditional_t<problem::gathered, GatheredTokenPrefetch<height>, TokenPrefetch<height>>;
+
+}  // namespace moe_xe

@@ -1,0 +1,31 @@
+// Tiles on Xe's matrix engines: the weights' layout decides the product's orientation, a tile's height its code.
+#pragma once
+#include <moe_xe/mainloop_xe_ekn.hpp>
+#include <moe_xe/mainloop_xe_enk.hpp>
+#include <moe_xe/team_gpu.hpp>
+
+namespace moe_xe {
+
+template <int variant>
+using SubGroupTile = std::conditional_t<problem::weights == WeightLayout::enk, FeaturesByTokens<variant>, TokensByFeatures<variant>>;
+
+class Mainloop {
+ public:
+  Mainloop(const Arguments& args, const Team& team) : args(args), sub_group(team.sub_group), lane(team.lane()) {}
+
+  [[gnu::always_inline]] void run(const Tile& tile) const { run_variant<0>(tile); }
+
+ private:
+  template <int variant> [[gnu::always_inline]] void run_variant(const Tile& tile) const {
+    if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
+      if (tile.variant != variant) return run_variant<variant + 1>(tile);
+    SubGroupTile<variant> product(args, tile, sub_group, lane);
+    loop_over_k(product);
+    product.store();
+  }
+
+  const Arguments& args;
+  const int sub_group, lane;
+};
+
+}  // namespace moe_xe

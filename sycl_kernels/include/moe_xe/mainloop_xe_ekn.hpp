@@ -1,0 +1,139 @@
+// [E, K, N] weights: tokens are the rows of the product and features its 16 columns; the weights' loads interleave pairs
+// of K (VNNI).
+#pragma once
+#include <moe_xe/epilogue.hpp>
+#include <moe_xe/k_loop_xe.hpp>
+
+namespace moe_xe {
+
+// One sub-group's part of a tile.
+template <int variant> class TokensByFeatures {
+  using Part = Shape<variant>;
+  static constexpr int row_blocks = Part::rows / 8, column_blocks = Part::columns / 16;
+  static constexpr int store_columns = problem::output == Dtype::f32 || column_blocks == 1 ? 16 : 32;
+
+ public:
+  [[gnu::always_inline]] TokensByFeatures(const Arguments& args, const Tile& tile, int sub_group, int lane)
+      : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
+        first_feature(tile.column + Part::first_column(sub_group)),
+        weights(weight_surface(args, tile), first_feature, 0, 16, step_elements, weight_blocks),
+        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
+        weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
+    for (auto& blocks : sums)
+      for (auto& block : blocks) block = 0.0f;
+    if constexpr (problem::gathered)
+      for (int i = 0; i < row_blocks; ++i)
+        for (int half = 0; half < 2; ++half)
+          piece[i][half] = gathered_token(args, tile, first_token + i * 8 + half * 4 + lane / 4) + lane % 4 * 8;
+  }
+
+  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+    vec<int32, 8> features[column_blocks][2];
+    load_features<ahead>(features);
+    vec<int16, 8> token_values[row_blocks][2];
+    load_tokens<ahead, tail>(token_values);
+    weight_prefetch.template step<ahead>();
+    token_prefetch.template step<ahead>();
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
+        unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+          dpas(sums[i][j], token_values[i][half], features[j][half]);
+        });
+      });
+    });
+  }
+
+  [[gnu::always_inline]] void advance() {
+    weights.move_y(unroll * step_elements);
+    if constexpr (problem::gathered)
+      for (int i = 0; i < row_blocks; ++i) piece[i] += unroll * step_bytes;
+    else tokens.move_x(unroll * x_per_step);
+    weight_prefetch.advance();
+    token_prefetch.advance();
+  }
+
+  [[gnu::always_inline]] void store() {
+    if constexpr (problem::has_bias) add_bias();
+    const int output_bytes = size_of(problem::output);
+    const Surface surface{args.d, int(problem::n) * output_bytes, int(tile.expert_end), int(args.d_stride) * output_bytes};
+    const Block block(surface, first_feature, int(tile.row) + first_token, store_columns, 8, 1);
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      unrolled<Part::columns / store_columns>([&](auto j) __attribute__((always_inline)) {
+        if constexpr (problem::output == Dtype::f32) block.template store<j * 16, i * 8>(sums[i][j]);
+        else block.template store<j * store_columns, i * 8>(rounded<i, j>());
+      });
+    });
+  }
+
+ private:
+  static constexpr int weight_blocks = element_bytes == 4 || column_blocks == 1 ? 1 : 2;  // of 16 columns a message
+
+  template <int ahead> [[gnu::always_inline]] void load_features(vec<int32, 8> (&features)[column_blocks][2]) const {
+    unrolled<column_blocks / weight_blocks>([&](auto message) __attribute__((always_inline)) {
+      constexpr int x = message * weight_blocks * 16, y = ahead * step_elements;
+      vec<int32, weight_blocks * 16> values;
+      if constexpr (element_bytes == 4) values = weights.template load_words<x, y>();
+      else values = weights.template load_vnni<weight_blocks * 16, x, y>();
+      unrolled<weight_blocks * 2>([&](auto part) __attribute__((always_inline)) {
+        features[message * weight_blocks + part / 2][part % 2] = slice<part, 8>(values);
+      });
+    });
+  }
+
+  template <int ahead, bool tail> [[gnu::always_inline]] void load_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
+    if constexpr (!problem::gathered) {
+      const auto rows = tokens.template load_rows<Part::rows, ahead * x_per_step, 0>();
+      unrolled<row_blocks * 2>([&](auto part) __attribute__((always_inline)) {
+        values[part % row_blocks][part / row_blocks] = slice<part, 8>(rows);
+      });
+    } else {
+      unrolled<2>([&](auto half) __attribute__((always_inline)) {
+        unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+          values[i][half] = gather<ahead * step_bytes + half * 32, tail ? tail_bytes - half * 32 : 32>(piece[i]);
+        });
+      });
+    }
+  }
+
+  // 8 tokens' 32 bytes at an offset, of which `left` are inside the rows. The pieces outside read their row's last
+  // piece inside and become zeros: garbage times zero may be NaN.
+  template <int offset, int left> [[gnu::always_inline]] vec<int16, 8> gather(vec<int64, 2> pieces) const {
+    if constexpr (left <= 0) return vec<int16, 8>(0);
+    if constexpr (left < 32) {
+      const int inside = left / 8 - 1;
+      pieces -= lane % 4 > inside ? (lane % 4 - inside) * 8 : 0;
+    }
+    vec<int16, 8> values = load_row_pieces<offset>(pieces);
+    if constexpr (left < 32) values = lane < left / 2 ? values : vec<int16, 8>(0);
+    return values;
+  }
+
+  template <int i, int j> [[gnu::always_inline]] vec<int16, store_columns / 2> rounded() const {
+    constexpr int blocks = store_columns / 16;
+    vec<int16, store_columns / 2> rows;
+#pragma unroll
+    for (int row = 0; row < 8; ++row)
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+        rows[row * blocks + block] = round_to_output(sums[i][j * blocks + block][row]);
+    return rows;
+  }
+
+  [[gnu::always_inline]] void add_bias() {
+    unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
+      const float bias = bias_of(args, tile.expert, first_feature + j * 16 + lane);
+      for (int i = 0; i < row_blocks; ++i) sums[i][j] += bias;
+    });
+  }
+
+  const Arguments& args;
+  const Tile& tile;
+  int lane, first_token, first_feature;
+  Block weights, tokens;
+  WeightPrefetch weight_prefetch;
+  TokenPrefetchOf<Part::height> token_prefetch;
+  vec<int64, 2> piece[row_blocks];  // of 8 tokens: 4 lanes a token
+  vec<float, 8> sums[row_blocks][column_blocks];
+};
+
+}  // namespace moe_xe
