@@ -27,8 +27,9 @@ def compile_to_spirv(source: str, options: Sequence[str] = ()) -> bytes:
     """
     if reason := missing():
         raise FileNotFoundError(reason)
-    env = dict(os.environ, SYCL_DUMP_IMAGES="1", OCL_ICD_FILENAMES=str(_opencl_cpu_device()))
-    env.pop("ONEAPI_DEVICE_SELECTOR", None)          # the compiler asks for the CPU device, whatever the user runs on
+    # what users set for their own devices must not matter: a cached compilation, for one, gives other bytes
+    env = dict(os.environ, SYCL_DUMP_IMAGES="1", SYCL_CACHE_PERSISTENT="0", OCL_ICD_FILENAMES=str(_opencl_cpu_device()))
+    env.pop("ONEAPI_DEVICE_SELECTOR", None)
     with tempfile.TemporaryDirectory(prefix="moe_xe-spirv-") as folder:
         path = Path(folder, "source.cpp")
         path.write_text(source)

@@ -41,6 +41,18 @@ def test_listing_of_nested_loops():
     assert inner.message_kinds == {"load_block2d.ugm.d16.a64": 1, "prefetch_block2d.ugm.d16.a64": 1}
 
 
+def test_two_branches_to_one_head_are_one_loop():
+    code = listing.parse("""
+L0:
+        mad (16|M0)              r5.0<1>:f     r5.0<1;0>:f       r6.0<1;0>:f       r7.0<0>:f
+(W&f0.0) jmpi                                L0
+        dpas.8x8 (16|M0)         r94:f         r94:f             r27:bf            r15.0:bf
+(W&f0.1) jmpi                                L0
+""")
+    loop, = listing.multiplying_loops(code)
+    assert (loop.instructions, loop.dpas, loop.mad, loop.other) == (4, 1, 1, 3)
+
+
 @pytest.mark.parametrize("operands,decoded,expected", [
     ("r1 r2 null:0 0x0 0x0", "wr:2+0, rd:4; load.slm.d32x4.a32", ("slm_load", "load.slm.d32x4.a32")),
     ("null r2 r4:4 0x0 0x0", "wr:1+4, rd:0; store.ugm.d32x16t.a32.ss[a0.2][A]", ("scratch_store", "store.ugm.d32x16t.a32.ss[a0.2]")),
@@ -59,8 +71,12 @@ def test_not_a_listing():
 
 
 @needs_compiler
-def test_spirv_is_reproducible():
-    first, second = spirv.compile_to_spirv(SOURCE), spirv.compile_to_spirv(SOURCE)
+def test_spirv_is_reproducible(tmp_path, monkeypatch):
+    first = spirv.compile_to_spirv(SOURCE)
+    monkeypatch.setenv("SYCL_CACHE_PERSISTENT", "1")
+    monkeypatch.setenv("SYCL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "level_zero:gpu")
+    _, second = spirv.compile_to_spirv(SOURCE), spirv.compile_to_spirv(SOURCE)
     assert first[:4] == bytes.fromhex("03022307") and first == second
     assert b"dpas_kernel" in first and b"mad_kernel" in first       # both in one image
     assert spirv.compile_to_spirv(SOURCE, ["-Ddpas_kernel=other"]) != first
