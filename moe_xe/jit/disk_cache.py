@@ -68,6 +68,7 @@ class DiskCache:
                 timeout=_TIMEOUT_S,
                 size_limit=size_limit,
                 eviction_policy="least-recently-used",
+                cull_limit=2,  # as many leave at once; the default of 10 could be all of them
             )
         except (OSError, sqlite3.Error, diskcache.Timeout) as error:
             self._warn("cannot be opened", error)

@@ -4,8 +4,6 @@
 
 #include <sycl/sycl.hpp>
 
-#include "native_binary.hpp"
-
 namespace moe_xe {
 namespace {
 
@@ -32,8 +30,8 @@ CompileError::CompileError(const std::string& kernel_name, const std::string& lo
       kernel_name(kernel_name),
       log(log) {}
 
-Kernel::Kernel(sycl::kernel kernel, sycl::device device, std::string name, std::string signature)
-    : kernel_(std::move(kernel)),
+Kernel::Kernel(LoadedKernel loaded, sycl::device device, std::string name, std::string signature)
+    : loaded_(std::move(loaded)),
       device_(std::move(device)),
       name_(std::move(name)),
       signature_(std::move(signature)) {}
@@ -51,7 +49,7 @@ Kernel Kernel::compile(const Queue& queue, const std::string& source, const std:
         auto executable = syclex::build(
             bundle, {device},
             syclex::properties{syclex::save_log{&log}, syclex::build_options{all_options}});
-        return Kernel(executable.ext_oneapi_get_kernel(name), device, name, signature);
+        return Kernel({nullptr, executable.ext_oneapi_get_kernel(name)}, device, name, signature);
     } catch (const sycl::exception& error) {
         // The log is empty for the errors that are in the message.
         throw CompileError(name, log.empty() ? error.what() : log + '\n' + error.what());
@@ -71,7 +69,7 @@ Kernel Kernel::from_binary(const Queue& queue, std::span<const std::byte> binary
 
 std::vector<std::byte> Kernel::binary() const {
     try {
-        return extract_binary(kernel_, device_);
+        return extract_binary(loaded_.kernel, device_);
     } catch (const sycl::exception& error) {
         throw BinaryError(error.what());
     }
@@ -90,7 +88,7 @@ void Kernel::launch(Queue& queue, std::size_t groups, std::size_t group_size,
                 case 'f': handler.set_arg(index, arguments[i].float32); break;
             }
         }
-        handler.parallel_for(sycl::nd_range<1>(groups * group_size, group_size), kernel_);
+        handler.parallel_for(sycl::nd_range<1>(groups * group_size, group_size), loaded_.kernel);
     });
 }
 

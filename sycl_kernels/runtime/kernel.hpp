@@ -8,8 +8,9 @@
 #include <string>
 #include <vector>
 
-#include <sycl/kernel.hpp>
+#include <sycl/device.hpp>
 
+#include "native_binary.hpp"
 #include "queue.hpp"
 
 namespace moe_xe {
@@ -53,9 +54,9 @@ public:
     const std::string& signature() const { return signature_; }
 
 private:
-    Kernel(sycl::kernel kernel, sycl::device device, std::string name, std::string signature);
+    Kernel(LoadedKernel loaded, sycl::device device, std::string name, std::string signature);
 
-    sycl::kernel kernel_;
+    LoadedKernel loaded_;
     sycl::device device_;
     std::string name_;
     std::string signature_;

@@ -12,7 +12,7 @@ std::vector<std::byte> extract_binary(const sycl::kernel& kernel, const sycl::de
     }
 }
 
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function) {
     switch (queue.get_backend()) {
         case sycl::backend::opencl: return opencl::load_binary(queue, binary, function);

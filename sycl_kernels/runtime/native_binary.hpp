@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -22,21 +23,26 @@ struct BinaryError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+struct LoadedKernel {
+    std::shared_ptr<void> program;  // must outlive the kernel; null where the kernel itself holds it
+    sycl::kernel kernel;
+};
+
 std::vector<std::byte> extract_binary(const sycl::kernel& kernel, const sycl::device& device);
 
 // `function` is the kernel's name inside the binary.
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function);
 
 namespace opencl {
 std::vector<std::byte> extract_binary(const sycl::kernel& kernel, const sycl::device& device);
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function);
 }  // namespace opencl
 
 namespace level_zero {
 std::vector<std::byte> extract_binary(const sycl::kernel& kernel);
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function);
 }  // namespace level_zero
 

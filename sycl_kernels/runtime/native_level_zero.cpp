@@ -72,7 +72,7 @@ std::vector<std::byte> extract_binary(const sycl::kernel& kernel) {
     return binary;
 }
 
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function) {
     const sycl::context context = queue.get_context();
     ModuleDesc module_desc;
@@ -96,7 +96,7 @@ sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> bi
     using sycl::ext::oneapi::level_zero::ownership;
     const auto bundle = sycl::make_kernel_bundle<kBackend, sycl::bundle_state::executable>(
         {module, ownership::transfer}, context);
-    return sycl::make_kernel<kBackend>({bundle, kernel, ownership::transfer}, context);
+    return {nullptr, sycl::make_kernel<kBackend>({bundle, kernel, ownership::transfer}, context)};
 }
 
 }  // namespace moe_xe::level_zero

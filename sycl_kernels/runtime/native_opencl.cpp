@@ -85,7 +85,7 @@ std::vector<std::byte> extract_binary(const sycl::kernel& kernel, const sycl::de
     return binary;
 }
 
-sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
+LoadedKernel load_binary(const sycl::queue& queue, std::span<const std::byte> binary,
                          const std::string& function) {
     const auto context = native(queue.get_context());
     const auto device = native(queue.get_device());
@@ -94,15 +94,18 @@ sycl::kernel load_binary(const sycl::queue& queue, std::span<const std::byte> bi
     const auto* data = reinterpret_cast<const unsigned char*>(binary.data());
 
     cl_int status = CL_SUCCESS;
-    const Owned<cl_program> program(
+    // Intel's CPU driver does not keep a program for the sake of its kernels.
+    const std::shared_ptr<std::remove_pointer_t<cl_program>> program(
         api().create_program(context.get(), 1, &device_id, &size, &data, nullptr, &status),
-        api().release_program);
+        [](cl_program created) {
+            if (created) api().release_program(created);
+        });
     check(status, "clCreateProgramWithBinary");
     check(api().build_program(program.get(), 1, &device_id, "", nullptr, nullptr), "clBuildProgram");
     const Owned<cl_kernel> kernel(api().create_kernel(program.get(), function.c_str(), &status),
                                   api().release_kernel);
     check(status, "clCreateKernel");
-    return sycl::make_kernel<sycl::backend::opencl>(kernel.get(), queue.get_context());
+    return {program, sycl::make_kernel<sycl::backend::opencl>(kernel.get(), queue.get_context())};
 }
 
 }  // namespace moe_xe::opencl

@@ -1,0 +1,79 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from moe_xe.jit.cache_key import key_facts
+from moe_xe.jit.compiler import Compiler, Stats
+from moe_xe.jit.disk_cache import DiskCache
+from moe_xe.runtime import CompileError, Queue
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return DiskCache(tmp_path / "cache")
+
+
+def test_compiles_once_then_memory_then_disk(queue, vector_add, disk, check_adds):
+    first = Compiler(disk)
+    kernel = first.kernel(queue, vector_add)
+    assert first.kernel(queue, vector_add) is kernel
+    assert first.stats() == Stats(compiled=1, memory_hits=1, disk_hits=0)
+    second = Compiler(disk)
+    reloaded = second.kernel(queue, vector_add)
+    assert second.stats() == Stats(compiled=0, memory_hits=0, disk_hits=1)
+    check_adds(kernel)
+    check_adds(reloaded)
+
+
+def test_queues_of_one_context_share_kernels(queue, vector_add, disk):
+    compiler = Compiler(disk)
+    assert compiler.kernel(Queue.create("cpu"), vector_add) is compiler.kernel(queue, vector_add)
+
+
+def test_options_make_another_kernel(queue, vector_add, disk):
+    compiler = Compiler(disk)
+    compiler.kernel(queue, vector_add)
+    compiler.kernel(queue, replace(vector_add, options=("-DMOE_XE_TEST=1",)))
+    assert compiler.stats().compiled == 2
+
+
+def test_threads_that_want_one_kernel_compile_it_once(queue, vector_add, disk):
+    compiler = Compiler(disk)
+    with ThreadPoolExecutor(8) as pool:
+        kernels = list(pool.map(lambda _: compiler.kernel(queue, vector_add), range(8)))
+    assert compiler.stats() == Stats(compiled=1, memory_hits=7, disk_hits=0)
+    assert all(kernel is kernels[0] for kernel in kernels)
+
+
+def test_every_waiting_thread_sees_the_compile_error(queue, vector_add, disk):
+    compiler = Compiler(disk)
+    broken = replace(vector_add, text="int f() { return undeclared_name; }")
+
+    def error_of(_):
+        with pytest.raises(CompileError) as caught:
+            compiler.kernel(queue, broken)
+        return caught.value.log
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all("undeclared_name" in log for log in pool.map(error_of, range(4)))
+    assert compiler.stats().compiled == 0
+
+
+def test_a_failure_is_not_kept(queue, vector_add, disk, monkeypatch):
+    compiler = Compiler(disk)
+    monkeypatch.setattr(compiler, "_make", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compiler.kernel(queue, vector_add)
+    monkeypatch.undo()
+    compiler.kernel(queue, vector_add)
+    assert compiler.stats().compiled == 1
+
+
+def test_binary_that_the_driver_refuses_is_replaced(queue, vector_add, disk, check_adds):
+    facts = key_facts(vector_add, queue.device)
+    disk.store(facts, b"whole, but no binary")
+    compiler = Compiler(disk)
+    check_adds(compiler.kernel(queue, vector_add))
+    assert compiler.stats() == Stats(compiled=1)
+    assert disk.load(facts) == compiler.kernel(queue, vector_add).binary()
