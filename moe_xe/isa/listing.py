@@ -185,7 +185,7 @@ def _macs(opcode: str, operands: str) -> int:
 def _message(comment: str, operands: str) -> tuple[str, str]:
     """(class, message) of a send, from the decoded form behind its comment sign; cache hints and addresses are left out."""
     decoded = comment.rpartition(";")[2].strip()
-    message = CACHE_HINTS.sub("", re.sub(r"(\[A.*| \[.*)\]$", "", decoded))
+    message = CACHE_HINTS.sub("", re.sub(r"((\.flat)?\[A.*| \[.*)\]$", "", decoded))
     slm = ".slm" in message
     to_null = operands.split()[1].startswith("null")
     if "barrier" in message:

@@ -15,7 +15,7 @@ L0:
 L8:
         add (16|M0)              r3.0<1>:d     r3.0<1;1,0>:d     1:w
 L24:
-(W)     send.ugm (1|M0)          r40      r4  null:0  0x0            0x02400203           {I@7,$2} // wr:1+0, rd:4; load_block2d.ugm.d16.a64.ca.cc[A+(16,-4)]
+(W)     send.ugm (1|M0)          r40      r4  null:0  0x0            0x02400203           {I@7,$2} // wr:1+0, rd:4; load_block2d.ugm.d16.a64.ca.cc.flat[A+(0x10,0x4)]
 (W)     send.ugm (1|M0)          null     r4  null:0  0x0            0x02400203           {$3} // wr:1+0, rd:0; load_block2d.ugm.d16.a64
         sync.nop                             null                             {Compacted,$2.dst}
         dpas.8x8 (16|M0)         r94:f         r94:f             r27:bf            r15.0:bf         {Atomic,Compacted}
