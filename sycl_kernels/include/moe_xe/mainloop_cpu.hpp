@@ -121,39 +121,33 @@ class Mainloop {
   }
 
   void run_unpacked(const Tile& tile, int columns) {
-    const Input* w = weights_of(tile.expert);
 #pragma unroll 1
-    for (int column = 0; column < columns; column += config::dot_columns) {
-      const int count = columns - column;
-      const Input* column_of_w[config::dot_columns];
-#pragma unroll
-      for (int i = 0; i < config::dot_columns; ++i)
-        column_of_w[i] = w + (tile.column + column + (i < count ? i : count - 1)) * args.w_stride;
-#pragma unroll 1
-      for (int row = 0; row < tile.rows; row += config::dot_rows)
-        run_dot<config::dot_rows>(tile, row, tile.rows - row, column_of_w, column, count);
-    }
+    for (int row = 0; row < tile.rows; row += config::dot_rows)
+      run_dots<config::dot_rows>(tile, row, tile.rows - row, columns);
   }
 
-  template <int rows>
-  void run_dot(const Tile& tile, int row, int wanted, const Input* const* w, int column, int columns) {
+  template <int rows> void run_dots(const Tile& tile, int row, int wanted, int columns) {
     if constexpr (rows > 1)
-      if (wanted < rows) return run_dot<rows - 1>(tile, row, wanted, w, column, columns);
+      if (wanted < rows) return run_dots<rows - 1>(tile, row, wanted, columns);
+    // One row is bound by memory: more columns, more streams. With more rows the registers are the limit.
+    constexpr int step = rows == 1 ? width : width / 2;
     const Input* a[rows];
 #pragma unroll
     for (int i = 0; i < rows; ++i) a[i] = row_of_a(tile.row + row + i);
-    Partial<float, width> sums[rows];
-    float result[rows][config::dot_columns];
-    dot<rows, config::dot_columns>(a, w, result);
-    const int64 n = tile.column + column;
-    const int count = columns < config::dot_columns ? columns : config::dot_columns;
+#pragma unroll 1
+    for (int column = 0; column < columns; column += step) {
+      const int count = columns - column < step ? columns - column : step;
+      const int64 n = tile.column + column;
+      const Input* w[step];
 #pragma unroll
-    for (int i = 0; i < rows; ++i) {
+      for (int i = 0; i < step; ++i) w[i] = weights_of(tile.expert) + (n + (i < count ? i : count - 1)) * args.w_stride;
+      Floats result[rows];
+      dot<rows, step>(a, w, result);
 #pragma unroll
-      for (int j = 0; j < config::dot_columns; ++j) sums[i].element[j] = result[i][j];
-      Floats value = load<Floats>(sums[i].element);
-      if constexpr (problem::has_bias) value += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
-      store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, value, count);
+      for (int i = 0; i < rows; ++i) {
+        if constexpr (problem::has_bias) result[i] += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
+        store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, result[i], count);
+      }
     }
   }
 

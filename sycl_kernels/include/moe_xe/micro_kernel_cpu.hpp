@@ -34,9 +34,10 @@ template <int rows> inline void multiply_panel(const Packed* a, const PackedVect
   }
 }
 
-// sums[row][column] of rows of A with columns of W[n, k], both as they lie in memory.
+// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory.
 template <int rows, int columns>
-inline void dot(const Input* const* a, const Input* const* w, float (&result)[rows][columns]) {
+inline void dot(const Input* const* a, const Input* const* w, Floats (&result)[rows]) {
+  static_assert(columns <= width);
   Floats sums[rows][columns];
 #pragma unroll
   for (int row = 0; row < rows; ++row)
@@ -62,9 +63,11 @@ inline void dot(const Input* const* a, const Input* const* w, float (&result)[ro
   if constexpr (whole < problem::k)
     add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
 #pragma unroll
-  for (int row = 0; row < rows; ++row)
+  for (int row = 0; row < rows; ++row) {
+    result[row] = 0.f;
 #pragma unroll
     for (int column = 0; column < columns; ++column) result[row][column] = sum_of(sums[row][column]);
+  }
 }
 
 }  // namespace moe_xe
