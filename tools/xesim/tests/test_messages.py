@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 
-from conftest import build
 from xesim import SimError
+
+from .building import build
 
 rng = np.random.default_rng(8)
 

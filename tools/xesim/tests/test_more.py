@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import xesim
-from conftest import build
+
+from .building import build
 
 rng = np.random.default_rng(5)
 
