@@ -80,12 +80,44 @@ class Block {
   int* payload;
 };
 
-// 8 rows of 32 bytes as dpas operand A: four 8-byte pieces a row, every piece at its own address (32 of them).
-template <int byte_offset> [[gnu::always_inline]] inline vec<int16, 8> load_row_pieces(vec<int64, 2> addresses) {
-  vec<int16, 8> rows;
-  asm volatile("lsc_load.ugm (M1_NM,32) %0:d64 flat[%1+%2]:a64" : "=rw"(rows) : "rw"(addresses), "P"(byte_offset));
-  return rows;
-}
+// 32 addresses: of four 8-byte pieces of each of 8 rows. They stay in four registers and are changed in place; left to the
+// compiler, every load would pack them anew.
+class PieceAddresses {
+ public:
+  PieceAddresses() = default;
+  // Addresses 0..15 and 16..31.
+  [[gnu::always_inline]] PieceAddresses(int64 low, int64 high) {
+    asm volatile("{\n.decl PACKED v_type=G type=Q num_elts=32 alias=<%0,0>\n"
+                 ".decl LOW v_type=G type=Q num_elts=16 alias=<%1,0>\n.decl HIGH v_type=G type=Q num_elts=16 alias=<%2,0>\n"
+                 "mov (M1_NM,16) PACKED(0,0)<1> LOW(0,0)<1;1,0>\nmov (M1_NM,16) PACKED(2,0)<1> HIGH(0,0)<1;1,0>\n}\n"
+                 : "=rw"(packed) : "rw"(low), "rw"(high));
+  }
+  template <int bytes> [[gnu::always_inline]] void move() {
+    asm volatile("{\n.decl PACKED v_type=G type=Q num_elts=32 alias=<%0,0>\n"
+                 "add (M1_NM,16) PACKED(0,0)<1> PACKED(0,0)<1;1,0> %1:w\n"
+                 "add (M1_NM,16) PACKED(2,0)<1> PACKED(2,0)<1;1,0> %1:w\n}\n"
+                 : "+rw"(packed) : "P"(bytes));
+  }
+  // Moves addresses i and 16 + i by lane i's number.
+  [[gnu::always_inline]] void move(int64 bytes) {
+    asm volatile("{\n.decl PACKED v_type=G type=Q num_elts=32 alias=<%0,0>\n"
+                 ".decl BYTES v_type=G type=Q num_elts=16 alias=<%1,0>\n"
+                 "add (M1_NM,16) PACKED(0,0)<1> PACKED(0,0)<1;1,0> BYTES(0,0)<1;1,0>\n"
+                 "add (M1_NM,16) PACKED(2,0)<1> PACKED(2,0)<1;1,0> BYTES(0,0)<1;1,0>\n}\n"
+                 : "+rw"(packed) : "rw"(bytes));
+  }
+  // The rows' 32 bytes at an offset as dpas operand A.
+  template <int byte_offset> [[gnu::always_inline]] vec<int16, 8> load() const {
+    vec<int16, 8> rows;
+    asm volatile("{\n.decl PACKED v_type=G type=UQ num_elts=32 alias=<%1,0>\n"
+                 "lsc_load.ugm (M1_NM,32) %0:d64 flat[PACKED+%2]:a64\n}\n"
+                 : "=rw"(rows) : "rw"(packed), "P"(byte_offset));
+    return rows;
+  }
+
+ private:
+  vec<int32, 4> packed;
+};
 
 // 32 bytes at each lane's address as dpas operand B: one row for each lane.
 template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_lanes(int64 address) {
@@ -101,8 +133,8 @@ template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_half
 }
 
 // Brings the 64 bytes at each lane's address into the caches.
-[[gnu::always_inline]] inline void prefetch_lines(int64 address) {
-  asm volatile("lsc_load.ugm.ca.ca (M1,16) %%null:d32 flat[%0]:a64" :: "rw"(address));
+template <int byte_offset> [[gnu::always_inline]] inline void prefetch_lines(int64 address) {
+  asm volatile("lsc_load.ugm.ca.ca (M1,16) %%null:d32 flat[%0+%1]:a64" :: "rw"(address), "P"(byte_offset));
 }
 
 // c += a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.

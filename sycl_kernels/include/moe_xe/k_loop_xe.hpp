@@ -14,7 +14,8 @@ inline constexpr int tail_bytes = k_bytes % step_bytes;
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
 inline constexpr int sub_groups = config::tile_width / 8;
 inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
-inline constexpr int unroll = 4;       // steps that share address arithmetic through immediate offsets
+// Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
+inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
 template <class Function, int... i>
 [[gnu::always_inline]] inline void unrolled(Function&& function, std::integer_sequence<int, i...>) {
@@ -24,14 +25,16 @@ template <int count, class Function> [[gnu::always_inline]] inline void unrolled
   unrolled(function, std::make_integer_sequence<int, count>{});
 }
 
-// Work: step<ahead, tail>() does the step `ahead` of its position, advance() moves the position by `unroll` steps.
-// `tail` says that the step's rows end before 64 bytes.
+// A round is `unroll` steps: begin_round(), step<ahead, tail>() for each, end_round(). `tail` says that the step's rows
+// end before 64 bytes. The last round may be shorter.
 template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
   constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
   for (int round = 0; round < rounds; ++round) {
+    work.begin_round();
     unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
-    work.advance();
+    work.end_round();
   }
+  if constexpr (rest > 0) work.begin_round();
   unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
     work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
   });
@@ -80,7 +83,7 @@ class WeightPrefetch {
   template <int ahead> [[gnu::always_inline]] void step() const {
     block.template prefetch<8, rows_are_k ? 0 : ahead * x_per_step, rows_are_k ? ahead * step_elements : 0>();
   }
-  [[gnu::always_inline]] void advance() const { move(unroll); }
+  [[gnu::always_inline]] void end_round() const { move(unroll); }
 
  private:
   static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
@@ -105,42 +108,41 @@ template <int height> class TokenPrefetch {
   template <int ahead> [[gnu::always_inline]] void step() const {
     block.template prefetch<rows, ahead * x_per_step, 0>();
   }
-  [[gnu::always_inline]] void advance() const { block.move_x(unroll * x_per_step); }
+  [[gnu::always_inline]] void end_round() const { block.move_x(unroll * x_per_step); }
 
  private:
   static constexpr int rows = (height + sub_groups - 1) / sub_groups;
   Block block;
 };
 
-// The same for gathered tokens: each lane takes 64-byte pieces of its own, for a whole round of the loop at a time.
+// The same for gathered tokens: each lane takes 64-byte lines of its own.
 template <int height> class GatheredTokenPrefetch {
  public:
   [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane) {
-    unrolled<messages>([&](auto message) __attribute__((always_inline)) {
-      const int piece = (message * sub_groups + sub_group) * 16 + lane;
-      address[message] = gathered_token(args, tile, piece / unroll) + piece % unroll * step_bytes;
-    });
-    for (int round = 0; round < rounds_ahead; ++round) {
+    for (int i = 0; i < vectors; ++i) {
+      const int row = i * 16 + lane / lines;
+      address[i] = gathered_token(args, tile, sub_group * rows + (row < rows ? row : rows - 1)) + lane % lines * step_bytes;
+    }
+    for (int step_ahead = 0; step_ahead < config::prefetch_distance; step_ahead += unroll) {
       unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-      advance();
+      end_round();
     }
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
-    unrolled<messages>([&](auto message) __attribute__((always_inline)) {
-      if constexpr (message % unroll == ahead && last_offset > 0) prefetch_lines(address[message] + offset);
-    });
+    if constexpr (ahead % lines == 0 && last_offset > 0)
+      for (int i = 0; i < vectors; ++i) prefetch_lines<ahead * step_bytes>(address[i] + offset);
   }
   // The last rounds fetch the end of the rows again: nothing past a row may be touched.
-  [[gnu::always_inline]] void advance() {
+  [[gnu::always_inline]] void end_round() {
     offset += unroll * step_bytes;
     if (offset > last_offset) offset = last_offset;
   }
 
  private:
-  static constexpr int messages = (height * unroll + sub_groups * 16 - 1) / (sub_groups * 16);
-  static constexpr int rounds_ahead = (config::prefetch_distance + unroll - 1) / unroll;
+  static constexpr int rows = (height + sub_groups - 1) / sub_groups, vectors = (rows + 15) / 16;
+  static constexpr int lines = rows <= 4 ? 4 : rows <= 8 ? 2 : 1;  // of a row in one message; divides `unroll`
   static constexpr int last_offset = k_bytes - unroll * step_bytes;
-  int64 address[messages];
+  int64 address[vectors];
   int offset = 0;
 };
 

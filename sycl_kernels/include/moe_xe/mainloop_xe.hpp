@@ -19,9 +19,16 @@ class Mainloop {
   template <int variant> [[gnu::always_inline]] void run_variant(const Tile& tile) const {
     if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
       if (tile.variant != variant) return run_variant<variant + 1>(tile);
-    SubGroupTile<variant> product(args, tile, sub_group, lane);
+    SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));
     loop_over_k(product);
     product.store();
+  }
+
+  // The same value, but the compiler does not know: what each height computes from it would be kept in registers
+  // through all tiles, and spill.
+  [[gnu::always_inline]] static int unknown(int value) {
+    asm volatile("" : "+rw"(value));
+    return value;
   }
 
   const Arguments& args;

@@ -22,19 +22,22 @@ template <int variant> class TokensByFeatures {
     for (auto& blocks : sums)
       for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
-      for (int i = 0; i < row_blocks; ++i)
-        for (int half = 0; half < 2; ++half)
-          piece[i][half] = gathered_token(args, tile, first_token + i * 8 + half * 4 + lane / 4) + lane % 4 * 8;
+      for (int i = 0; i < row_blocks; ++i) {
+        const int token = first_token + i * 8 + lane / 4;
+        pieces[i] = PieceAddresses(gathered_token(args, tile, token) + lane % 4 * 8,
+                                   gathered_token(args, tile, token + 4) + lane % 4 * 8);
+      }
   }
 
   template <int ahead, bool tail> [[gnu::always_inline]] void step() {
     vec<int32, 8> features[column_blocks][2];
     load_features<ahead>(features);
     vec<int16, 8> token_values[row_blocks][2];
-    load_tokens<ahead, tail>(token_values);
+    if constexpr (!problem::gathered) load_tokens<ahead>(token_values);
     weight_prefetch.template step<ahead>();
     token_prefetch.template step<ahead>();
     unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      if constexpr (problem::gathered) gather_tokens<ahead, tail, half>(token_values);
       unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
         unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
           dpas(sums[i][j], token_values[i][half], features[j][half]);
@@ -43,13 +46,14 @@ template <int variant> class TokensByFeatures {
     });
   }
 
-  [[gnu::always_inline]] void advance() {
+  [[gnu::always_inline]] void begin_round() {}
+  [[gnu::always_inline]] void end_round() {
     weights.move_y(unroll * step_elements);
     if constexpr (problem::gathered)
-      for (int i = 0; i < row_blocks; ++i) piece[i] += unroll * step_bytes;
+      for (auto& addresses : pieces) addresses.template move<unroll * step_bytes>();
     else tokens.move_x(unroll * x_per_step);
-    weight_prefetch.advance();
-    token_prefetch.advance();
+    weight_prefetch.end_round();
+    token_prefetch.end_round();
   }
 
   [[gnu::always_inline]] void store() {
@@ -80,32 +84,31 @@ template <int variant> class TokensByFeatures {
     });
   }
 
-  template <int ahead, bool tail> [[gnu::always_inline]] void load_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
-    if constexpr (!problem::gathered) {
-      const auto rows = tokens.template load_rows<Part::rows, ahead * x_per_step, 0>();
-      unrolled<row_blocks * 2>([&](auto part) __attribute__((always_inline)) {
-        values[part % row_blocks][part / row_blocks] = slice<part, 8>(rows);
-      });
-    } else {
-      unrolled<2>([&](auto half) __attribute__((always_inline)) {
-        unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-          values[i][half] = gather<ahead * step_bytes + half * 32, tail ? tail_bytes - half * 32 : 32>(piece[i]);
-        });
-      });
-    }
+  template <int ahead> [[gnu::always_inline]] void load_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
+    const auto rows = tokens.template load_rows<Part::rows, ahead * x_per_step, 0>();
+    unrolled<row_blocks * 2>([&](auto part) __attribute__((always_inline)) {
+      values[part % row_blocks][part / row_blocks] = slice<part, 8>(rows);
+    });
+  }
+
+  // Gathered tokens come half by half: with their addresses, all of them and the weights would not fit the registers.
+  template <int ahead, bool tail, int half>
+  [[gnu::always_inline]] void gather_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      values[i][half] = gather<ahead * step_bytes + half * 32, tail ? tail_bytes - half * 32 : 32>(pieces[i]);
+    });
   }
 
   // 8 tokens' 32 bytes at an offset, of which `left` are inside the rows. The pieces outside read their row's last
   // piece inside and become zeros: garbage times zero may be NaN.
-  template <int offset, int left> [[gnu::always_inline]] vec<int16, 8> gather(vec<int64, 2> pieces) const {
+  template <int offset, int left> [[gnu::always_inline]] vec<int16, 8> gather(PieceAddresses addresses) const {
     if constexpr (left <= 0) return vec<int16, 8>(0);
-    if constexpr (left < 32) {
-      const int inside = left / 8 - 1;
-      pieces -= lane % 4 > inside ? (lane % 4 - inside) * 8 : 0;
-    }
-    vec<int16, 8> values = load_row_pieces<offset>(pieces);
-    if constexpr (left < 32) values = lane < left / 2 ? values : vec<int16, 8>(0);
-    return values;
+    else if constexpr (left >= 32) return addresses.template load<offset>();
+    constexpr int last_inside = left / 8 - 1;
+    const int64 back = lane % 4 > last_inside ? (last_inside - lane % 4) * 8 : 0;
+    addresses.move(back);
+    const vec<int16, 8> values = addresses.template load<offset>();
+    return lane < left / 2 ? values : vec<int16, 8>(0);
   }
 
   template <int i, int j> [[gnu::always_inline]] vec<int16, store_columns / 2> rounded() const {
@@ -132,7 +135,7 @@ template <int variant> class TokensByFeatures {
   Block weights, tokens;
   WeightPrefetch weight_prefetch;
   TokenPrefetchOf<Part::height> token_prefetch;
-  vec<int64, 2> piece[row_blocks];  // of 8 tokens: 4 lanes a token
+  PieceAddresses pieces[row_blocks];
   vec<float, 8> sums[row_blocks][column_blocks];
 };
 

@@ -23,7 +23,8 @@ template <int variant> class FeaturesByTokens {
     for (auto& blocks : sums)
       for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
+      for (int j = 0; j < token_blocks; ++j)
+        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) - unroll * step_bytes;
   }
 
   template <int ahead, bool tail> [[gnu::always_inline]] void step() {
@@ -49,13 +50,17 @@ template <int variant> class FeaturesByTokens {
     });
   }
 
-  [[gnu::always_inline]] void advance() {
-    weights.move_x(unroll * x_per_step);
+  // Addresses start one round early: moved after the round, they would be copied for the loads still to come.
+  [[gnu::always_inline]] void begin_round() {
     if constexpr (problem::gathered)
       for (int j = 0; j < token_blocks; ++j) token[j] += unroll * step_bytes;
-    else tokens.move_x(unroll * x_per_step / 2);
-    weight_prefetch.advance();
-    token_prefetch.advance();
+  }
+
+  [[gnu::always_inline]] void end_round() {
+    weights.move_x(unroll * x_per_step);
+    if constexpr (!problem::gathered) tokens.move_x(unroll * x_per_step / 2);
+    weight_prefetch.end_round();
+    token_prefetch.end_round();
   }
 
   [[gnu::always_inline]] void store() {
