@@ -15,6 +15,7 @@ enum class Dtype { bf16, f16, f32 };
 enum class WeightLayout { enk, ekn };      // [E, N, K] (PyTorch's) or [E, K, N]
 enum class RowsFormat { counts, ends };    // tokens per expert, or the cumulative end of each expert's rows
 enum class Schedule { dynamic, static_stride };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };   // CPU device: the widest instructions that may be used
 
 constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
