@@ -23,6 +23,7 @@ from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.timing import timed
 from moe_xe.bench.workloads import load_layers, recorded_layers
 from moe_xe.plan.problem import Dtype
+from moe_xe.plan.schedule import simulate
 
 DTYPES = {"bf16": (torch.bfloat16, Dtype.bf16), "fp16": (torch.float16, Dtype.f16), "fp32": (torch.float32, Dtype.f32)}
 CPU_LAYERS = 2      # of 24: about 0.8 TFLOP of GEMMs an iteration, under two minutes on two cores
@@ -40,31 +41,19 @@ def run_gemm(layer: int, n: int, k: int, counts: list[int], w: torch.Tensor, dty
         moe_xe.grouped_gemm(a, w, rows, out=out, schedule=schedule)
 
     gemm()      # compiles on first use
+    plan = moe_xe.explain(a, w, rows, out=out, schedule=schedule)
     seconds = sum(timed(gemm, w.device) for _ in range(iterations)) / iterations
     flops = 2 * sum(counts) * n * k
     num_bytes = gemm_bytes(counts, n, k, torch_dtype.itemsize, torch_dtype.itemsize)
     record = record_for(w.device)
     result = {"layer": layer, "experts": len(counts), "rows": sum(counts), "n": n, "k": k, "ms": 1e3 * seconds,
               "gflops": flops / seconds / 1e9, "gbytes_per_s": num_bytes / seconds / 1e9,
-              "m_occupancy": m_occupancy(n, k, counts, plan_dtype, w.device),
+              "m_occupancy": simulate(counts, n, plan.config, plan.num_groups).occupancy,
               "roofline_ms": record and 1e3 * record.roofline_seconds(flops, num_bytes, plan_dtype), "verified": None}
     if verify:
         reference = reference_grouped_gemm(a, w, counts)
         result |= {"verified": agrees(out, reference, k), "max_error": difference(out, reference).max_error}
     return result
-
-
-def m_occupancy(n: int, k: int, counts: list[int], dtype: Dtype, device: torch.device) -> float:
-    """Useful rows / rows of the tiles that the launch computes."""
-    from moe_xe.plan import heuristics
-    from moe_xe.plan.problem import GroupedGemmProblem
-    from moe_xe.plan.schedule import cut_rows
-
-    problem = GroupedGemmProblem(n, k, dtype, dtype)
-    if device.type == "cpu":
-        return 1.0      # the CPU's inner loop computes no row that is not there
-    config = heuristics.xe_config(problem, sum(counts))
-    return sum(counts) / max(1, sum(sum(cut_rows(c, config.heights, config.min_fill_eighths)) for c in counts))
 
 
 def show(results: list[dict], console: Console) -> None:

@@ -1,12 +1,14 @@
 """Problem and configuration -> the text that the run-time compiler gets: constants, then the kernel's file."""
 from __future__ import annotations
 
+import dataclasses
+
 from ..plan.config import CpuConfig, Schedule, TileConfig, XeConfig
 from ..plan.problem import GroupedGemmProblem
 
 _FREE_FUNCTION = "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::{}))"
 _ATTRIBUTES = {
-    "CPU": [_FREE_FUNCTION.format("nd_range_kernel<1>"), "[[sycl::reqd_sub_group_size(4)]]"],
+    "CPU": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<4>")],
     "XE": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>")],
     "GENERIC": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>")],
 }
@@ -16,8 +18,15 @@ def family_of(config: TileConfig) -> str:
     return "CPU" if isinstance(config, CpuConfig) else "XE" if isinstance(config, XeConfig) else "GENERIC"
 
 
-def _array(values) -> str:
-    return "{" + ", ".join(map(str, values)) + "}"
+def _constant(name: str, value) -> str:
+    """One field of a configuration as a constant of the same name."""
+    if name == "isa":
+        return f"inline constexpr Isa isa = Isa::{value};"
+    if isinstance(value, Schedule):
+        return f"inline constexpr Schedule schedule = Schedule::{'dynamic' if value is Schedule.dynamic else 'static_stride'};"
+    if isinstance(value, tuple):
+        return f"inline constexpr int {name}[] = {{{', '.join(map(str, value))}}};"
+    return f"inline constexpr int {name} = {value};"
 
 
 def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
@@ -26,7 +35,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     lines = [
         f"#define MOE_XE_{family} 1",
         "#include <moe_xe/types.hpp>",
-        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]) + " void",
+        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]),
         "namespace moe_xe::problem {",
         f"inline constexpr int64 n = {problem.n}, k = {problem.k};",
         f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value}, "
@@ -37,19 +46,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr bool has_bias = {str(problem.bias is not None).lower()}, gathered = {str(problem.gathered).lower()};",
         "}",
         "namespace moe_xe::config {",
-        f"inline constexpr Schedule schedule = Schedule::{'dynamic' if config.schedule is Schedule.dynamic else 'static_stride'};",
-        f"inline constexpr int heights[] = {_array(config.heights)};",
-        f"inline constexpr int tile_width = {config.tile_width}, raster_group = {config.raster_group}, "
-        f"min_fill_eighths = {config.min_fill_eighths};",
+        *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),
     ]
-    if isinstance(config, CpuConfig):
-        lines += [f"inline constexpr Isa isa = Isa::{config.isa};",
-                  f"inline constexpr int micro_rows = {config.micro_rows}, micro_columns = {config.micro_columns}, "
-                  f"dot_rows = {config.dot_rows};"]
-    else:
-        lines += [f"inline constexpr int sub_group_rows[] = {_array(config.sub_group_rows)};",
-                  f"inline constexpr int sub_group_columns[] = {_array(config.sub_group_columns)};"]
-    if isinstance(config, XeConfig):
-        lines.append(f"inline constexpr int prefetch_distance = {config.prefetch_distance};")
     lines += ["}", "#include <kernels/grouped_gemm.cpp>", ""]
     return "\n".join(lines)

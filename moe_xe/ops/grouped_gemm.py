@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import torch
 
+from ..plan.launch import LaunchPlan
 from . import checks
-from .launch import Call, launch
+from .launch import Call, launch, plan_for
 
-__all__ = ["grouped_gemm"]
+__all__ = ["explain", "grouped_gemm"]
 
 
 def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
@@ -29,18 +30,36 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
 
     Returns out, or a new [total_rows, N]. Raises TypeError or ValueError naming the argument.
     """
-    checks.check_tensor("w", w, 3, "[E, N, K]" if weight_layout == "enk" else "[E, K, N]")
-    if weight_layout not in ("enk", "ekn"):
-        raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {weight_layout!r}')
-    if weight_layout == "ekn":
-        w = w.transpose(1, 2)
-    call = validate(a, w, tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+    call = validate(a, _logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
                     rows_dtypes=(torch.int32, torch.int64))
     if check:
         checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
         if gather_indices is not None:
             checks.check_index_values("gather_indices", gather_indices, a.shape[0])
     return dispatch(call, out, rows_format="counts")
+
+
+def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+            gather_indices: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None,
+            out: torch.Tensor | None = None, schedule: str = "dynamic") -> LaunchPlan:
+    """What `grouped_gemm` would launch for these arguments: problem, configuration, work-groups. Raises as it does."""
+    call = validate(a, _logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+                    rows_dtypes=(torch.int32, torch.int64))
+    if out is None:
+        out = torch.empty(call.total_rows, call.w.shape[1], dtype=call.out_dtype, device=a.device)
+    return plan_for(call, out, "counts", _tf32_allowed())
+
+
+def _logical_weights(w: torch.Tensor, layout: str) -> torch.Tensor:
+    """The weights as [E, N, K]."""
+    if layout not in ("enk", "ekn"):
+        raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {layout!r}')
+    checks.check_tensor("w", w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
+    return w if layout == "enk" else w.transpose(1, 2)
+
+
+def _tf32_allowed() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
@@ -84,7 +103,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
 
 def dispatch(call: Call, out: torch.Tensor | None, rows_format: str) -> torch.Tensor:
     arguments = (call.a, call.w, call.rows, call.bias, call.gather_indices)
-    tf32 = torch.get_float32_matmul_precision() != "highest"
+    tf32 = _tf32_allowed()
     if out is None:
         return torch.ops.moe_xe.grouped_gemm(*arguments, call.out_dtype, rows_format, call.schedule, tf32)
     torch.ops.moe_xe.grouped_gemm_out(*arguments, out, rows_format, call.schedule, tf32)

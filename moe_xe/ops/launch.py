@@ -54,6 +54,11 @@ def plan_call(call: Call, out: torch.Tensor, rows_format: str, tf32: bool, targe
     return plan_launch(problem, operands, target, Schedule(call.schedule)), operands
 
 
+def plan_for(call: Call, out: torch.Tensor, rows_format: str, tf32: bool) -> LaunchPlan:
+    """The plan for this call on the device of its tensors."""
+    return plan_call(call, out, rows_format, tf32, target_of(facts_of(queue_for(out.device))))[0]
+
+
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -63,8 +68,7 @@ def launch(call: Call, out: torch.Tensor, rows_format: str, tf32: bool) -> None:
     if call.total_rows == 0 or out.shape[1] == 0:
         return
     queue = queue_for(out.device)
-    facts = facts_of(queue)
-    plan, operands = plan_call(call, out, rows_format, tf32, target_of(facts))
+    plan, operands = plan_call(call, out, rows_format, tf32, target_of(facts_of(queue)))
     kernel = compile_kernel(queue, _source(plan))
     # both in stream order: torch zeroes the counter before the launch and reuses neither before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)

@@ -37,6 +37,10 @@ class TileConfig:
         """Work-items of one work-group."""
         raise NotImplementedError
 
+    def computed_rows(self, height: int, rows: int) -> int:
+        """Rows that a tile of this height computes when only `rows` of them exist."""
+        return height
+
 
 @dataclass(frozen=True)
 class SubGroupConfig(TileConfig):
@@ -78,12 +82,24 @@ class GenericConfig(SubGroupConfig):
 
 @dataclass(frozen=True)
 class CpuConfig(TileConfig):
-    """One work-item a work-group, explicit vectors. isa: see types.hpp; micro_rows x micro_columns accumulators."""
+    """One work-item a work-group, explicit vectors (mainloop_cpu.hpp).
+
+    isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
+    k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
+    read [N, K] weights in place, dot_rows x dot_columns dot products at a time. prefetch_columns: columns ahead there.
+    """
     isa: str
     micro_rows: int
     micro_columns: int
+    k_block: int
+    unpacked_rows: int
     dot_rows: int
+    dot_columns: int
+    prefetch_columns: int
 
     @property
     def work_group_size(self) -> int:
         return 1
+
+    def computed_rows(self, height: int, rows: int) -> int:
+        return rows

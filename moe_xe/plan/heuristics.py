@@ -91,10 +91,14 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
                          sub_group_rows=(16, 8, 8, 8)[first:], sub_group_columns=(32, 32, 16, 8)[first:])
 
 
+VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+
+
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
     wide = isa.startswith("avx512")
     return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
-                     micro_rows=14 if wide else 6, micro_columns=32 if wide else 16, dot_rows=3)
+                     micro_rows=14 if wide else 6, micro_columns=32 if wide else 16, k_block=4096, unpacked_rows=3, dot_rows=1,
+                     dot_columns=4, prefetch_columns=2)
 
 
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, isa: str | None = None,
@@ -110,5 +114,15 @@ def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, 
 
 
 def cpu_scratch_bytes(problem: GroupedGemmProblem, config: CpuConfig) -> int:
-    """Bytes that one work-group of the CPU device packs its operands in (see mainloop_cpu.hpp)."""
-    raise NotImplementedError
+    """Bytes in which one work-group of the CPU device packs its operands (the formula of mainloop_cpu.hpp)."""
+    bf16 = problem.input is Dtype.bf16
+    pairs = 2 if bf16 and config.isa == "avx512_bf16" else 1
+    padded_k = _round_up(problem.k, VECTOR_DWORDS[config.isa] * (2 if bf16 else 1))
+    packed_a = config.heights[0] * (padded_k // pairs + 16)
+    panel = min(config.k_block, padded_k) // pairs * config.micro_columns
+    sums = config.heights[0] * _round_up(config.tile_width, config.micro_columns) if problem.k > config.k_block else 0
+    return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -57,7 +57,7 @@ def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Itera
 
 @dataclass(frozen=True)
 class ScheduleReport:
-    """How one launch fills the device, a tile's cost being its height x width (useful work: rows x columns)."""
+    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns)."""
     cores: int
     num_tiles: int
     tiles_per_height: dict[int, int]
@@ -82,13 +82,13 @@ def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores
         raise ValueError(f"cores must be at least 1, got {cores}")
     busy = [0] * cores
     per_height = {height: 0 for height in config.heights}
-    number = 0
+    number = computed = 0
     for number, tile in enumerate(tiles(tokens_per_expert, n, config), start=1):
-        cost = tile.height * config.tile_width
+        cost = config.computed_rows(tile.height, tile.rows) * config.tile_width
+        computed += cost
         per_height[tile.height] += 1
         if config.schedule is Schedule.static:
             busy[(number - 1) % cores] += cost
         else:
             heapq.heappush(busy, heapq.heappop(busy) + cost)
-    return ScheduleReport(cores, number, per_height, sum(tokens_per_expert) * n,
-                          sum(h * c for h, c in per_height.items()) * config.tile_width, max(busy))
+    return ScheduleReport(cores, number, per_height, sum(tokens_per_expert) * n, computed, max(busy))

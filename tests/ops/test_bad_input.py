@@ -1,0 +1,74 @@
+"""Each wrong argument gets an error that names it, what it was and what was expected, before anything is launched."""
+import pytest
+import torch
+
+import moe_xe
+
+A, W, ROWS = torch.randn(10, 16), torch.randn(3, 8, 16), torch.tensor([2, 3, 5])
+
+WRONG = {
+    "a is no tensor": (dict(a=[1.0]), TypeError, r"a must be a torch.Tensor \[total_rows, K\], got list"),
+    "a has three dimensions": (dict(a=A[None]), ValueError, r"a must have 2 dimensions .* got float32\[1, 10, 16\]"),
+    "a is double": (dict(a=A.double()), TypeError, "a must be bfloat16, float16 or float32, got torch.float64"),
+    "a is sparse": (dict(a=A.to_sparse()), TypeError, "a must be a dense tensor"),
+    "a's rows are not contiguous": (dict(a=torch.randn(16, 10).T), ValueError, r"a's rows must be contiguous .* strides \(1, 10\)"),
+    "w has two dimensions": (dict(w=W[0]), ValueError, r"w must have 3 dimensions \[E, N, K\], got float32\[8, 16\]"),
+    "w has another dtype": (dict(w=W.bfloat16()), TypeError, "w must have a's dtype torch.float32, got torch.bfloat16"),
+    "w has another K": (dict(w=W[:, :, :15]), ValueError, r"agree in K: a is float32\[10, 16\] \(K = 16\), w has K = 15 and N = 8"),
+    "w has no contiguous dimension": (dict(w=torch.randn(3, 16, 32)[:, ::2, ::2]), ValueError, "w must be contiguous in its last"),
+    "w has no experts": (dict(w=W[:0], tokens_per_expert=ROWS[:0]), ValueError, "at least one expert"),
+    "no K": (dict(a=A[:, :0], w=W[:, :, :0]), ValueError, "K >= 1, got E = 3, K = 0"),
+    "unknown layout": (dict(weight_layout="nk"), ValueError, "weight_layout must be .* got 'nk'"),
+    "counts are float": (dict(tokens_per_expert=ROWS.float()), TypeError, "tokens_per_expert must be int32 or int64, got torch.float32"),
+    "counts are too few": (dict(tokens_per_expert=ROWS[:2]), ValueError, "one entry for each of the 3 experts, got 2"),
+    "counts are strided": (dict(tokens_per_expert=torch.tensor([2, 0, 3, 0, 5])[::2]), ValueError, "must be contiguous, got stride 2"),
+    "counts are 2D": (dict(tokens_per_expert=ROWS[None]), ValueError, "tokens_per_expert must have 1 dimensions"),
+    "counts are negative": (dict(tokens_per_expert=torch.tensor([2, -1, 5])), ValueError, r"tokens_per_expert\[1\] is -1"),
+    "counts exceed the rows": (dict(tokens_per_expert=torch.tensor([2, 4, 5])), ValueError, "sums to 11, but there are only 10 rows"),
+    "bias has another shape": (dict(bias=torch.zeros(3, 7)), ValueError, r"bias must be \[E, N\] = \[3, 8\], got \[3, 7\]"),
+    "bias is int": (dict(bias=torch.zeros(3, 8, dtype=torch.int32)), TypeError, "bias must be bfloat16, float16 or float32"),
+    "indices are int64": (dict(gather_indices=torch.zeros(10, dtype=torch.int64)), TypeError, "gather_indices must be int32"),
+    "an index is out of range": (dict(gather_indices=torch.tensor([0, 10], dtype=torch.int32), tokens_per_expert=torch.tensor([1, 1, 0])),
+                                 ValueError, r"must lie in \[0, 10\), but gather_indices\[1\] is 10"),
+    "nothing to gather from": (dict(a=A[:0], gather_indices=torch.zeros(2, dtype=torch.int32)), ValueError, "a has no rows"),
+    "out has another shape": (dict(out=torch.empty(10, 9)), ValueError, r"out must be float32\[10, 8\], got float32\[10, 9\]"),
+    "out has another dtype": (dict(out=torch.empty(10, 8), out_dtype=torch.float16), ValueError, "out must be float16"),
+    "out's rows overlap": (dict(out=torch.empty(8).expand(10, 8)), ValueError, "out's rows must not overlap"),
+    "out_dtype is int": (dict(out_dtype=torch.int8), TypeError, "out_dtype must be bfloat16, float16 or float32, got torch.int8"),
+    "unknown schedule": (dict(schedule="guided"), ValueError, "schedule must be .* got 'guided'"),
+    "on meta": (dict(a=A.to("meta"), w=W.to("meta"), tokens_per_expert=ROWS.to("meta")), TypeError, "a is on meta"),
+    "on two devices": (dict(w=W.to("meta")), ValueError, "a is on cpu, w is on meta"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_grouped_gemm(case):
+    changes, error, message = WRONG[case]
+    arguments = dict(a=A, w=W, tokens_per_expert=ROWS, check=True) | changes
+    with pytest.raises(error, match=message):
+        moe_xe.grouped_gemm(**arguments)
+
+
+@pytest.mark.parametrize("name", ["a", "w"])
+def test_out_overlaps_an_input(name):
+    memory = torch.randn(3 * 8 * 16 + 200)
+    a, w = memory[:160].view(10, 16), memory[160:160 + 384].view(3, 8, 16)
+    out = torch.as_strided(memory, (10, 8), (8, 1), 100 if name == "a" else 200)
+    with pytest.raises(ValueError, match=f"out must not share memory with {name}"):
+        moe_xe.grouped_gemm(a, w, ROWS, out=out)
+
+
+def test_slices_of_one_matrix_do_not_overlap():
+    memory = torch.randn(10, 24)
+    expected = moe_xe.grouped_gemm(memory[:, :16].clone(), W, ROWS)
+    out = memory[:, 16:]
+    assert torch.equal(moe_xe.grouped_gemm(memory[:, :16], W, ROWS, out=out), expected)
+
+
+def test_grouped_mm_names_its_own_arguments():
+    with pytest.raises(ValueError, match="mat_a and mat_b must agree in K"):
+        moe_xe.grouped_mm(A, W, offs=ROWS.int())
+    with pytest.raises(TypeError, match="offs must be int32, got torch.int64"):
+        moe_xe.grouped_mm(A, W.transpose(1, 2), offs=ROWS)
+    with pytest.raises(ValueError, match="mat_b must have 3 dimensions"):
+        moe_xe.grouped_mm(A, W[0], offs=ROWS.int())

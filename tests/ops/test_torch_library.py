@@ -1,0 +1,71 @@
+"""The ops as torch sees them: schema, fake tensors, torch.compile, and dispatch on XPU."""
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import moe_xe
+from moe_xe import device as devices
+from moe_xe.bench.numerics import agrees, reference_grouped_gemm
+
+from .test_grouped_gemm import COUNTS, make
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_opcheck(dtype, device):
+    a, w, rows, b = make(COUNTS, 24, 32, dtype, device, dtype)
+    indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
+    for arguments in ((a, w, rows, None, None), (a, w, rows, b, indices)):
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic", False))
+        out = torch.empty(sum(COUNTS), 24, dtype=dtype, device=device)
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic", False))
+
+
+def test_fake_xpu_tensors_reach_the_op():
+    """On a build of torch without XPU: checks, dispatch and the output's shape, dtype and device."""
+    with FakeTensorMode():
+        a = torch.empty(50, 64, dtype=torch.bfloat16, device="xpu")
+        w = torch.empty(4, 96, 64, dtype=torch.bfloat16, device="xpu")
+        rows = torch.empty(4, dtype=torch.int32, device="xpu")
+        out = moe_xe.grouped_gemm(a, w, rows, out_dtype=torch.float32)
+        mm = moe_xe.grouped_mm(a, w.transpose(1, 2), offs=rows)
+    assert (out.shape, out.dtype, out.device.type) == ((50, 96), torch.float32, "xpu")
+    assert (mm.shape, mm.dtype, mm.device.type) == ((50, 96), torch.bfloat16, "xpu")
+
+
+def test_both_ops_have_an_xpu_kernel():
+    for op in ("moe_xe::grouped_gemm", "moe_xe::grouped_gemm_out"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "XPU")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU")
+
+
+def test_xpu_tensors_run_on_torchs_current_stream(monkeypatch):
+    """The stream's .sycl_queue is the address of a queue: a CPU one here, in the place of the GPU's."""
+    from moe_xe import runtime
+
+    queue = runtime.Queue.create("cpu")
+    asked = []
+
+    class Stream:
+        sycl_queue = queue.address
+
+    monkeypatch.setattr(torch.xpu, "current_stream", lambda device: asked.append(device) or Stream)
+    found = devices.queue_for(torch.device("xpu", 0))
+    assert asked == [torch.device("xpu", 0)] and found.context_id == queue.context_id
+
+
+def test_compile_fullgraph(device):
+    a, w, rows, b = make(COUNTS, 24, 32, torch.float32, device, torch.float32)
+
+    @torch.compile(fullgraph=True)
+    def block(a, w, rows, b):
+        return torch.relu(moe_xe.grouped_gemm(a, w, rows, bias=b)) + 1
+
+    out = block(a, w, rows, b)
+    assert agrees(out - 1, reference_grouped_gemm(a, w, COUNTS, b).relu(), 64)
+
+
+def test_backward_is_refused_clearly(device):
+    a, w, rows, _ = make(COUNTS, 24, 32, torch.float32, device)
+    out = moe_xe.grouped_gemm(a.requires_grad_(), w, rows)
+    with pytest.raises(RuntimeError, match="moe_xe"):
+        out.sum().backward()

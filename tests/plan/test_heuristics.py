@@ -1,0 +1,69 @@
+import dataclasses
+
+import pytest
+
+from moe_xe.plan import heuristics as h
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+
+PROBLEM = GroupedGemmProblem(n=256, k=128, input=Dtype.bf16, output=Dtype.bf16)
+ALIGNED = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,
+                   w_expert_stride=256 * 128, d_stride=256)
+
+
+def family(problem=PROBLEM, is_cpu=False, has_dpas=True, **changes):
+    return h.choose_family(problem, dataclasses.replace(ALIGNED, **changes), is_cpu, has_dpas)
+
+
+def test_the_device_decides():
+    assert family() is h.Family.xe
+    assert family(is_cpu=True) is h.Family.cpu
+    assert family(has_dpas=False) is h.Family.generic
+
+
+@pytest.mark.parametrize("change", [
+    {"a": 0x1020}, {"w": 0x2010}, {"d": 0x3008},                    # bases of 64 bytes
+    {"a_stride": 132}, {"d_stride": 260}, {"w_stride": 129, "w_expert_stride": 129 * 256},      # pitches of 16 bytes
+    {"w_expert_stride": 256 * 128 + 8},                             # experts that are no whole number of rows apart
+    {"a_rows": 1 << 24}, {"total_rows": 1 << 24}, {"num_experts": 1 << 17},                     # heights
+    {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}])
+def test_what_block_messages_cannot_take_goes_elsewhere(change):
+    assert family(**change) is h.Family.generic
+
+
+def test_narrow_rows_go_elsewhere():
+    narrow = dataclasses.replace(PROBLEM, k=24)
+    assert family(narrow, a_stride=24, w_stride=24, w_expert_stride=24 * 256) is h.Family.generic
+
+
+def test_float32_is_exact_unless_tf32_is_allowed():
+    exact = dataclasses.replace(PROBLEM, input=Dtype.f32, output=Dtype.f32)
+    assert family(exact) is h.Family.generic
+    assert family(dataclasses.replace(exact, tf32=True)) is h.Family.xe
+
+
+@pytest.mark.parametrize("n, width", [(5760, 192), (2880, 192), (2048, 256), (1536, 256), (128, 128), (64, 64), (1, 64)])
+def test_the_tile_width_pads_least(n, width):
+    assert h.choose_tile_width(n, (256, 192, 128, 64)) == width
+
+
+@pytest.mark.parametrize("rows, tallest", [(1, 16), (16, 16), (17, 32), (256, 256), (10**6, 256)])
+@pytest.mark.parametrize("layout", WeightLayout)
+def test_no_height_is_compiled_that_cannot_be_used(rows, tallest, layout):
+    config = h.xe_config(dataclasses.replace(PROBLEM, weights=layout), rows)
+    assert config.heights[0] == tallest and config.heights[-1] == 16
+
+
+def test_a_forced_configuration_wins_inside_its_block_only():
+    forced = h.generic_config(PROBLEM, 8)
+    with h.force_config(forced):
+        assert h.choose_config(PROBLEM, h.Family.xe, 500) is forced
+    assert h.choose_config(PROBLEM, h.Family.xe, 500) != forced
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"heights": (16, 32)}, "strictly falling"), ({"heights": ()}, "strictly falling"), ({"min_fill_eighths": 9}, "at most 8"),
+    ({"raster_group": 0}, "raster_group must be at least 1"), ({"sub_group_rows": (32,)}, "one entry for each"),
+    ({"sub_group_columns": (64, 64, 32, 16, 8)}, "same number of sub-groups")])
+def test_a_wrong_configuration_names_the_rule(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(h.xe_config(PROBLEM, 1000), **change)
