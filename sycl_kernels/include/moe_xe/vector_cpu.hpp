@@ -1,7 +1,7 @@
 // Vectors of the CPU device: loads that widen to fp32, stores that round once, and the transposition that packing
 // [N, K] weights needs. One work-item works with explicit vectors; nothing is left to the device's vectoriser.
 #pragma once
-#include <moe_xe/types.hpp>
+#include <moe_xe/scalar.hpp>
 #include <utility>
 
 namespace moe_xe {
@@ -19,9 +19,6 @@ template <class T> struct Unaligned { T value; } __attribute__((packed, may_alia
 template <class T> T load(const void* from) { return static_cast<const Unaligned<T>*>(from)->value; }
 template <class T> void store(void* to, T value) { static_cast<Unaligned<T>*>(to)->value = value; }
 
-template <Dtype dtype> struct ElementOf { using type = unsigned short; };
-template <> struct ElementOf<Dtype::f32> { using type = float; };
-template <Dtype dtype> using Element = typename ElementOf<dtype>::type;
 using Input = Element<problem::input>;
 using Output = Element<problem::output>;
 
@@ -32,7 +29,7 @@ template <Dtype dtype> Floats load_floats(const void* from) {
   else return __builtin_bit_cast(Floats, __builtin_convertvector(load<Words>(from), Dwords) << 16);
 }
 
-// Round to nearest even; NaN stays NaN (its payload could carry into the exponent).
+// Rounds as scalar.hpp does.
 template <Dtype dtype> void store_rounded(void* to, Floats value) {
   if constexpr (dtype == Dtype::f32) store(to, value);
   else if constexpr (dtype == Dtype::f16) store(to, __builtin_convertvector(value, Halves));
