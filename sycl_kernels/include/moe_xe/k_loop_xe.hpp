@@ -13,6 +13,7 @@ inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
 inline constexpr int tail_bytes = k_bytes % step_bytes;
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
 inline constexpr int sub_groups = config::tile_width / 8;
+static_assert(config::prefetch_distance * 32 < 512, "an immediate offset of a block message");
 inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;

@@ -1,0 +1,61 @@
+"""What the grouped GEMM compiles to: no spills on any device, and a K loop that is mostly dpas."""
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from moe_xe.isa import kernels, ocloc, spirv
+from moe_xe.isa.listing import summarize
+from moe_xe.jit.shipped_sources import sources_dir
+from moe_xe.jit.source import generate
+from moe_xe.plan.heuristics import xe_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+
+missing = spirv.missing() or ocloc.missing()
+pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
+
+DEVICES = ["bmg", "pvc", "lnl-m", "ptl-h"]
+SHAPES = [(5760, 2880), (2880, 2880)]
+# (instructions - dpas) / dpas of the prefill tile's K loop, on bmg
+LIMIT = {WeightLayout.ekn: 0.6, WeightLayout.enk: 0.65}
+LIMIT_TF32 = 0.65
+
+
+@cache
+def image(problem: GroupedGemmProblem) -> bytes:
+    root = sources_dir()
+    return spirv.compile_to_spirv(generate(problem, xe_config(problem, kernels.PREFILL_ROWS)), [f"-I{root / 'include'}", f"-I{root}"])
+
+
+def summary_of(problem: GroupedGemmProblem, device: str):
+    return summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), "grouped_gemm")
+
+
+def name(problem: GroupedGemmProblem) -> str:
+    return f"{problem.n}x{problem.k}-{problem.input.value}-{problem.weights.value}{'-gathered' if problem.gathered else ''}"
+
+
+PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, list(Dtype) if n == 5760 else [Dtype.bf16])]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=name)
+def test_inner_loop(problem):
+    loop = kernels.prefill_loop(summary_of(problem, "bmg").loops)
+    print(f"{name(problem)}: {loop.instructions} instructions, {loop.dpas} dpas, {loop.messages} messages, {loop.other_per_dpas:.2f} other a dpas")
+    assert loop.other_per_dpas <= (LIMIT_TF32 if problem.tf32 else LIMIT[problem.weights])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.n == 5760 and p.input is not Dtype.f16], ids=name)
+def test_no_spills(problem, device):
+    summary = summary_of(problem, device)
+    assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
+    assert summary.grf == 256
+
+
+@pytest.mark.parametrize("layout", list(WeightLayout))
+def test_no_spills_with_everything(layout):
+    """Bias, gathered tokens, tails of K and N, fp32 outputs."""
+    problem = GroupedGemmProblem(1000, 1000, Dtype.bf16, Dtype.f32, layout, bias=Dtype.f32, gathered=True)
+    assert summary_of(problem, "bmg").spill_bytes == 0
