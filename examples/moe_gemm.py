@@ -57,8 +57,8 @@ def run_gemm(layer: int, n: int, k: int, counts: list[int], w: torch.Tensor, dty
 
 
 def show(results: list[dict], console: Console) -> None:
-    table = Table(title="per layer and GEMM: averages over the iterations")
-    for heading in ("layer", "rows", "N x K", "M-occupancy", "ms", "GFLOP/s", "GB/s", "roofline ms", "verified"):
+    table = Table(title="averages over the iterations; M-occ.: useful rows / rows that the tiles compute")
+    for heading in ("layer", "rows", "N x K", "M-occ.", "ms", "GFLOP/s", "GB/s", "roofline ms", "verified"):
         table.add_column(heading, justify="right")
     for r in results:
         roofline = "unknown" if r["roofline_ms"] is None else f"{r['roofline_ms']:.2f}"

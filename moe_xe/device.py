@@ -22,7 +22,7 @@ def _cpu_queue() -> Queue:
 def queue_for(device: torch.device) -> Queue:
     """The queue for tensors on `device`: the one chosen with `on_queue`, torch's current XPU stream, or the CPU device.
 
-    Raises TypeError for another kind of device, moe_xe._runtime.DeviceNotFoundError where no SYCL device serves it.
+    Raises TypeError for another kind of device, moe_xe.runtime.DeviceNotFoundError where no SYCL device serves it.
     """
     chosen = _chosen.get()
     if chosen is not None:

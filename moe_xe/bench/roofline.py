@@ -11,6 +11,9 @@ from ..plan.problem import Dtype
 from .timing import timed
 
 
+_MM_SIZE = 768     # enough for torch.mm's full rate
+
+
 @functools.cache
 def record_for(device: torch.device) -> DeviceRecord | None:
     """None for a GPU without a record."""
@@ -25,9 +28,8 @@ def _measured_cpu(name: str, cores: int) -> DeviceRecord:
     copy = min(timed(lambda: target.copy_(block), device) for _ in range(5))
     rates = {}
     for dtype, torch_dtype in ((Dtype.bf16, torch.bfloat16), (Dtype.f16, torch.float16), (Dtype.f32, torch.float32)):
-        x = torch.randn(1024, 1024, dtype=torch_dtype)
-        y = torch.randn(1024, 1024, dtype=torch_dtype)
-        rates[dtype.value] = 2 * 1024**3 / min(timed(lambda: x @ y, device) for _ in range(4)) / 1e12
+        x, y = torch.randn(2, _MM_SIZE, _MM_SIZE, dtype=torch_dtype)
+        rates[dtype.value] = 2 * _MM_SIZE**3 / min(timed(lambda: x @ y, device) for _ in range(3)) / 1e12
     # a CPU without native 16-bit arithmetic computes them in float32
     rates = {key: max(rate, rates["f32"]) for key, rate in rates.items()}
     return DeviceRecord(name, cores, rates, 2 * block.nbytes / copy / 1e9, "measured now: torch.mm and a copy of 256 MB")

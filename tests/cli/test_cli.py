@@ -1,0 +1,76 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_xe.cli import app
+from moe_xe.isa import ocloc, spirv
+
+ISA_FIELDS = {"kernel", "device", "dtype", "layout", "gathered", "grf", "spill_bytes", "slm_bytes", "dpas", "messages", "other",
+              "other_per_dpas"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("n", [5760, 2880])
+def test_schedule_of_the_recorded_layers(n):
+    result = run("schedule", "--n", n, "--cores", 20, "--json")
+    report = json.loads(result.output)
+    assert report["efficiency"] >= 0.95 and len(report["layers"]) == 24
+    assert "mean efficiency" in run("schedule", "--n", n).output
+
+
+def test_schedule_of_own_rows(tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text("[0, 40, 1000]")
+    report = json.loads(run("schedule", "--rows", rows, "--n", 100, "--cores", 3, "--json").output)
+    assert report["layers"][0]["useful"] == 1040 * 100
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[[1, -2]]", "[[1.5]]", "[[]]", '{"layers": 3}', "[[true]]"])
+def test_rows_that_are_no_rows(tmp_path, text):
+    rows = tmp_path / "rows.json"
+    rows.write_text(text)
+    result = run("schedule", "--rows", rows)
+    assert result.exit_code == 2 and "rows.json" in result.output.replace("\n", "")
+
+
+def test_devices():
+    found = json.loads(run("devices", "--json").output)
+    assert any(device["kind"] == "cpu" for device in found)
+
+
+@pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")
+def test_isa():
+    reports = json.loads(run("isa", "--device", "bmg", "--n", 512, "--k", 512, "--json").stdout)
+    assert {(r["layout"], r["gathered"]) for r in reports} == {(layout, g) for layout in ("ekn", "enk") for g in (False, True)}
+    for r in reports:
+        assert set(r) == ISA_FIELDS and r["spill_bytes"] == 0 and r["grf"] == 256
+        assert r["other_per_dpas"] == pytest.approx((r["messages"] + r["other"]) / r["dpas"])
+
+
+def test_isa_says_how_to_get_ocloc(monkeypatch):
+    monkeypatch.setenv("MOE_XE_OCLOC", "/nowhere")
+    result = run("isa")
+    assert result.exit_code == 1 and "tools/install-ocloc" in result.output
+
+
+@pytest.mark.parametrize("arguments", [("--dtype", "int8"), ("--n", 0)])
+def test_isa_with_wrong_options(arguments):
+    assert run("isa", *arguments).exit_code == 2
+
+
+def test_bench_gemm_with_wrong_options():
+    for arguments in (("--model", "gpt-9"), ("--tokens", "0"), ("--tokens", "many"), ("--dtype", "int8")):
+        assert run("bench", "gemm", *arguments).exit_code == 2
+
+
+def test_bench_gemm(monkeypatch):
+    from moe_xe.bench import workloads
+
+    monkeypatch.setitem(workloads.MODELS, "tiny", workloads.Model("tiny", 48, 32, 6, 2))
+    results = json.loads(run("bench", "gemm", "--model", "tiny", "--tokens", "1,7", "--dtype", "fp32", "--seconds", 0, "--json").stdout)
+    assert [(r["n"], r["k"], r["tokens"]) for r in results] == [(64, 48, 1), (64, 48, 7), (48, 32, 1), (48, 32, 7)]
+    assert all(r["correct"] and r["moe_xe_ms"] > 0 for r in results)
