@@ -12,7 +12,8 @@ inline constexpr int k_bytes = int(problem::k) * element_bytes;
 inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
 inline constexpr int tail_bytes = k_bytes % step_bytes;
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
-inline constexpr int sub_groups = config::tile_width / 8;
+inline constexpr int sub_groups =
+    config::heights[0] / config::sub_group_rows[0] * (config::tile_width / config::sub_group_columns[0]);
 static_assert(config::prefetch_distance * 32 < 512, "an immediate offset of a block message");
 inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
@@ -72,23 +73,32 @@ inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
   return reinterpret_cast<int64>(args.a) + (index < args.a_rows ? index : args.a_rows - 1) * args.a_stride * element_bytes;
 }
 
-// Prefetch of the tile's weights: each sub-group takes 8 rows of 64 bytes a step.
+// Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one feature, in
+// [E, K, N] a row of K has several and a step has several rows.
 class WeightPrefetch {
  public:
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
-      : block(weight_surface(args, tile), rows_are_k ? tile.column * element_bytes / 2 + sub_group / down * 32 : 0,
-              rows_are_k ? sub_group % down * 8 : tile.column + sub_group * 8, 32, 8, 1) {
+      : block(weight_surface(args, tile),
+              rows_are_k ? tile.column * element_bytes / 2 + sub_group / down * messages * 32 : 0,
+              rows_are_k ? sub_group % down * rows : tile.column + sub_group * lines, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
     move(config::prefetch_distance);
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
-    block.template prefetch<8, rows_are_k ? 0 : ahead * x_per_step, rows_are_k ? ahead * step_elements : 0>();
+    unrolled<messages>([&](auto i) __attribute__((always_inline)) {
+      if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
+      else block.template prefetch<rows, ahead * x_per_step, i * rows>();
+    });
   }
   [[gnu::always_inline]] void end_round() const { move(unroll); }
 
  private:
   static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
-  static constexpr int down = step_elements / 8;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
+  static constexpr int lines = config::tile_width / sub_groups, most = rows_are_k ? step_elements : 32;
+  static constexpr int rows = lines < most ? lines : most, messages = lines / rows;
+  static constexpr int down = step_elements / rows;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
+  static_assert(lines * sub_groups == config::tile_width && rows * messages == lines);
+  static_assert(!rows_are_k || down * rows == step_elements);
 
   [[gnu::always_inline]] void move(int steps) const {
     if constexpr (rows_are_k) block.move_y(steps * step_elements);
