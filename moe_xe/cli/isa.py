@@ -3,14 +3,15 @@ import json as jsonlib
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from ..plan.problem import Dtype
 
-COLUMNS = ("kernel", "device", "dtype", "layout", "gathered", "grf", "spill_bytes", "slm_bytes", "dpas", "messages", "other",
-           "other_per_dpas")
+COLUMNS = {"device": "device", "dtype": "dtype", "layout": "layout", "gathered": "gather", "grf": "GRF", "spill_bytes": "spill",
+           "slm_bytes": "SLM", "dpas": "dpas", "messages": "msgs", "other": "other", "other_per_dpas": "/ dpas"}
 
 
 def isa(
@@ -40,7 +41,7 @@ def isa(
     if json:
         print(jsonlib.dumps(rows, indent=1))
         return
-    table = Table(*COLUMNS)
+    table = Table(*COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, title=f"{rows[0]['kernel']}, N = {n}, K = {k}: the K loop of the prefill tile")
     for row in rows:
         table.add_row(*(f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS))
     Console().print(table)

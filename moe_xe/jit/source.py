@@ -9,7 +9,8 @@ from ..plan.problem import GroupedGemmProblem
 _FREE_FUNCTION = "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::{}))"
 _ATTRIBUTES = {
     "CPU": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<4>")],
-    "XE": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>")],
+    "XE": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>"),
+           "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::intel::experimental::grf_size<256>))"],
     "GENERIC": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>")],
 }
 
@@ -34,6 +35,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     family = family_of(config)
     lines = [
         f"#define MOE_XE_{family} 1",
+        *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
         "#include <moe_xe/types.hpp>",
         "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]),
         "namespace moe_xe::problem {",

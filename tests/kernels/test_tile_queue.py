@@ -1,0 +1,99 @@
+"""The kernel visits exactly the tiles that the host-side model predicts, in its order, each once."""
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_xe import runtime
+from moe_xe.bench.workloads import recorded_layers
+from moe_xe.isa import ocloc, spirv
+from moe_xe.jit import KernelSource, compile_kernel, sources_dir
+from moe_xe.jit.source import generate
+from moe_xe.plan.config import GenericConfig, Schedule, TileConfig
+from moe_xe.plan.heuristics import cpu_config, xe_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
+from moe_xe.plan.schedule import tiles
+
+RECORDER = Path(__file__).with_name("record_tiles.hpp")
+PROBLEM = GroupedGemmProblem(2880, 2880, Dtype.bf16, Dtype.bf16)
+SMALL = GenericConfig(heights=(64, 32, 16), tile_width=64, raster_group=3, min_fill_eighths=6, schedule=Schedule.dynamic,
+                      sub_group_rows=(16, 16, 16), sub_group_columns=(64, 32, 16))
+missing = spirv.missing() or ocloc.missing()
+
+
+def text_of(problem: GroupedGemmProblem, config: TileConfig) -> str:
+    return generate(problem, config).replace("#include <kernels/grouped_gemm.cpp>", RECORDER.read_text())
+
+
+def rows_array(counts, problem: GroupedGemmProblem) -> np.ndarray:
+    values = np.cumsum(counts) if problem.rows_format is RowsFormat.ends else np.array(counts)
+    return values.astype(np.int64 if problem.rows_bits == 64 else np.int32)
+
+
+def assert_as_predicted(visits, seen, counts, n, config):
+    predicted = list(tiles(counts, n, config))
+    assert visits.tolist() == [1] * len(predicted) + [0] * (len(visits) - len(predicted))
+    found = [(e, h, r, c, low + (high << 32)) for e, h, r, c, low, high in seen[:len(predicted)].tolist()]
+    assert found == [(t.expert, t.height, t.rows, t.column, t.row) for t in predicted]
+
+
+def record_on_cpu_device(counts, problem, config, groups):
+    queue = runtime.Queue.create("cpu")
+    kernel = compile_kernel(queue, KernelSource("record_tiles", "ppppqii", text_of(problem, config)))
+    capacity = sum(1 for _ in tiles(counts, problem.n, config)) + 50
+    rows, counter = rows_array(counts, problem), np.zeros(1, np.int32)
+    visits, seen = np.zeros(capacity, np.int32), np.zeros((capacity, 6), np.int32)
+    kernel.launch(queue, groups, config.work_group_size,
+                  (rows.ctypes.data, counter.ctypes.data, visits.ctypes.data, seen.ctypes.data, sum(counts), len(counts), capacity))
+    queue.wait()
+    assert_as_predicted(visits, seen, counts, problem.n, config)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 20])
+@pytest.mark.parametrize("layer", [0, 11])
+def test_recorded_layers_with_the_shapes_for_xe(layer, groups):
+    """The sub-group's walk, sixteen lanes at a time, and the work-group's fetch, on the CPU device."""
+    counts = recorded_layers()[layer]
+    xe = xe_config(PROBLEM, sum(counts))
+    same = GenericConfig(**{field.name: getattr(xe, field.name) for field in dataclasses.fields(GenericConfig)})
+    record_on_cpu_device(counts, PROBLEM, same, groups)
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("rows_format", RowsFormat)
+@pytest.mark.parametrize("rows_bits", [32, 64])
+def test_both_schedules_and_all_forms_of_row_counts(schedule, rows_format, rows_bits):
+    problem = GroupedGemmProblem(150, 32, Dtype.bf16, Dtype.bf16, rows_format=rows_format, rows_bits=rows_bits)
+    generator = np.random.default_rng()
+    counts = (generator.integers(0, 300, 37) * generator.integers(0, 2, 37)).tolist()
+    record_on_cpu_device(counts, problem, dataclasses.replace(SMALL, schedule=schedule), 7)
+
+
+@pytest.mark.parametrize("counts", [[0], [1], [0, 0, 0], [5] * 512, [0] * 600 + [700], [100_000, 3]])
+@pytest.mark.parametrize("family", ["cpu", "generic"])
+def test_edges(counts, family):
+    record_on_cpu_device(counts, PROBLEM, SMALL if family == "generic" else cpu_config(PROBLEM, runtime.cpu_isa()), 3)
+
+
+@cache
+def machine_code():
+    from xesim import Kernel
+    root = sources_dir()
+    image = spirv.compile_to_spirv(text_of(PROBLEM, SMALL), [f"-I{root / 'include'}", f"-I{root}"])
+    return Kernel(ocloc.build(image, "bmg"), "record_tiles")
+
+
+@pytest.mark.skipif(bool(missing), reason=missing or "-")
+@pytest.mark.parametrize("groups, seed", [(1, 0), (3, 1), (8, 2), (20, 3), (40, 4)])
+def test_machine_code_in_the_simulator(groups, seed):
+    """Bmg code, work-groups interleaved at random."""
+    counts = [300, 0, 1, 70, 15, 0, 130, 33] + [9] * 20
+    capacity = sum(1 for _ in tiles(counts, PROBLEM.n, SMALL)) + 20
+    visits, seen = np.zeros(capacity, np.int32), np.zeros((capacity, 6), np.int32)
+    size = SMALL.work_group_size
+    machine_code().launch((groups * size,), (size,), [rows_array(counts, PROBLEM), np.zeros(1, np.int32), visits, seen,
+                                                      np.int64(sum(counts)), np.int32(len(counts)), np.int32(capacity)], seed=seed,
+                          max_groups=groups, quantum=50)
+    assert_as_predicted(visits, seen, counts, PROBLEM.n, SMALL)
