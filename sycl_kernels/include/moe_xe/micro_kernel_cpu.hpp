@@ -11,7 +11,7 @@ inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
     asm("vdpbf16ps %3,%2,%0" : "=v"(sum) : "0"(sum), "v"(b), "v"(a));
     return sum;
   } else {
-    return a * b + sum;
+    return __builtin_bit_cast(Floats, a) * __builtin_bit_cast(Floats, b) + sum;
   }
 }
 

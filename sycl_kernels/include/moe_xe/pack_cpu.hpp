@@ -98,7 +98,7 @@ inline void pack_panel_ekn(const Input* w, int64 w_stride, int columns, int dept
         if (k + 1 < depth) odd = __builtin_bit_cast(Dwords, load_floats<problem::input>(from + w_stride, count));
         panel[v] = __builtin_bit_cast(PackedVector, even >> 16 | odd);
       } else {
-        panel[v] = load_floats<problem::input>(from, count);
+        panel[v] = __builtin_bit_cast(PackedVector, load_floats<problem::input>(from, count));
       }
     }
     panel += panel_vectors;
