@@ -101,6 +101,14 @@ def check_out(out, shape: tuple[int, int], dtype: torch.dtype) -> None:
         raise ValueError(f"out's rows must not overlap, got strides {tuple(out.stride())} for {shape[1]} columns")
 
 
+def check_addresses(**tensors: torch.Tensor | None) -> None:
+    """ValueError for a tensor whose elements are not aligned to their own size (asked of addresses, so inside the op)."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.data_ptr() % tensor.element_size():
+            raise ValueError(f"{name} must be aligned to its {tensor.element_size()}-byte elements, got address "
+                             f"{tensor.data_ptr():#x}; call .clone() on it")
+
+
 def check_no_overlap(out: torch.Tensor, **inputs: torch.Tensor | None) -> None:
     """ValueError where `out` shares memory with an input (asked of the addresses, so inside the op)."""
     for name, tensor in inputs.items():

@@ -12,7 +12,7 @@ from ..jit import KernelSource, compile_kernel
 from ..plan.config import Schedule
 from ..plan.launch import KERNEL_NAME, KERNEL_SIGNATURE, LaunchPlan, Target, plan_launch
 from ..plan.problem import GroupedGemmProblem, Operands, RowsFormat
-from .checks import DTYPES, row_stride, weight_layout
+from .checks import DTYPES, check_addresses, row_stride, weight_layout
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def launch(call: Call, out: torch.Tensor, rows_format: str, tf32: bool) -> None:
     """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
     if call.total_rows == 0 or out.shape[1] == 0:
         return
+    check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, gather_indices=call.gather_indices, out=out)
     queue = queue_for(out.device)
     plan, operands = plan_call(call, out, rows_format, tf32, target_of(facts_of(queue)))
     kernel = compile_kernel(queue, _source(plan))

@@ -58,6 +58,12 @@ def test_out_overlaps_an_input(name):
         moe_xe.grouped_gemm(a, w, ROWS, out=out)
 
 
+def test_misaligned_memory():
+    a = torch.frombuffer(bytearray(4 * 160 + 1), dtype=torch.float32, offset=1, count=160).view(10, 16)
+    with pytest.raises(ValueError, match="a must be aligned to its 4-byte elements, got address 0x.*call .clone"):
+        moe_xe.grouped_gemm(a, W, ROWS)
+
+
 def test_slices_of_one_matrix_do_not_overlap():
     memory = torch.randn(10, 24)
     expected = moe_xe.grouped_gemm(memory[:, :16].clone(), W, ROWS)
