@@ -1,6 +1,7 @@
 """What the grouped GEMM compiles to: no spills on any device, and a K loop that is mostly dpas."""
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -59,3 +60,13 @@ def test_no_spills_with_everything(layout):
     """Bias, gathered tokens, tails of K and N, fp32 outputs."""
     problem = GroupedGemmProblem(1000, 1000, Dtype.bf16, Dtype.f32, layout, bias=Dtype.f32, gathered=True)
     assert summary_of(problem, "bmg").spill_bytes == 0
+
+
+@pytest.mark.parametrize("layout, limit", [(WeightLayout.enk, 0.85), (WeightLayout.ekn, 0.7)])
+def test_decode_inner_loop(layout, limit):
+    """Sub-groups of 16 tokens x 64 features."""
+    problem = GroupedGemmProblem(2880, 2880, Dtype.bf16, Dtype.bf16, layout)
+    config = replace(xe_config(problem, 16), heights=(16,), tile_width=512, sub_group_rows=(16,), sub_group_columns=(64,))
+    summary = summarize(kernels.build(problem, config, "bmg"), "grouped_gemm")
+    loop, = summary.loops
+    assert summary.spill_bytes == 0 and loop.other_per_dpas <= limit

@@ -153,12 +153,15 @@ def test_static_schedule_and_row_tables(layout, rows_format, bits):
     run(problem, config_of(problem, 64, Schedule.static, heights=3))
 
 
-@pytest.mark.parametrize("gathered", [False, True], ids=["rows", "gathered"])
-@pytest.mark.parametrize("layout", [ENK, EKN])
-def test_decode(layout, gathered):
-    """More experts than lanes, at most a few rows each."""
-    problem = GroupedGemmProblem(128, 136, Dtype.bf16, Dtype.bf16, layout, gathered=gathered)
-    run(problem, config_of(problem, 128, heights=1), [1, 0, 2, 0, 0, 5, 1, 0, 16, 0, 0, 3] * 3, groups=(3, 40))
+@pytest.mark.parametrize("rows, columns, width", [(16, 64, 256), (16, 64, 512), (None, None, 128)], ids=["4 sub-groups", "8 sub-groups", "default"])
+@pytest.mark.parametrize("layout, gathered", [(ENK, False), (ENK, True), (EKN, True)])
+def test_decode(layout, gathered, rows, columns, width):
+    """More experts than lanes, at most a few rows each; also sub-groups that share fewer, larger parts of a tile."""
+    problem = GroupedGemmProblem(328, 136, Dtype.bf16, Dtype.bf16, layout, gathered=gathered)
+    config = config_of(problem, width, heights=1)
+    if rows:
+        config = replace(config, sub_group_rows=(rows,), sub_group_columns=(columns,))
+    run(problem, config, [1, 0, 2, 0, 0, 5, 1, 0, 16, 0, 40, 3] * 3, groups=(3, 40))
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [500, 900, 7], [40, -3, 2**31 - 1], [-2**31, 64, 64]])
