@@ -60,6 +60,7 @@ class Mainloop {
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
     const int height = (tile.rows + blocks - 1) / blocks;
+    float finished[config::micro_rows * config::micro_columns];
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += k_block) {
       const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
@@ -67,11 +68,31 @@ class Mainloop {
       for (int column = 0; column < columns; column += config::micro_columns) {
         pack_panel(tile, k, depth, column, columns - column);
 #pragma unroll 1
-        for (int row = 0; row < tile.rows; row += height)
-          run_block<config::micro_rows>(tile, k, depth, row, tile.rows - row < height ? tile.rows - row : height, column,
-                                        columns - column);
+        for (int row = 0; row < tile.rows; row += height) {
+          const int rows = tile.rows - row < height ? tile.rows - row : height;
+          const SumsInMemory partial{sums + row * sums_stride + column, sums_stride};
+          const SumsInMemory done{finished, config::micro_columns};
+          const bool last = k + depth == problem::k;
+          multiply<config::micro_rows>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
+                                       (depth + elements_per_step - 1) / elements_per_step,
+                                       k > 0 ? partial : SumsInMemory{}, last ? done : partial);
+          if (last)
+            for (int i = 0; i < rows; ++i)
+#pragma unroll
+              for (int v = 0; v < panel_vectors; ++v)
+                finish(tile, row + i, column + v * width, columns, load<Floats>(finished + i * config::micro_columns + v * width));
+        }
       }
     }
+  }
+
+  // Bias, then one rounding. The column is relative to the tile's, of which `columns` exist.
+  void finish(const Tile& tile, int row, int column, int columns, Floats value) const {
+    const int count = columns - column;
+    if (count <= 0) return;
+    const int64 n = tile.column + column;
+    if constexpr (problem::has_bias) value += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
+    store_rounded<problem::output>(row_of_d(tile.row + row) + n, value, count);
   }
 
   void pack_panel(const Tile& tile, int64 k, int depth, int column, int columns) {
@@ -79,45 +100,6 @@ class Mainloop {
     const int64 n = tile.column + column;
     if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w + n * args.w_stride + k, args.w_stride, columns, depth, panel);
     else pack_panel_ekn(w + k * args.w_stride + n, args.w_stride, columns, depth, panel);
-  }
-
-  // One instance for each number of rows, so that all sums are registers.
-  template <int rows> void run_block(const Tile& tile, int64 k, int depth, int row, int wanted, int column, int columns) {
-    if constexpr (rows > 1)
-      if (wanted < rows) return run_block<rows - 1>(tile, k, depth, row, wanted, column, columns);
-    float* partial = sums + row * sums_stride + column;
-    Sums<rows> block;
-#pragma unroll
-    for (int i = 0; i < rows; ++i)
-#pragma unroll
-      for (int v = 0; v < panel_vectors; ++v) {
-        block[i][v] = 0.f;
-        if constexpr (k_blocks > 1)
-          if (k > 0) block[i][v] = load<Floats>(partial + i * sums_stride + v * width);
-      }
-    multiply_panel<rows>(packed_a + row * packed_stride + k / elements_per_step, panel,
-                         (depth + elements_per_step - 1) / elements_per_step, block);
-    const bool last = k + depth == problem::k;
-    if (k_blocks > 1 && !last) {
-#pragma unroll
-      for (int i = 0; i < rows; ++i)
-#pragma unroll
-        for (int v = 0; v < panel_vectors; ++v) store(partial + i * sums_stride + v * width, block[i][v]);
-      return;
-    }
-#pragma unroll
-    for (int v = 0; v < panel_vectors; ++v) {
-      const int count = columns - v * width;
-      const int64 n = tile.column + column + v * width;
-      if (count <= 0) break;
-      Floats bias = 0.f;
-      if constexpr (problem::has_bias) bias = load_floats<problem::bias>(bias_of(tile.expert) + n, count);
-#pragma unroll
-      for (int i = 0; i < rows; ++i) {
-        if constexpr (problem::has_bias) block[i][v] += bias;
-        store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, block[i][v], count);
-      }
-    }
   }
 
   void run_unpacked(const Tile& tile, int columns) {
@@ -144,10 +126,7 @@ class Mainloop {
       Floats result[rows];
       dot<rows, step>(a, w, result);
 #pragma unroll
-      for (int i = 0; i < rows; ++i) {
-        if constexpr (problem::has_bias) result[i] += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
-        store_rounded<problem::output>(row_of_d(tile.row + row + i) + n, result[i], count);
-      }
+      for (int i = 0; i < rows; ++i) finish(tile, row + i, column, column + count, result[i]);
     }
   }
 

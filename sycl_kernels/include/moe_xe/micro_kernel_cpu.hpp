@@ -15,9 +15,26 @@ inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
   }
 }
 
-template <int rows> using Sums = Floats[rows][panel_vectors];
+// Where a block's sums lie between K blocks and before they are rounded.
+struct SumsInMemory {
+  float* first;
+  int stride;
+};
 
-template <int rows> inline void multiply_panel(const Packed* a, const PackedVector* panel, int steps, Sums<rows>& sums) {
+// `wanted` rows of packed A times a panel; a null `from` starts at zero. One instance for each number of rows, so that
+// all sums are registers.
+template <int rows>
+void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps, SumsInMemory from, SumsInMemory to) {
+  if constexpr (rows > 1)
+    if (wanted < rows) return multiply<rows - 1>(wanted, a, panel, steps, from, to);
+  Floats sums[rows][panel_vectors];
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) {
+      sums[row][v] = 0.f;
+      if (from.first) sums[row][v] = load<Floats>(from.first + row * from.stride + v * width);
+    }
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     PackedVector b[panel_vectors];
@@ -32,6 +49,10 @@ template <int rows> inline void multiply_panel(const Packed* a, const PackedVect
     ++a;
     panel += panel_vectors;
   }
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
 }
 
 // Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory.
