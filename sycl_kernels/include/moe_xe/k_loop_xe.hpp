@@ -11,11 +11,13 @@ inline constexpr int step_elements = step_bytes / element_bytes;
 inline constexpr int k_bytes = int(problem::k) * element_bytes;
 inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
 inline constexpr int tail_bytes = k_bytes % step_bytes;
+inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
+static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset of a block message");
+
 inline constexpr int sub_groups =
     config::heights[0] / config::sub_group_rows[0] * (config::tile_width / config::sub_group_columns[0]);
-static_assert(config::prefetch_distance * 32 < 512, "an immediate offset of a block message");
-inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
+
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
@@ -27,16 +29,14 @@ template <int count, class Function> [[gnu::always_inline]] inline void unrolled
   unrolled(function, std::make_integer_sequence<int, count>{});
 }
 
-// A round is `unroll` steps: begin_round(), step<ahead, tail>() for each, end_round(). `tail` says that the step's rows
+// A round is `unroll` steps: step<ahead, tail>() for each, then end_round(). `tail` says that the step's rows
 // end before 64 bytes. The last round may be shorter.
 template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
   constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
   for (int round = 0; round < rounds; ++round) {
-    work.begin_round();
     unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
     work.end_round();
   }
-  if constexpr (rest > 0) work.begin_round();
   unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
     work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
   });
@@ -151,7 +151,7 @@ template <int height> class GatheredTokenPrefetch {
 
  private:
   static constexpr int rows = (height + sub_groups - 1) / sub_groups, vectors = (rows + 15) / 16;
-  static constexpr int lines = rows <= 4 ? 4 : rows <= 8 ? 2 : 1;  // of a row in one message; divides `unroll`
+  static constexpr int lines = rows > 8 ? 1 : rows > 4 ? 2 : 4;  // of a row in one message
   static constexpr int last_offset = k_bytes - unroll * step_bytes;
   int64 address[vectors];
   int offset = 0;

@@ -1,4 +1,8 @@
 // Tiles on Xe's matrix engines: the weights' layout decides the product's orientation, a tile's height its code.
+//
+// What the host guarantees: `a`, `d` and each expert's weights begin at multiples of 64 bytes; rows begin and end at
+// multiples of 16 bytes and are at least 64 bytes long; a surface has fewer than 2^24 rows and bytes a row. A surface
+// is one expert's weights, or `a` and `d` up to the expert's last row: loads and stores past it do nothing.
 #pragma once
 #include <moe_xe/mainloop_xe_ekn.hpp>
 #include <moe_xe/mainloop_xe_enk.hpp>

@@ -46,7 +46,6 @@ template <int variant> class TokensByFeatures {
     });
   }
 
-  [[gnu::always_inline]] void begin_round() {}
   [[gnu::always_inline]] void end_round() {
     weights.move_y(unroll * step_elements);
     if constexpr (problem::gathered)

@@ -23,8 +23,7 @@ template <int variant> class FeaturesByTokens {
     for (auto& blocks : sums)
       for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j)
-        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) - unroll * step_bytes;
+      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
   }
 
   template <int ahead, bool tail> [[gnu::always_inline]] void step() {
@@ -50,15 +49,11 @@ template <int variant> class FeaturesByTokens {
     });
   }
 
-  // Addresses start one round early: moved after the round, they would be copied for the loads still to come.
-  [[gnu::always_inline]] void begin_round() {
-    if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] += unroll * step_bytes;
-  }
-
   [[gnu::always_inline]] void end_round() {
     weights.move_x(unroll * x_per_step);
-    if constexpr (!problem::gathered) tokens.move_x(unroll * x_per_step / 2);
+    if constexpr (problem::gathered)
+      for (auto& address : token) address += unroll * step_bytes;
+    else tokens.move_x(unroll * x_per_step / 2);
     weight_prefetch.end_round();
     token_prefetch.end_round();
   }
