@@ -1,6 +1,7 @@
 """Loads a kernel of an ocloc dump and runs it."""
 import ctypes as C
 import re
+import weakref
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Kernel:
         self.name = self.symbol.removeprefix(PREFIX)
         self.env = self.info["execution_env"]
         self._handle = lib().xs_prog_new()
+        weakref.finalize(self, lib().xs_prog_free, self._handle)
         self.ins, self._bases, self._data, self._externs = [], {}, {}, {}
         self._load()
 
@@ -96,10 +98,6 @@ class Kernel:
             raw[:len(data)] = np.frombuffer(data, np.uint8)
             self._data[kind] = (DATA_BASE + 0x10000000 * len(self._data), raw)
         return self._data[kind][0] + (size if section.startswith(".bss") else 0)
-
-    def __del__(self):
-        if hasattr(self, "_handle"):
-            lib().xs_prog_free(self._handle)
 
     # ------------------------------------------------------------ launch
     def launch(self, global_size, local_size, args, seed=0, mem=None, max_groups=8, quantum=200,

@@ -1,4 +1,6 @@
 """Simulated global memory, and what an argument may be besides a numpy value."""
+import weakref
+
 import numpy as np
 
 from .native import SimError, lib
@@ -17,6 +19,7 @@ class Memory:
     """Simulated global memory: numpy arrays at simulated addresses, with unmapped gaps between."""
     def __init__(self):
         self.handle = lib().xs_mem_new()
+        weakref.finalize(self, lib().xs_mem_free, self.handle)
         self._next = BUFFER_BASE
         self._maps = {}          # (host address, bytes) -> (simulated address, array); the array stays alive with it
 
@@ -40,7 +43,3 @@ class Memory:
         if lib().xs_mem_map(self.handle, address, max(array.nbytes, 1), array.ctypes.data, int(readonly), name.encode()):
             raise SimError(lib().xs_error().decode())
         self._maps[key] = (address, array)
-
-    def __del__(self):
-        if hasattr(self, "handle"):
-            lib().xs_mem_free(self.handle)
