@@ -28,27 +28,26 @@ class Family(str, Enum):
     generic = "generic"
 
 
-# What a 2D block message takes (Intel's LSC block2d messages): bytes.
+# What a 2D block message takes (Intel's LSC block2d messages), in bytes.
 SURFACE_BASE_ALIGNMENT = 64
-SURFACE_PITCH_ALIGNMENT = 16
+SURFACE_ROW_ALIGNMENT = 16       # of pitch and width
 SURFACE_MIN_WIDTH = 64
 SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
 
 
 def _surface_fits(base: int, width: int, height: int, pitch: int) -> bool:
-    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_PITCH_ALIGNMENT == 0 and
+    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_ROW_ALIGNMENT == 0 and width % SURFACE_ROW_ALIGNMENT == 0 and
             SURFACE_MIN_WIDTH <= width <= pitch < SURFACE_LIMIT and height < SURFACE_LIMIT)
 
 
 def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool:
-    """True where every operand can be a surface of 2D block messages."""
+    """True where `a`, `d` and each expert's weights can be surfaces of 2D block messages."""
     size, out_size = problem.input.size, problem.output.size
-    rows_of_w, width_of_w = (problem.n, problem.k) if problem.weights is WeightLayout.enk else (problem.k, problem.n)
-    if operands.w_stride == 0 or operands.w_expert_stride % operands.w_stride:
-        return False
-    w_height = (operands.num_experts - 1) * (operands.w_expert_stride // operands.w_stride) + rows_of_w
-    return (_surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
-            _surface_fits(operands.w, width_of_w * size, w_height, operands.w_stride * size) and
+    w_rows, w_columns = (problem.n, problem.k) if problem.weights is WeightLayout.enk else (problem.k, problem.n)
+    experts_aligned = operands.num_experts == 1 or operands.w_expert_stride * size % SURFACE_BASE_ALIGNMENT == 0
+    return (experts_aligned and
+            _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
+            _surface_fits(operands.w, w_columns * size, w_rows, operands.w_stride * size) and
             _surface_fits(operands.d, problem.n * out_size, operands.total_rows, operands.d_stride * out_size))
 
 

@@ -23,16 +23,20 @@ def test_the_device_decides():
 @pytest.mark.parametrize("change", [
     {"a": 0x1020}, {"w": 0x2010}, {"d": 0x3008},                    # bases of 64 bytes
     {"a_stride": 132}, {"d_stride": 260}, {"w_stride": 129, "w_expert_stride": 129 * 256},      # pitches of 16 bytes
-    {"w_expert_stride": 256 * 128 + 8},                             # experts that are no whole number of rows apart
-    {"a_rows": 1 << 24}, {"total_rows": 1 << 24}, {"num_experts": 1 << 17},                     # heights
+    {"w_expert_stride": 256 * 128 + 8},                             # every expert's base
+    {"a_rows": 1 << 24}, {"total_rows": 1 << 24},                   # heights
     {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}])
 def test_what_block_messages_cannot_take_goes_elsewhere(change):
     assert family(**change) is h.Family.generic
 
 
-def test_narrow_rows_go_elsewhere():
-    narrow = dataclasses.replace(PROBLEM, k=24)
-    assert family(narrow, a_stride=24, w_stride=24, w_expert_stride=24 * 256) is h.Family.generic
+@pytest.mark.parametrize("k", [24, 100])
+def test_narrow_rows_and_ragged_ends_go_elsewhere(k):
+    assert family(dataclasses.replace(PROBLEM, k=k)) is h.Family.generic
+
+
+def test_one_experts_stride_does_not_matter():
+    assert family(num_experts=1, w_expert_stride=7) is h.Family.xe
 
 
 def test_float32_is_exact_unless_tf32_is_allowed():
