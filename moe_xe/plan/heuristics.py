@@ -30,25 +30,31 @@ class Family(str, Enum):
 
 # What a 2D block message takes (Intel's LSC block2d messages), in bytes.
 SURFACE_BASE_ALIGNMENT = 64
-SURFACE_ROW_ALIGNMENT = 16       # of pitch and width
+SURFACE_PITCH_ALIGNMENT = 16
+SURFACE_WIDTH_ALIGNMENT = 4
 SURFACE_MIN_WIDTH = 64
 SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
+LANE_ACCESS = 16                 # what one lane loads or stores at once (mainloop_xe_*.hpp)
 
 
 def _surface_fits(base: int, width: int, height: int, pitch: int) -> bool:
-    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_ROW_ALIGNMENT == 0 and width % SURFACE_ROW_ALIGNMENT == 0 and
+    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_PITCH_ALIGNMENT == 0 and width % SURFACE_WIDTH_ALIGNMENT == 0 and
             SURFACE_MIN_WIDTH <= width <= pitch < SURFACE_LIMIT and height < SURFACE_LIMIT)
 
 
 def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool:
-    """True where `a`, `d` and each expert's weights can be surfaces of 2D block messages."""
+    """True where the operands are what sycl_kernels/include/moe_xe/mainloop_xe.hpp asks for."""
     size, out_size = problem.input.size, problem.output.size
-    w_rows, w_columns = (problem.n, problem.k) if problem.weights is WeightLayout.enk else (problem.k, problem.n)
+    swapped = problem.weights is WeightLayout.enk
+    w_rows, w_columns = (problem.n, problem.k) if swapped else (problem.k, problem.n)
     experts_aligned = operands.num_experts == 1 or operands.w_expert_stride * size % SURFACE_BASE_ALIGNMENT == 0
-    return (experts_aligned and
+    if swapped:     # each lane stores its own row of d
+        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0
+    else:
+        d_fits = _surface_fits(operands.d, problem.n * out_size, operands.total_rows, operands.d_stride * out_size)
+    return (experts_aligned and d_fits and problem.k * size % LANE_ACCESS == 0 and
             _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
-            _surface_fits(operands.w, w_columns * size, w_rows, operands.w_stride * size) and
-            _surface_fits(operands.d, problem.n * out_size, operands.total_rows, operands.d_stride * out_size))
+            _surface_fits(operands.w, w_columns * size, w_rows, operands.w_stride * size))
 
 
 def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool, has_dpas: bool) -> Family:

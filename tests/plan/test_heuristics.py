@@ -20,14 +20,24 @@ def test_the_device_decides():
     assert family(has_dpas=False) is h.Family.generic
 
 
-@pytest.mark.parametrize("change", [
-    {"a": 0x1020}, {"w": 0x2010}, {"d": 0x3008},                    # bases of 64 bytes
-    {"a_stride": 132}, {"d_stride": 260}, {"w_stride": 129, "w_expert_stride": 129 * 256},      # pitches of 16 bytes
-    {"w_expert_stride": 256 * 128 + 8},                             # every expert's base
-    {"a_rows": 1 << 24}, {"total_rows": 1 << 24},                   # heights
-    {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}])
-def test_what_block_messages_cannot_take_goes_elsewhere(change):
-    assert family(**change) is h.Family.generic
+UNFIT = [{"a": 0x1020}, {"w": 0x2010},                                        # bases of 64 bytes
+         {"a_stride": 132}, {"w_stride": 129, "w_expert_stride": 129 * 256},  # pitches of 16 bytes
+         {"w_expert_stride": 256 * 128 + 8},                                  # every expert's base
+         {"a_rows": 1 << 24}, {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}]
+UNFIT_D = [({"d": 0x3008}, "enk"), ({"d_stride": 260}, "enk"), ({"d": 0x3010}, "ekn"), ({"d_stride": 260}, "ekn"),
+           ({"total_rows": 1 << 24}, "ekn")]
+
+
+@pytest.mark.parametrize("change, layout", [(change, "enk") for change in UNFIT] + UNFIT_D)
+def test_what_block_messages_cannot_take_goes_elsewhere(change, layout):
+    problem = dataclasses.replace(PROBLEM, weights=WeightLayout(layout))
+    aligned = {} if layout == "enk" else {"w_stride": 256}
+    assert family(problem, **aligned) is h.Family.xe
+    assert family(problem, **(aligned | change)) is h.Family.generic
+
+
+def test_swapped_stores_take_any_n():
+    assert family(dataclasses.replace(PROBLEM, n=203), d_stride=208, w_expert_stride=203 * 128) is h.Family.xe
 
 
 @pytest.mark.parametrize("k", [24, 100])
