@@ -8,7 +8,7 @@ from ..jit.source import generate
 from ..plan.heuristics import xe_config
 from ..plan.launch import KERNEL_NAME
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
-from ..plan.config import TileConfig
+from ..plan.config import TileConfig, XeConfig
 from . import ocloc, spirv
 from .dump import Dump
 from .listing import Loop, summarize
@@ -29,7 +29,7 @@ def build(problem: GroupedGemmProblem, config: TileConfig, device: str) -> Dump:
     """The machine code of one grouped GEMM. Raises as spirv.compile_to_spirv and ocloc.build do."""
     root = sources_dir()
     image = spirv.compile_to_spirv(generate(problem, config), [f"-I{root / 'include'}", f"-I{root}"])
-    return ocloc.build(image, device, LARGE_GRF)
+    return ocloc.build(image, device, LARGE_GRF if isinstance(config, XeConfig) else "")
 
 
 def prefill_loop(loops: Sequence[Loop]) -> Loop:

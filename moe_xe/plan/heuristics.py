@@ -90,10 +90,10 @@ def xe_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule =
 
 
 def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> GenericConfig:
-    heights = (64, 32, 16, 8)
+    heights = (64, 32, 16)
     first = heights_for(total_rows, heights)
     return GenericConfig(heights=heights[first:], tile_width=128, raster_group=8, min_fill_eighths=7, schedule=schedule,
-                         sub_group_rows=(16, 8, 8, 8)[first:], sub_group_columns=(32, 32, 16, 8)[first:])
+                         sub_group_rows=(16, 16, 8)[first:], sub_group_columns=(32, 16, 16)[first:])
 
 
 VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}

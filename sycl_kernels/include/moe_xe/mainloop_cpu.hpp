@@ -124,7 +124,7 @@ class Mainloop {
 #pragma unroll
       for (int i = 0; i < step; ++i) w[i] = weights_of(tile.expert) + (n + (i < count ? i : count - 1)) * args.w_stride;
       Floats result[rows];
-      dot<rows, step>(a, w, result);
+      dot<rows, step>(a, w, config::prefetch_columns * args.w_stride, result);
 #pragma unroll
       for (int i = 0; i < rows; ++i) finish(tile, row + i, column, column + count, result[i]);
     }

@@ -55,9 +55,10 @@ void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps,
     for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
 }
 
-// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory.
+// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `ahead`:
+// elements from a row of W to the one to prefetch meanwhile.
 template <int rows, int columns>
-inline void dot(const Input* const* a, const Input* const* w, Floats (&result)[rows]) {
+inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
   static_assert(columns <= width);
   Floats sums[rows][columns];
 #pragma unroll
@@ -80,7 +81,11 @@ inline void dot(const Input* const* a, const Input* const* w, Floats (&result)[r
   };
   constexpr int64 whole = problem::k / chunk * chunk;
 #pragma unroll 1
-  for (int64 k = 0; k < whole; k += chunk) add([=](const Input* row) { return load_chunk(row + k); });
+  for (int64 k = 0; k < whole; k += chunk) {
+#pragma unroll
+    for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
+    add([=](const Input* row) { return load_chunk(row + k); });
+  }
   if constexpr (whole < problem::k)
     add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
 #pragma unroll
