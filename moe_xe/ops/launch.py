@@ -32,7 +32,9 @@ class Call:
 def target_of(facts: DeviceFacts) -> Target:
     """What the planner needs of these facts."""
     is_cpu = facts.kind == "cpu"
-    return Target(is_cpu, facts.xe_cores, facts.has_matrix_engine and not is_cpu, runtime.cpu_isa() if is_cpu else None)
+    # sub-groups of 8 mark the generation before PVC and Xe2: narrower dpas, no 2D block messages
+    has_dpas = facts.has_matrix_engine and not is_cpu and 8 not in facts.sub_group_sizes
+    return Target(is_cpu, facts.xe_cores, has_dpas, runtime.cpu_isa() if is_cpu else None)
 
 
 @functools.lru_cache(maxsize=4096)

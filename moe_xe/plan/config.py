@@ -86,7 +86,7 @@ class CpuConfig(TileConfig):
 
     isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
     k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
-    read [N, K] weights in place, dot_rows x dot_columns dot products at a time. prefetch_columns: columns ahead there.
+    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead.
     """
     isa: str
     micro_rows: int
@@ -94,7 +94,6 @@ class CpuConfig(TileConfig):
     k_block: int
     unpacked_rows: int
     dot_rows: int
-    dot_columns: int
     prefetch_columns: int
 
     @property

@@ -93,17 +93,22 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
     heights = (64, 32, 16)
     first = heights_for(total_rows, heights)
     return GenericConfig(heights=heights[first:], tile_width=128, raster_group=8, min_fill_eighths=7, schedule=schedule,
-                         sub_group_rows=(16, 16, 8)[first:], sub_group_columns=(32, 16, 16)[first:])
+                         sub_group_rows=(8, 8, 4)[first:], sub_group_columns=(32, 16, 16)[first:])
 
 
 VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
 
 
+# micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 was measured (docs/performance.md); the micro kernel
+# fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
+CPU_KERNELS = {"avx512_bf16": (14, 32, 4096, 4, 3), "avx512": (14, 32, 512, 4, 2), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
+
+
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
-    wide = isa.startswith("avx512")
+    micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
     return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
-                     micro_rows=14 if wide else 6, micro_columns=32 if wide else 16, k_block=4096, unpacked_rows=3, dot_rows=1,
-                     dot_columns=4, prefetch_columns=2)
+                     micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,
+                     dot_rows=dot_rows, prefetch_columns=16)
 
 
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, isa: str | None = None,

@@ -114,4 +114,4 @@ def run(problem: GroupedGemmProblem, config: SubGroupConfig, counts=RAGGED, grou
         stats = case.launch(config, work_groups, seed)
         case.check()
     print(f"{problem.input.value} {problem.weights.value}{' gathered' if problem.gathered else ''}, N={problem.n} K={problem.k}, "
-          f"width {config.tile_width}: {stats.total} instructions, {stats.dpas} dpas, {stats.total / stats.dpas:.2f} a dpas")
+          f"width {config.tile_width}: {stats.total} instructions, {stats.dpas} dpas")

@@ -58,9 +58,9 @@ class Mainloop {
     }
   }
 
-  // sums += A[row, k..k+count) * W[k..k+count, column]
+  // sums += A[row, k..k+count) * W[k..k+count, column]; w walks along K: products of 64-bit strides would fill registers.
   template <int count, int rows, int groups>
-  void add(const Input* const (&a)[rows], const Input* const (&w)[groups], int k, float (&sums)[rows][groups]) const {
+  void add(const Input* const (&a)[rows], const Input* (&w)[groups], int k, float (&sums)[rows][groups]) const {
     float tokens[rows];
 #pragma unroll
     for (int row = 0; row < rows; ++row) tokens[row] = widened<problem::input>(a[row][k + lesser(lane, count - 1)]);
@@ -71,7 +71,10 @@ class Mainloop {
       for (int group = 0; group < groups; ++group)
 #pragma unroll
         for (int i = 0; i < k_step; ++i)
-          if (first + i < count) weights[group][i] = widened<problem::input>(w[group][offset_along_k(k + first + i)]);
+          if (first + i < count) {
+            weights[group][i] = widened<problem::input>(alone(*w[group]));
+            w[group] += problem::weights == WeightLayout::enk ? 1 : args.w_stride;
+          }
 #pragma unroll
       for (int i = 0; i < k_step; ++i)
 #pragma unroll
@@ -83,6 +86,10 @@ class Mainloop {
         }
     }
   }
+
+  // Volatile for 16-bit elements: IGC joins neighbours to 32-bit messages, which an odd stride would misalign.
+  using Alone = std::conditional_t<sizeof(Input) == 2, const volatile Input, const Input>;
+  static Input alone(Alone& element) { return element; }
 
   static int lesser(int x, int y) { return x < y ? x : y; }
   int column_of(int first_column, int group) const { return lesser(first_column + group * lanes + lane, int(problem::n) - 1); }
@@ -97,7 +104,6 @@ class Mainloop {
     const Input* w = static_cast<const Input*>(args.w) + expert * args.w_expert_stride;
     return problem::weights == WeightLayout::enk ? w + column * args.w_stride : w + column;
   }
-  int64 offset_along_k(int k) const { return problem::weights == WeightLayout::enk ? k : k * args.w_stride; }
 
   const Arguments& args;
   const int sub_group, lane;
