@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 
 
+_REST_SECONDS = 0.01
+
+
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, on the device's own clock where it has one."""
     if device.type == "xpu":
@@ -24,13 +27,18 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def interleaved_medians(calls: dict[str, Callable[[], object]], device: torch.device, seconds: float,
                         min_rounds: int = 3, max_rounds: int = 200) -> dict[str, float]:
-    """Median seconds of each call; rounds of all of them in turn until `seconds` have passed."""
+    """Median seconds of each call; rounds of all of them in turn until `seconds` have passed.
+
+    Before each call the machine rests: OpenMP's threads spin on for milliseconds after torch's call, on the cores that
+    the next one needs.
+    """
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
     for done in range(1, max_rounds + 1):
         for name, call in calls.items():
+            time.sleep(_REST_SECONDS)
             times[name].append(timed(call, device))
         if done >= min_rounds and time.perf_counter() - begin > seconds:
             break

@@ -47,7 +47,7 @@ def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *
                     rows_dtypes=(torch.int32, torch.int64))
     if out is None:
         out = torch.empty(call.total_rows, call.w.shape[1], dtype=call.out_dtype, device=a.device)
-    return plan_for(call, out, "counts", _tf32_allowed())
+    return plan_for(call, out, "counts")
 
 
 def _logical_weights(w: torch.Tensor, layout: str) -> torch.Tensor:
@@ -56,10 +56,6 @@ def _logical_weights(w: torch.Tensor, layout: str) -> torch.Tensor:
         raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {layout!r}')
     checks.check_tensor("w", w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
     return w if layout == "enk" else w.transpose(1, 2)
-
-
-def _tf32_allowed() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
@@ -103,10 +99,9 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
 
 def dispatch(call: Call, out: torch.Tensor | None, rows_format: str) -> torch.Tensor:
     arguments = (call.a, call.w, call.rows, call.bias, call.gather_indices)
-    tf32 = _tf32_allowed()
     if out is None:
-        return torch.ops.moe_xe.grouped_gemm(*arguments, call.out_dtype, rows_format, call.schedule, tf32)
-    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, rows_format, call.schedule, tf32)
+        return torch.ops.moe_xe.grouped_gemm(*arguments, call.out_dtype, rows_format, call.schedule)
+    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, rows_format, call.schedule)
     return out
 
 
@@ -118,26 +113,26 @@ def _total_rows(a, gather_indices):
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, bool tf32) -> ()")
-def grouped_gemm_out(a, w, rows, bias, gather_indices, out, rows_format, schedule, tf32):
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule) -> ()")
+def grouped_gemm_out(a, w, rows, bias, gather_indices, out, rows_format, schedule):
     checks.check_no_overlap(out, a=a, w=w, tokens_per_expert=rows, bias=bias, gather_indices=gather_indices)
-    launch(Call(a, w, rows, bias, gather_indices, out.dtype, schedule, out.shape[0]), out, rows_format, tf32)
+    launch(Call(a, w, rows, bias, gather_indices, out.dtype, schedule, out.shape[0]), out, rows_format)
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, bool tf32) -> Tensor")
-def grouped_gemm_new(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule, tf32):
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule) -> Tensor")
+def grouped_gemm_new(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule):
     total_rows = _total_rows(a, gather_indices)
     out = torch.empty(total_rows, w.shape[1], dtype=out_dtype, device=a.device)
-    launch(Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows), out, rows_format, tf32)
+    launch(Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows), out, rows_format)
     return out
 
 
 @torch.library.register_fake("moe_xe::grouped_gemm_out")
-def _(a, w, rows, bias, gather_indices, out, rows_format, schedule, tf32):
+def _(a, w, rows, bias, gather_indices, out, rows_format, schedule):
     return None
 
 
 @torch.library.register_fake("moe_xe::grouped_gemm")
-def _(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule, tf32):
+def _(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule):
     return a.new_empty(_total_rows(a, gather_indices), w.shape[1], dtype=out_dtype)

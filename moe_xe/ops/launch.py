@@ -42,36 +42,37 @@ def _source(plan: LaunchPlan) -> KernelSource:
     return KernelSource(KERNEL_NAME, KERNEL_SIGNATURE, plan.text, ())
 
 
-def plan_call(call: Call, out: torch.Tensor, rows_format: str, tf32: bool, target: Target) -> tuple[LaunchPlan, Operands]:
+def plan_call(call: Call, out: torch.Tensor, rows_format: str, target: Target) -> tuple[LaunchPlan, Operands]:
     """What would be launched for this call."""
     layout, w_stride, w_expert_stride = weight_layout("w", call.w)
     num_experts, n, k = call.w.shape
     problem = GroupedGemmProblem(
         n=n, k=k, input=DTYPES[call.a.dtype], output=DTYPES[out.dtype], weights=layout,
         bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(rows_format),
-        rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gather_indices is not None, tf32=tf32)
+        rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gather_indices is not None,
+        tf32=torch.get_float32_matmul_precision() != "highest")
     operands = Operands(a=call.a.data_ptr(), w=call.w.data_ptr(), d=out.data_ptr(), total_rows=call.total_rows,
                         a_rows=call.a.shape[0], num_experts=num_experts, a_stride=row_stride("a", call.a), w_stride=w_stride,
                         w_expert_stride=w_expert_stride, d_stride=row_stride("out", out))
     return plan_launch(problem, operands, target, Schedule(call.schedule)), operands
 
 
-def plan_for(call: Call, out: torch.Tensor, rows_format: str, tf32: bool) -> LaunchPlan:
+def plan_for(call: Call, out: torch.Tensor, rows_format: str) -> LaunchPlan:
     """The plan for this call on the device of its tensors."""
-    return plan_call(call, out, rows_format, tf32, target_of(facts_of(queue_for(out.device))))[0]
+    return plan_call(call, out, rows_format, target_of(facts_of(queue_for(out.device))))[0]
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def launch(call: Call, out: torch.Tensor, rows_format: str, tf32: bool) -> None:
+def launch(call: Call, out: torch.Tensor, rows_format: str) -> None:
     """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
     if call.total_rows == 0 or out.shape[1] == 0:
         return
     check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, gather_indices=call.gather_indices, out=out)
     queue = queue_for(out.device)
-    plan, operands = plan_call(call, out, rows_format, tf32, target_of(facts_of(queue)))
+    plan, operands = plan_call(call, out, rows_format, target_of(facts_of(queue)))
     kernel = compile_kernel(queue, _source(plan))
     # both in stream order: torch zeroes the counter before the launch and reuses neither before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)

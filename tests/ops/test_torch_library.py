@@ -15,9 +15,9 @@ def test_opcheck(dtype, device):
     a, w, rows, b = make(COUNTS, 24, 32, dtype, device, dtype)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
     for arguments in ((a, w, rows, None, None), (a, w, rows, b, indices)):
-        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic", False))
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic"))
         out = torch.empty(sum(COUNTS), 24, dtype=dtype, device=device)
-        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic", False))
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic"))
 
 
 def test_fake_xpu_tensors_reach_the_op():
