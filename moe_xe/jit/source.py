@@ -48,6 +48,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr bool has_bias = {str(problem.bias is not None).lower()}, gathered = {str(problem.gathered).lower()};",
         "}",
         "namespace moe_xe::config {",
+        f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),
     ]
     lines += ["}", "#include <kernels/grouped_gemm.cpp>", ""]

@@ -81,6 +81,6 @@ def launch(call: Call, out: torch.Tensor, rows_format: str) -> None:
         operands.a, operands.w, _pointer(call.bias), operands.d, call.rows.data_ptr(), _pointer(call.gather_indices),
         tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.a_stride,
         operands.w_stride, operands.w_expert_stride, 0 if call.bias is None else row_stride("bias", call.bias),
-        operands.d_stride, plan.scratch_bytes, operands.num_experts))
+        operands.d_stride, operands.num_experts))
     if out.device.type == "cpu":
         queue.wait()

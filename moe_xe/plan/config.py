@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .problem import Dtype, GroupedGemmProblem
+
 
 class Schedule(str, Enum):
     """dynamic: work-groups fetch tiles with an atomic; static: work-group g takes tiles g, g + groups, ..."""
@@ -40,6 +42,10 @@ class TileConfig:
     def computed_rows(self, height: int, rows: int) -> int:
         """Rows that a tile of this height computes when only `rows` of them exist."""
         return height
+
+    def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
+        """Global memory that one work-group needs for itself."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -102,3 +108,21 @@ class CpuConfig(TileConfig):
 
     def computed_rows(self, height: int, rows: int) -> int:
         return rows
+
+    def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
+        """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (mainloop_cpu.hpp asserts it)."""
+        bf16 = problem.input is Dtype.bf16
+        pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
+        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * (2 if bf16 else 1))
+        packed_a = self.heights[0] * (padded_k // pairs + 16)
+        panel = min(self.k_block, padded_k) // pairs * self.micro_columns
+        sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
+        return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
+
+
+# dwords of a vector register, by the names of types.hpp's Isa
+VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

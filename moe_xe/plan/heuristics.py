@@ -96,9 +96,6 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
                          sub_group_rows=(8, 8, 4)[first:], sub_group_columns=(32, 16, 16)[first:])
 
 
-VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
-
-
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 was measured (docs/performance.md); the micro kernel
 # fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
 CPU_KERNELS = {"avx512_bf16": (14, 32, 4096, 4, 3), "avx512": (14, 32, 512, 4, 2), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
@@ -121,18 +118,3 @@ def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, 
         return cpu_config(problem, isa or "baseline", schedule)
     choose = xe_config if family is Family.xe else generic_config
     return choose(problem, total_rows, schedule)
-
-
-def cpu_scratch_bytes(problem: GroupedGemmProblem, config: CpuConfig) -> int:
-    """Bytes in which one work-group of the CPU device packs its operands (the formula of mainloop_cpu.hpp)."""
-    bf16 = problem.input is Dtype.bf16
-    pairs = 2 if bf16 and config.isa == "avx512_bf16" else 1
-    padded_k = _round_up(problem.k, VECTOR_DWORDS[config.isa] * (2 if bf16 else 1))
-    packed_a = config.heights[0] * (padded_k // pairs + 16)
-    panel = min(config.k_block, padded_k) // pairs * config.micro_columns
-    sums = config.heights[0] * _round_up(config.tile_width, config.micro_columns) if problem.k > config.k_block else 0
-    return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ..jit.source import generate
 from . import heuristics
-from .config import CpuConfig, Schedule, TileConfig
+from .config import Schedule, TileConfig
 from .problem import GroupedGemmProblem, Operands
 
 KERNEL_NAME = "grouped_gemm"
-# a w bias d rows gather_indices tile_counter scratch, eight int64, num_experts: see types.hpp
-KERNEL_SIGNATURE = "pppppppp" + "qqqqqqqq" + "i"
+# a w bias d rows gather_indices tile_counter scratch, seven int64, num_experts: see types.hpp
+KERNEL_SIGNATURE = "pppppppp" + "qqqqqqq" + "i"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class LaunchPlan:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(problem: GroupedGemmProblem, config: TileConfig, cores: int) -> LaunchPlan:
-    scratch = heuristics.cpu_scratch_bytes(problem, config) if isinstance(config, CpuConfig) else 0
-    return LaunchPlan(problem, config, generate(problem, config), cores, config.work_group_size, scratch)
+    return LaunchPlan(problem, config, generate(problem, config), cores, config.work_group_size, config.scratch_bytes(problem))
 
 
 def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target, schedule: Schedule) -> LaunchPlan:

@@ -15,10 +15,10 @@
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_gemm(
     const void* a, const void* w, const void* bias, void* d, const void* rows, const int* gather_indices,
     int* tile_counter, void* scratch, long total_rows, long a_rows, long a_stride, long w_stride, long w_expert_stride,
-    long bias_stride, long d_stride, long scratch_bytes, int num_experts) {
+    long bias_stride, long d_stride, int num_experts) {
   using namespace moe_xe;
-  const Arguments args{a,        w,        bias,     d,               rows,        gather_indices, tile_counter, scratch,    total_rows,
-                       a_rows,   a_stride, w_stride, w_expert_stride, bias_stride, d_stride,       scratch_bytes, num_experts};
+  const Arguments args{a, w, bias, d, rows, gather_indices, tile_counter, scratch, total_rows, a_rows, a_stride, w_stride,
+                       w_expert_stride, bias_stride, d_stride, num_experts};
   Team team;
   TileQueue<Team> queue(args, team);
   Mainloop mainloop(args, team);

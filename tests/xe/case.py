@@ -92,7 +92,7 @@ class Case:
         i8 = np.int64
         args = [self.a, self.w, self.bias, self.d, self.rows, self.indices, counter, None, i8(self.rows_of_d), i8(len(self.a)),
                 i8(self.a.shape[1]), i8(self.w.shape[2]), i8(self.w[0].size), i8(self.bias.shape[1] if self.bias is not None else 0),
-                i8(self.d.shape[1]), i8(0), np.int32(len(self.counts))]
+                i8(self.d.shape[1]), np.int32(len(self.counts))]
         size = config.work_group_size
         stats = kernel_of(self.problem, config).launch(groups * size, size, args, seed=seed)
         assert not stats.warnings, stats.warnings

@@ -13,19 +13,16 @@ constexpr int64 k_blocks = (problem::k + k_block - 1) / k_block;
 constexpr int sums_stride = int(round_up(config::tile_width, config::micro_columns));
 static_assert(k_block % chunk == 0 && config::micro_columns % width == 0);
 
-// A work-group's scratch, in dwords of 4 bytes (moe_xe/plan computes the same):
-//   packed A   height * (round_up(K, chunk) / elements_per_step + 16)
-//   panel      min(k_block, round_up(K, chunk)) / elements_per_step * micro_columns
-//   sums       height * round_up(tile_width, micro_columns), where there is more than one K block
-// each rounded up to 16, with chunk = dwords of a register (bf16: twice that) and elements_per_step = 2 for bf16 on
-// Isa::avx512_bf16, 1 otherwise.
+// A work-group's scratch, in dwords.
 constexpr int64 packed_a_dwords = round_up(tallest * packed_stride, 16);
 constexpr int64 panel_dwords = round_up(k_block / elements_per_step * config::micro_columns, 16);
+constexpr int64 sums_dwords = k_blocks > 1 ? round_up(tallest * sums_stride, 16) : 0;
+static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
 
 class Mainloop {
  public:
   Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
-    auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * args.scratch_bytes));
+    auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
     packed_a = reinterpret_cast<Packed*>(scratch);
     panel = reinterpret_cast<PackedVector*>(scratch + packed_a_dwords);
     sums = scratch + packed_a_dwords + panel_dwords;

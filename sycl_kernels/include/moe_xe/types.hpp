@@ -29,7 +29,7 @@ struct Arguments {
   const void* rows;            // tokens per expert, or ends, [E]
   const int32* gather_indices; // [total_rows] or null
   int32* tile_counter;         // zero in stream order before the launch
-  void* scratch;               // scratch_bytes for each work-group (CPU device only)
+  void* scratch;               // config::scratch_bytes for each work-group
   int64 total_rows;            // rows of d; no row beyond is read or written, whatever the counts say
   int64 a_rows;                // rows of a
   int64 a_stride;              // elements between rows of a
@@ -37,7 +37,6 @@ struct Arguments {
   int64 w_expert_stride;       // elements between experts' weights
   int64 bias_stride;           // elements between experts' biases
   int64 d_stride;              // elements between rows of d
-  int64 scratch_bytes;         // per work-group
   int32 num_experts;
 };
 
