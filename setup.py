@@ -33,10 +33,11 @@ class CMakeBuild(build_ext):
              f"-DMOE_XE_SYCL_PREFIX={sycl_prefix()}",
              f"-DMOE_XE_EDITABLE_LIBDIR={libdir}"])
         self._run(["cmake", "--build", str(build_dir)])
-        components = ["runtime"] if self.editable_mode else ["runtime", "kernel_sources"]
-        for component in components:
-            self._run(["cmake", "--install", str(build_dir), "--prefix", str(destination),
-                       "--component", component])
+        # Of an editable build setuptools takes only the module to the source folder; the program goes there directly.
+        installs = [(destination, "runtime")]
+        installs.append((ROOT / "moe_xe", "runtime") if self.editable_mode else (destination, "kernel_sources"))
+        for prefix, component in installs:
+            self._run(["cmake", "--install", str(build_dir), "--prefix", str(prefix), "--component", component])
 
     @staticmethod
     def _run(command: list[str]) -> None:
