@@ -4,9 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..jit.shipped_sources import sources_dir
-from ..jit.source import generate
+from ..jit.source import KERNEL_NAME, generate
 from ..plan.heuristics import xe_config
-from ..plan.launch import KERNEL_NAME
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from ..plan.config import TileConfig, XeConfig
 from . import ocloc, spirv

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from ..plan.config import CpuConfig, Schedule, TileConfig, XeConfig
 from ..plan.problem import GroupedGemmProblem
+from .kernel_source import KernelSource
 
 _FREE_FUNCTION = "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::{}))"
 _ATTRIBUTES = {
@@ -30,8 +32,19 @@ def _constant(name: str, value) -> str:
     return f"inline constexpr int {name} = {value};"
 
 
+KERNEL_NAME = "grouped_gemm"
+# a w bias d rows gather_indices tile_counter scratch, seven int64, num_experts: see types.hpp
+KERNEL_SIGNATURE = "pppppppp" + "qqqqqqq" + "i"
+
+
+@functools.lru_cache(maxsize=4096)
+def grouped_gemm_source(problem: GroupedGemmProblem, config: TileConfig) -> KernelSource:
+    """The kernel for this problem and configuration."""
+    return KernelSource(KERNEL_NAME, KERNEL_SIGNATURE, generate(problem, config))
+
+
 def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
-    """C++ text of the grouped GEMM for this problem and configuration (kernel name: ``grouped_gemm``)."""
+    """C++ text of the grouped GEMM for this problem and configuration."""
     family = family_of(config)
     lines = [
         f"#define MOE_XE_{family} 1",

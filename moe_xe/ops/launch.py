@@ -8,9 +8,10 @@ import torch
 
 from .. import runtime
 from ..device import DeviceFacts, facts_of, queue_for
-from ..jit import KernelSource, compile_kernel
+from ..jit import compile_kernel
+from ..jit.source import grouped_gemm_source
 from ..plan.config import Schedule
-from ..plan.launch import KERNEL_NAME, KERNEL_SIGNATURE, LaunchPlan, Target, plan_launch
+from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.problem import GroupedGemmProblem, Operands, RowsFormat
 from .checks import DTYPES, check_addresses, row_stride, weight_layout
 
@@ -35,11 +36,6 @@ def target_of(facts: DeviceFacts) -> Target:
     # sub-groups of 8 mark the generation before PVC and Xe2: narrower dpas, no 2D block messages
     has_dpas = facts.has_matrix_engine and not is_cpu and 8 not in facts.sub_group_sizes
     return Target(is_cpu, facts.xe_cores, has_dpas, runtime.cpu_isa() if is_cpu else None)
-
-
-@functools.lru_cache(maxsize=4096)
-def _source(plan: LaunchPlan) -> KernelSource:
-    return KernelSource(KERNEL_NAME, KERNEL_SIGNATURE, plan.text, ())
 
 
 def plan_call(call: Call, out: torch.Tensor, rows_format: str, target: Target) -> tuple[LaunchPlan, Operands]:
@@ -73,7 +69,7 @@ def launch(call: Call, out: torch.Tensor, rows_format: str) -> None:
     check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, gather_indices=call.gather_indices, out=out)
     queue = queue_for(out.device)
     plan, operands = plan_call(call, out, rows_format, target_of(facts_of(queue)))
-    kernel = compile_kernel(queue, _source(plan))
+    kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
     # both in stream order: torch zeroes the counter before the launch and reuses neither before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)
     scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=out.device)

@@ -77,8 +77,13 @@ class SubGroupConfig(TileConfig):
 
 @dataclass(frozen=True)
 class XeConfig(SubGroupConfig):
-    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K."""
+    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K, at most 15 (an immediate offset)."""
     prefetch_distance: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.prefetch_distance <= 15:
+            raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
 
 
 @dataclass(frozen=True)

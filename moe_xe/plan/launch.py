@@ -4,15 +4,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ..jit.source import generate
 from . import heuristics
 from .config import Schedule, TileConfig
 from .problem import GroupedGemmProblem, Operands
-
-KERNEL_NAME = "grouped_gemm"
-# a w bias d rows gather_indices tile_counter scratch, seven int64, num_experts: see types.hpp
-KERNEL_SIGNATURE = "pppppppp" + "qqqqqqq" + "i"
-
 
 @dataclass(frozen=True)
 class Target:
@@ -28,7 +22,6 @@ class LaunchPlan:
     """One launch: what to compile, how many work-groups, and scratch bytes for each of them."""
     problem: GroupedGemmProblem
     config: TileConfig
-    text: str
     num_groups: int
     group_size: int
     scratch_bytes: int
@@ -36,7 +29,7 @@ class LaunchPlan:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(problem: GroupedGemmProblem, config: TileConfig, cores: int) -> LaunchPlan:
-    return LaunchPlan(problem, config, generate(problem, config), cores, config.work_group_size, config.scratch_bytes(problem))
+    return LaunchPlan(problem, config, cores, config.work_group_size, config.scratch_bytes(problem))
 
 
 def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target, schedule: Schedule) -> LaunchPlan:
