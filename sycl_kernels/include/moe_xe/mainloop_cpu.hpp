@@ -31,8 +31,9 @@ class Mainloop {
   void run(const Tile& tile) {
     const int left = int(problem::n - tile.column);
     const int columns = left < config::tile_width ? left : config::tile_width;
-    if (problem::weights == WeightLayout::enk && tile.rows <= config::unpacked_rows) run_unpacked(tile, columns);
-    else run_packed(tile, columns);
+    if (tile.rows > config::unpacked_rows) run_packed(tile, columns);
+    else if constexpr (problem::weights == WeightLayout::enk) run_dot_products(tile, columns);
+    else run_streamed(tile, columns);
   }
 
  private:
@@ -99,7 +100,44 @@ class Mainloop {
     else pack_panel_ekn(w + k * args.w_stride + n, args.w_stride, columns, depth, panel);
   }
 
-  void run_unpacked(const Tile& tile, int columns) {
+  // A few rows and [K, N] weights: the weights stream by once, some rows of K at a time, and are added to sums that stay
+  // in the first cache.
+  void run_streamed(const Tile& tile, int columns) {
+    constexpr int depth = 4, ahead = 2 * depth;
+    float streamed[config::unpacked_rows][sums_stride] = {};
+    const Input* w = weights_of(tile.expert) + tile.column;
+#pragma unroll 1
+    for (int64 k = 0; k < problem::k; k += depth) {
+      float tokens[config::unpacked_rows][depth];
+      for (int row = 0; row < tile.rows; ++row)
+#pragma unroll
+        for (int i = 0; i < depth; ++i)
+          tokens[row][i] = k + i < problem::k ? widened<problem::input>(row_of_a(tile.row + row)[k + i]) : 0.f;
+#pragma unroll 1
+      for (int column = 0; column < columns; column += width) {
+        Floats weights[depth];
+#pragma unroll
+        for (int i = 0; i < depth; ++i) {
+          const Input* from = w + (k + i < problem::k ? k + i : k) * args.w_stride + column;
+          prefetch(from + ahead * args.w_stride);
+          weights[i] = load_floats<problem::input>(from, columns - column);
+        }
+#pragma unroll 1
+        for (int row = 0; row < tile.rows; ++row) {
+          Floats sum = load<Floats>(streamed[row] + column);
+#pragma unroll
+          for (int i = 0; i < depth; ++i)
+            if (k + i < problem::k) sum = tokens[row][i] * weights[i] + sum;
+          store(streamed[row] + column, sum);
+        }
+      }
+    }
+    for (int row = 0; row < tile.rows; ++row)
+      for (int column = 0; column < columns; column += width)
+        finish(tile, row, column, columns, load<Floats>(streamed[row] + column));
+  }
+
+  void run_dot_products(const Tile& tile, int columns) {
 #pragma unroll 1
     for (int row = 0; row < tile.rows; row += config::dot_rows)
       run_dots<config::dot_rows>(tile, row, tile.rows - row, columns);
