@@ -1,4 +1,4 @@
-"""Timing of several ways to do the same, interleaved, so that a busy machine slows all of them alike."""
+"""Timing of several ways to do the same, in turn, so that a busy machine slows all of them alike."""
 from __future__ import annotations
 
 import statistics
@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 
 import torch
-
-
-_REST_SECONDS = 0.01
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -25,21 +22,26 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+_BURST_SECONDS = 0.05
+
+
 def interleaved_medians(calls: dict[str, Callable[[], object]], device: torch.device, seconds: float,
                         min_rounds: int = 3, max_rounds: int = 200) -> dict[str, float]:
     """Median seconds of each call; rounds of all of them in turn until `seconds` have passed.
 
-    Before each call the machine rests: OpenMP's threads spin on for milliseconds after torch's call, on the cores that
-    the next one needs.
+    Short calls come in bursts behind an untimed one: OpenMP's threads spin on for milliseconds after torch's call, on the
+    cores that the next one needs, and a thread pool that has gone to sleep wakes up slowly.
     """
     for call in calls.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [timed(call, device)] for name, call in calls.items()}
     begin = time.perf_counter()
     for done in range(1, max_rounds + 1):
         for name, call in calls.items():
-            time.sleep(_REST_SECONDS)
-            times[name].append(timed(call, device))
+            burst = min(50, int(_BURST_SECONDS / times[name][-1]))
+            if burst > 1:
+                call()
+            times[name] += [timed(call, device) for _ in range(max(1, burst))]
         if done >= min_rounds and time.perf_counter() - begin > seconds:
             break
     return {name: statistics.median(values) for name, values in times.items()}
