@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Optional
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -57,8 +58,8 @@ def run_gemm(layer: int, n: int, k: int, counts: list[int], w: torch.Tensor, dty
 
 
 def show(results: list[dict], console: Console) -> None:
-    table = Table(title="averages over the iterations; M-occ.: useful rows / rows that the tiles compute")
-    for heading in ("layer", "rows", "N x K", "M-occ.", "ms", "GFLOP/s", "GB/s", "roofline ms", "verified"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="averages over the iterations; M-occ.: useful rows / rows computed; roof: the roofline's time")
+    for heading in ("layer", "rows", "N x K", "M-occ.", "ms", "GFLOP/s", "GB/s", "roof ms", "verified"):
         table.add_column(heading, justify="right")
     for r in results:
         roofline = "unknown" if r["roofline_ms"] is None else f"{r['roofline_ms']:.2f}"

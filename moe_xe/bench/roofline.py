@@ -6,8 +6,11 @@ import functools
 import torch
 
 from ..device import facts_of, queue_for
+from ..jit import KernelSource, compile_kernel
+from ..plan.config import VECTOR_DWORDS
 from ..plan.devices import DeviceRecord, find_record
 from ..plan.problem import Dtype
+from ..runtime import cpu_isa
 from .timing import timed
 
 
@@ -22,17 +25,34 @@ def record_for(device: torch.device) -> DeviceRecord | None:
 
 
 def _measured_cpu(name: str, cores: int) -> DeviceRecord:
+    """Peaks: the multiply-add units' own rate, or torch.mm's where it is higher (AMX); bandwidth: of a copy."""
     device = torch.device("cpu")
     block = torch.ones(64 << 20, dtype=torch.float32)
     target = torch.empty_like(block)
     copy = min(timed(lambda: target.copy_(block), device) for _ in range(5))
+    isa = cpu_isa()
+    units = _fma_tflops(VECTOR_DWORDS[isa], 24 if isa.startswith("avx512") else 12, cores)
     rates = {}
     for dtype, torch_dtype in ((Dtype.bf16, torch.bfloat16), (Dtype.f16, torch.float16), (Dtype.f32, torch.float32)):
         x, y = torch.randn(2, _MM_SIZE, _MM_SIZE, dtype=torch_dtype)
-        rates[dtype.value] = 2 * _MM_SIZE**3 / min(timed(lambda: x @ y, device) for _ in range(3)) / 1e12
-    # a CPU without native 16-bit arithmetic computes them in float32
-    rates = {key: max(rate, rates["f32"]) for key, rate in rates.items()}
-    return DeviceRecord(name, cores, rates, 2 * block.nbytes / copy / 1e9, "measured now: torch.mm and a copy of 256 MB")
+        mm = 2 * _MM_SIZE**3 / min(timed(lambda: x @ y, device) for _ in range(3)) / 1e12
+        pairs = 2 if dtype is Dtype.bf16 and isa == "avx512_bf16" else 1     # one instruction multiplies pairs
+        rates[dtype.value] = max(mm, pairs * units)
+    return DeviceRecord(name, cores, rates, 2 * block.nbytes / copy / 1e9, "measured now: multiply-add units, torch.mm, a copy")
+
+
+def _fma_tflops(width: int, chains: int, cores: int) -> float:
+    """1e12 float32 operations a second, `chains` independent vectors of `width` on each core."""
+    queue = queue_for(torch.device("cpu"))
+    source = KernelSource("fma_peak", "pi", f"#define MOE_XE_WIDTH {width}\n#define MOE_XE_CHAINS {chains}\n#include <kernels/fma_peak.cpp>\n")
+    kernel = compile_kernel(queue, source)
+    sums, rounds = torch.zeros(cores), 20_000_000
+
+    def run():
+        kernel.launch(queue, cores, 1, (sums.data_ptr(), rounds))
+        queue.wait()
+
+    return 2 * rounds * width * chains * cores / min(timed(run, torch.device("cpu")) for _ in range(4)) / 1e12
 
 
 def gemm_bytes(tokens_per_expert: list[int], n: int, k: int, in_size: int, out_size: int) -> int:

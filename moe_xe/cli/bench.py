@@ -3,9 +3,12 @@ import json as jsonlib
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from .tables import table_console
 
 app = typer.Typer(help="Benchmarks against torch's own ways, interleaved, medians.", no_args_is_help=True)
 
@@ -50,11 +53,11 @@ def gemm(
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
     else:
-        table = Table("model", "N", "K", "tokens", "dtype", "moe_xe ms", "grouped_mm ms", "mm loop ms", "speed-up", "GFLOP/s", "GB/s", "right")
+        table = Table("model", "N x K", "tokens", "dtype", "moe_xe", "grouped_mm", "mm loop", "speed-up", "GFLOP/s", "GB/s", "right",
+                      box=box.SIMPLE_HEAD, pad_edge=False, title="milliseconds; speed-up: against torch's faster path")
         for r in results:
-            table.add_row(r.model, str(r.n), str(r.k), str(r.tokens), r.dtype, f"{r.moe_xe_ms:.3f}", f"{r.grouped_mm_ms:.3f}",
+            table.add_row(r.model, f"{r.n} x {r.k}", str(r.tokens), r.dtype, f"{r.moe_xe_ms:.3f}", f"{r.grouped_mm_ms:.3f}",
                           f"{r.mm_loop_ms:.3f}", f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}", "yes" if r.correct else "NO")
-        Console().print(table)
-        print("speed-up: against torch's faster path")
+        table_console().print(table)
     if not all(result.correct for result in results):
         raise typer.Exit(1)

@@ -6,6 +6,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .tables import table_console
+
 FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores", "compute_units", "global_mem_bytes",
           "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine")
 
@@ -24,4 +26,4 @@ def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of o
     table = Table("", *(facts["name"] for facts in found))
     for field in FIELDS[1:]:
         table.add_row(field, *(str(facts[field]) for facts in found))
-    Console().print(table)
+    table_console().print(table)

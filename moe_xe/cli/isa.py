@@ -9,6 +9,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..plan.problem import Dtype
+from .tables import table_console
 
 COLUMNS = {"device": "device", "dtype": "dtype", "layout": "layout", "gathered": "gather", "grf": "GRF", "spill_bytes": "spill",
            "slm_bytes": "SLM", "dpas": "dpas", "messages": "msgs", "other": "other", "other_per_dpas": "/ dpas"}
@@ -44,4 +45,4 @@ def isa(
     table = Table(*COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, title=f"{rows[0]['kernel']}, N = {n}, K = {k}: the K loop of the prefill tile")
     for row in rows:
         table.add_row(*(f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS))
-    Console().print(table)
+    table_console().print(table)

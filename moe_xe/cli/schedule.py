@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..plan import config
 from ..plan.heuristics import xe_config
 from ..plan.problem import Dtype, GroupedGemmProblem
 from ..plan.schedule import simulate
+from .tables import table_console
 
 
 def schedule(
@@ -45,6 +45,6 @@ def schedule(
     for index, (counts, report) in enumerate(zip(layers, reports)):
         table.add_row(str(index), str(sum(counts)), *(str(report.tiles_per_height.get(height, 0)) for height in heights),
                       f"{report.occupancy:.3f}", f"{report.efficiency:.3f}")
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print(f"mean efficiency: {mean:.3f}")
