@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+
+from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
+from moe_xe.bench.roofline import gemm_bytes, record_for
+from moe_xe.bench.timing import interleaved_medians
+from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
+from moe_xe.plan.devices import RECORDS, find_record
+from moe_xe.plan.problem import Dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_rounding_agrees_and_one_wrong_value_does_not(dtype):
+    reference = torch.randn(50, 60, dtype=torch.float64)
+    result = reference.to(dtype)
+    assert agrees(result, reference, k=64)
+    wrong = result.clone()
+    wrong[17, 3] += 0.2
+    assert not agrees(wrong, reference, k=64)
+    wrong[17, 3] = float("nan")
+    assert not agrees(wrong, reference, k=64)
+
+
+def test_a_small_scale_error_is_seen_by_calc_diff():
+    reference = torch.randn(500, 60, dtype=torch.float64)
+    assert not agrees((reference * 1.006).bfloat16(), reference, k=64)
+
+
+def test_difference_of_equal_and_of_empty_tensors():
+    x = torch.randn(4, 5)
+    assert difference(x, x).max_error == 0 and abs(difference(x, x).calc_diff) < 1e-15
+    assert difference(x[:0], x[:0]).max_error == 0
+
+
+def test_reference_is_a_loop_over_experts():
+    a, w, bias = torch.randn(5, 3), torch.randn(2, 4, 3), torch.randn(2, 4)
+    out = reference_grouped_gemm(a, w, [2, 3], bias)
+    assert torch.allclose(out[1].float(), w[0] @ a[1] + bias[0]) and torch.allclose(out[4].float(), w[1] @ a[4] + bias[1])
+
+
+def test_recorded_layers_are_the_published_table():
+    layers = recorded_layers()
+    assert len(layers) == 24 and all(len(layer) == 32 for layer in layers) and sum(layers[0]) == 7529
+
+
+def test_routed_rows_count_every_token_top_k_times():
+    model = MODELS["qwen3-30b-a3b"]
+    rows = routed_rows(model, 100, torch.Generator().manual_seed(1))
+    assert len(rows) == 128 and sum(rows) == 800 and max(rows) <= 100
+
+
+def test_medians_are_of_each_call_and_calls_take_turns():
+    order = []
+    medians = interleaved_medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, torch.device("cpu"), 0)
+    assert set(medians) == {"a", "b"} and all(0 < t < 1 for t in medians.values())
+    assert "ab" in "".join(order) and "ba" in "".join(order)
+
+
+def test_bytes_count_only_experts_that_have_rows():
+    assert gemm_bytes([3, 0, 1], n=10, k=20, in_size=2, out_size=4) == 4 * 20 * 2 + 2 * 200 * 2 + 4 * 10 * 4
+
+
+def test_records_by_the_names_that_drivers_report():
+    assert find_record("Intel(R) Arc(TM) B580 Graphics").xe_cores == 20
+    assert find_record("Intel(R) Data Center GPU Max 1100").bandwidth == 1228.8
+    assert find_record("Intel(R) Arc(TM) Pro B60 Graphics").name == "Arc Pro B60"
+    assert find_record("some other card") is None
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_roofline_is_the_slower_of_both_limits(record):
+    flops, num_bytes = 1e12, 1e6
+    assert record.roofline_seconds(flops, num_bytes, Dtype.bf16) == pytest.approx(1 / record.tflops["bf16"])
+    assert record.roofline_seconds(0, 1e9, Dtype.bf16) == pytest.approx(1 / record.bandwidth)
+    assert record.roofline_seconds(flops, 0, Dtype.f32, tf32=True) < record.roofline_seconds(flops, 0, Dtype.f32)
+
+
+def test_the_cpus_measured_record_is_plausible():
+    record = record_for(torch.device("cpu"))
+    assert record.bandwidth > 1 and all(0.001 < rate < 1000 and math.isfinite(rate) for rate in record.tflops.values())
+    assert record.tflops["bf16"] >= record.tflops["f32"]
