@@ -16,6 +16,7 @@ from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat, WeightLay
 missing = spirv.missing() or ocloc.missing()
 
 ENK, EKN = WeightLayout.enk, WeightLayout.ekn
+REPORT: list[str] = []      # dynamic instruction counts, for conftest.py's summary
 RAGGED = [300, 0, 1, 70, 15, 0, 130, 33]
 
 
@@ -113,5 +114,6 @@ def run(problem: GroupedGemmProblem, config: SubGroupConfig, counts=RAGGED, grou
         case = Case(problem, list(counts), seed, padding=8 if seed else 0)
         stats = case.launch(config, work_groups, seed)
         case.check()
-    print(f"{problem.input.value} {problem.weights.value}{' gathered' if problem.gathered else ''}, N={problem.n} K={problem.k}, "
-          f"width {config.tile_width}: {stats.total} instructions, {stats.dpas} dpas")
+    REPORT.append(f"{problem.input.value} {problem.weights.value}{' gathered' if problem.gathered else ''}, N={problem.n} K={problem.k}, "
+                  f"heights {config.heights}, width {config.tile_width}: {stats.total} instructions, {stats.dpas} dpas, "
+                  f"{stats.counts.send} messages")
