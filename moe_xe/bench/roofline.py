@@ -9,6 +9,7 @@ from ..device import facts_of, queue_for
 from ..jit import KernelSource, compile_kernel
 from ..plan.config import VECTOR_DWORDS
 from ..plan.devices import DeviceRecord, find_record
+from ..plan.heuristics import fast_isa
 from ..plan.problem import Dtype
 from ..runtime import cpu_isa
 from .timing import timed
@@ -30,7 +31,7 @@ def _measured_cpu(name: str, cores: int) -> DeviceRecord:
     block = torch.ones(64 << 20, dtype=torch.float32)
     target = torch.empty_like(block)
     copy = min(timed(lambda: target.copy_(block), device) for _ in range(5))
-    isa = cpu_isa()
+    isa = fast_isa(cpu_isa(), name)
     units = _fma_tflops(VECTOR_DWORDS[isa], 24 if isa.startswith("avx512") else 12, cores)
     rates = {}
     for dtype, torch_dtype in ((Dtype.bf16, torch.bfloat16), (Dtype.f16, torch.float16), (Dtype.f32, torch.float32)):

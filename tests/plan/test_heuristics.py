@@ -81,3 +81,9 @@ def test_a_forced_configuration_wins_inside_its_block_only():
 def test_a_wrong_configuration_names_the_rule(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(h.xe_config(PROBLEM, 1000), **change)
+
+
+def test_intel_cpus_multiply_bf16_with_fma():
+    assert h.fast_isa("avx512_bf16", "Intel(R) Xeon(R) Processor") == "avx512"
+    assert h.fast_isa("avx512_bf16", "AMD EPYC 9654 96-Core Processor") == "avx512_bf16"
+    assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
