@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .tables import table_console
 
-app = typer.Typer(help="Benchmarks against torch's own ways, interleaved, medians.", no_args_is_help=True)
+app = typer.Typer(help="Benchmarks against torch's own ways, in turn, medians.", no_args_is_help=True)
 
 
 @app.callback()

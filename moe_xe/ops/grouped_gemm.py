@@ -89,7 +89,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
     checks.check_same_device(**{a_name: a, w_name: w, rows_name: rows}, bias=bias, gather_indices=gather_indices, out=out)
     checks.row_stride(a_name, a)
     checks.weight_layout(w_name, w)
-    total_rows = a.shape[0] if gather_indices is None else gather_indices.shape[0]
+    total_rows = _total_rows(a, gather_indices)
     if total_rows >= 2**31:
         raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
     if out is not None:

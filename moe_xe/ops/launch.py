@@ -11,7 +11,7 @@ from ..device import DeviceFacts, facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
 from ..plan.config import Schedule
-from ..plan.heuristics import fast_isa
+from ..plan.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.problem import GroupedGemmProblem, Operands, RowsFormat
 from .checks import DTYPES, check_addresses, row_stride, weight_layout
@@ -34,9 +34,8 @@ class Call:
 def target_of(facts: DeviceFacts) -> Target:
     """What the planner needs of these facts."""
     is_cpu = facts.kind == "cpu"
-    # sub-groups of 8 mark the generation before PVC and Xe2: narrower dpas, no 2D block messages
-    has_dpas = facts.has_matrix_engine and not is_cpu and 8 not in facts.sub_group_sizes
-    return Target(is_cpu, facts.xe_cores, has_dpas, fast_isa(runtime.cpu_isa(), facts.name) if is_cpu else None)
+    dpas = not is_cpu and has_wide_dpas(facts.has_matrix_engine, facts.sub_group_sizes)
+    return Target(is_cpu, facts.xe_cores, dpas, fast_isa(runtime.cpu_isa(), facts.name) if is_cpu else None)
 
 
 def plan_call(call: Call, out: torch.Tensor, rows_format: str, target: Target) -> tuple[LaunchPlan, Operands]:

@@ -1,6 +1,7 @@
 """Every choice that is made without measuring, as pure functions of the problem, the operands and the device."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
@@ -55,6 +56,11 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
     return (experts_aligned and d_fits and problem.k * size % LANE_ACCESS == 0 and
             _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
             _surface_fits(operands.w, w_columns * size, w_rows, operands.w_stride * size))
+
+
+def has_wide_dpas(has_matrix_engine: bool, sub_group_sizes: Sequence[int]) -> bool:
+    """True from PVC and Xe2 on: sub-groups of 8 mark the generation before, with narrower dpas and no 2D block messages."""
+    return has_matrix_engine and 8 not in sub_group_sizes
 
 
 def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool, has_dpas: bool) -> Family:

@@ -83,6 +83,11 @@ def test_a_wrong_configuration_names_the_rule(change, message):
         dataclasses.replace(h.xe_config(PROBLEM, 1000), **change)
 
 
+def test_dpas_of_the_generation_before_is_too_narrow():
+    assert h.has_wide_dpas(True, [16, 32])
+    assert not h.has_wide_dpas(True, [8, 16, 32]) and not h.has_wide_dpas(False, [16, 32])
+
+
 def test_intel_cpus_multiply_bf16_with_fma():
     assert h.fast_isa("avx512_bf16", "Intel(R) Xeon(R) Processor") == "avx512"
     assert h.fast_isa("avx512_bf16", "AMD EPYC 9654 96-Core Processor") == "avx512_bf16"
