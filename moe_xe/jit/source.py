@@ -45,13 +45,7 @@ def grouped_gemm_source(problem: GroupedGemmProblem, config: TileConfig) -> Kern
 
 def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     """C++ text of the grouped GEMM for this problem and configuration."""
-    family = family_of(config)
-    lines = [
-        f"#define MOE_XE_{family} 1",
-        *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
-        "#include <moe_xe/types.hpp>",
-        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]),
-        "namespace moe_xe::problem {",
+    return assemble(family_of(config), [
         f"inline constexpr int64 n = {problem.n}, k = {problem.k};",
         f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value}, "
         f"bias = Dtype::{(problem.bias or problem.output).value};",
@@ -59,10 +53,23 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr RowsFormat rows_format = RowsFormat::{problem.rows_format.value};",
         f"using RowCount = int{problem.rows_bits};",
         f"inline constexpr bool has_bias = {str(problem.bias is not None).lower()}, gathered = {str(problem.gathered).lower()};",
-        "}",
-        "namespace moe_xe::config {",
+    ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),
-    ]
-    lines += ["}", "#include <kernels/grouped_gemm.cpp>", ""]
-    return "\n".join(lines)
+    ], "grouped_gemm.cpp")
+
+
+def assemble(family: str, problem: list[str], config: list[str], kernel_file: str) -> str:
+    """The text for one of the files in sycl_kernels/kernels: constants, then the file.
+
+    family: "CPU" (one work-item a work-group), "XE" (sub-groups of 16, 256 registers) or "GENERIC" (sub-groups of 16);
+    the file sees MOE_XE_<family> and MOE_XE_KERNEL_ATTRIBUTES. problem, config: lines of the namespaces of those names.
+    """
+    return "\n".join([
+        f"#define MOE_XE_{family} 1",
+        *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
+        "#include <moe_xe/types.hpp>",
+        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]),
+        "namespace moe_xe::problem {", *problem, "}",
+        "namespace moe_xe::config {", *config, "}",
+        f"#include <kernels/{kernel_file}>", ""])

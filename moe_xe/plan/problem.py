@@ -28,6 +28,30 @@ class RowsFormat(str, Enum):
     ends = "ends"
 
 
+class ActivationKind(str, Enum):
+    """What is applied to a gate value g: silu g*sigmoid(g); gelu with erf; gelu_tanh, its tanh approximation; relu2
+    max(g, 0)^2; swiglu_oai g*sigmoid(alpha*g), whose up value is raised by one (gpt-oss)."""
+    silu = "silu"
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
+    relu2 = "relu2"
+    swiglu_oai = "swiglu_oai"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What becomes of a GEMM's sums, in float32: ``act(gate) * up`` of pairs of columns, or ``act(sum)`` if not gated.
+
+    interleaved: a pair is columns 2c and 2c + 1 instead of c and N/2 + c. alpha: of swiglu_oai. limit: gates are cut at
+    most to it, up values to [-limit, limit].
+    """
+    kind: ActivationKind = ActivationKind.silu
+    gated: bool = True
+    interleaved: bool = False
+    alpha: float = 1.0
+    limit: float | None = None
+
+
 @dataclass(frozen=True)
 class GroupedGemmProblem:
     """``d[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])``: all that a kernel is compiled for.
