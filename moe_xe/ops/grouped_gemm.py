@@ -30,7 +30,7 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
 
     Returns out, or a new [total_rows, N]. Raises TypeError or ValueError naming the argument.
     """
-    call = validate(a, _logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+    call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
                     rows_dtypes=(torch.int32, torch.int64))
     if check:
         checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
@@ -43,18 +43,18 @@ def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *
             gather_indices: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None,
             out: torch.Tensor | None = None, schedule: str = "dynamic") -> LaunchPlan:
     """What `grouped_gemm` would launch for these arguments: problem, configuration, work-groups. Raises as it does."""
-    call = validate(a, _logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+    call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
                     rows_dtypes=(torch.int32, torch.int64))
     if out is None:
         out = torch.empty(call.total_rows, call.w.shape[1], dtype=call.out_dtype, device=a.device)
     return plan_for(call, out, "counts")
 
 
-def _logical_weights(w: torch.Tensor, layout: str) -> torch.Tensor:
+def logical_weights(w: torch.Tensor, layout: str, name: str = "w") -> torch.Tensor:
     """The weights as [E, N, K]."""
     if layout not in ("enk", "ekn"):
         raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {layout!r}')
-    checks.check_tensor("w", w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
+    checks.check_tensor(name, w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
     return w if layout == "enk" else w.transpose(1, 2)
 
 
