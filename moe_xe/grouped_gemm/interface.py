@@ -1,0 +1,113 @@
+"""The grouped GEMM of an MoE MLP, permutations included: m_sizes, permute_x, permute_y, fuse_mul_post."""
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from ..ops import checks
+from ..ops.grouped_gemm import grouped_gemm as expert_order_gemm, validate
+from ..plan.config import TileConfig
+from ..plan.heuristics import force_config
+
+__all__ = ["grouped_gemm", "grouped_gemm_forward"]
+
+
+def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
+                 gather_indices: torch.Tensor | None = None, permute_x: bool = False, permute_y: bool = False,
+                 topk_weights: torch.Tensor | None = None, fuse_mul_post: bool = False,
+                 kernel_config_fwd: TileConfig | None = None, kernel_config_bwd_dX: TileConfig | None = None,
+                 kernel_config_bwd_dW: TileConfig | None = None, autotune: bool = False,
+                 is_first_gemm: bool = True) -> torch.Tensor:
+    """One of the two grouped GEMMs of an MoE MLP: `grouped_gemm_forward` with the arguments that a training step has.
+
+    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs; the forward pass only checks their type.
+    is_first_gemm: says which of the two GEMMs the caller means. The permutations already determine what is computed, so
+    that it changes nothing. The rest, the result and the errors: see `grouped_gemm_forward`. fuse_mul_post where a
+    gradient is asked for is a ValueError: the weights' gradient needs the products without them.
+    """
+    for name, config in (("kernel_config_bwd_dX", kernel_config_bwd_dX), ("kernel_config_bwd_dW", kernel_config_bwd_dW)):
+        _check_config(name, config)
+    trained = [x for x in (X, W, topk_weights) if isinstance(x, torch.Tensor) and x.requires_grad]
+    if fuse_mul_post and trained and torch.is_grad_enabled():
+        raise ValueError("fuse_mul_post is for inference, got tensors that require gradients: call it under "
+                         "torch.no_grad(), or multiply by topk_weights outside")
+    return grouped_gemm_forward(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post,
+                                kernel_config_fwd, autotune)
+
+
+def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
+                         gather_indices: torch.Tensor | None = None, permute_x: bool = False, permute_y: bool = False,
+                         topk_weights: torch.Tensor | None = None, fuse_mul_post: bool = False,
+                         kernel_config_fwd: TileConfig | None = None, autotune: bool = False) -> torch.Tensor:
+    """Row i of the sorted rows (tokens grouped by expert) times its expert's weights, transposed.
+
+    X: [total_rows, K], sorted by expert; with permute_x [tokens, K] in token order, total_rows = tokens * topk; bfloat16,
+      float16 or float32. W: [E, N, K], X's dtype; a transposed view of [E, K, N] is read in place.
+    m_sizes: [E], int32 or int64, rows of each expert. Rows beyond their sum are not computed.
+    gather_indices: [total_rows], int32 or int64: entry i of the sorted rows is entry gather_indices[i] of the flattened
+      [tokens, topk] choices, so that its token is gather_indices[i] // topk. Needed where something is permuted.
+    permute_x: sorted row i is ``X[gather_indices[i] // topk]`` (an MLP's first GEMM).
+    permute_y: the product of sorted row i is row gather_indices[i] of the result (its second GEMM).
+    topk_weights: [tokens, topk] or [tokens * topk], a float dtype. fuse_mul_post: with permute_y, row r of the result is
+      multiplied by the r-th of them, in float32, before it is rounded.
+    kernel_config_fwd: a TileConfig of the device's family (moe_xe.plan.config), or None for plan.heuristics' choice.
+    autotune: asks for the best known configuration. That is plan.heuristics' choice, which needs no search: no timing
+      runs, and the result is the same with and without it. It excludes kernel_config_fwd.
+
+    Returns [total_rows, N] in X's dtype: in token order with permute_y, else sorted by expert. Raises TypeError or
+    ValueError naming the argument, ValueError for permute_x with permute_y.
+    """
+    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd, autotune)
+    with nullcontext() if kernel_config_fwd is None else force_config(kernel_config_fwd):
+        if permute_y:
+            return _scattered_gemm(X, W, m_sizes, gather_indices, topk_weights.flatten() if fuse_mul_post else None)
+        tokens = (gather_indices // topk).to(torch.int32) if permute_x else None
+        return expert_order_gemm(X, W, m_sizes, gather_indices=tokens)
+
+
+def _scattered_gemm(a: torch.Tensor, w: torch.Tensor, m_sizes: torch.Tensor, scatter_indices: torch.Tensor,
+                    row_scales: torch.Tensor | None) -> torch.Tensor:
+    """Sorted row i becomes row scatter_indices[i], multiplied by that entry of row_scales."""
+    sorted_rows = expert_order_gemm(a, w, m_sizes, out_dtype=a.dtype if row_scales is None else torch.float32)
+    rows = torch.empty_like(sorted_rows).index_copy(0, scatter_indices.long(), sorted_rows)
+    return rows if row_scales is None else (rows * row_scales[:, None].float()).to(a.dtype)
+
+
+def _check_config(name: str, config) -> None:
+    if config is not None and not isinstance(config, TileConfig):
+        raise TypeError(f"{name} must be a moe_xe.plan.config.TileConfig or None, got {type(config).__name__}")
+
+
+def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
+           autotune) -> None:
+    checks.check_tensor("X", X, 2, "[tokens, K]" if permute_x else "[total_rows, K]")
+    checks.check_tensor("W", W, 3, "[E, N, K]")
+    validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64), rows_name="m_sizes",
+             a_name="X", w_name="W")
+    if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
+        raise ValueError(f"topk must be a positive int, got {topk!r}")
+    if permute_x and permute_y:
+        raise ValueError("permute_x and permute_y exclude each other (an MLP's first GEMM permutes X, its second permutes "
+                         "Y), got both")
+    total_rows = X.shape[0] * topk if permute_x else X.shape[0]
+    if gather_indices is not None:
+        checks.check_indices("gather_indices", gather_indices, total_rows, "total_rows", (torch.int32, torch.int64))
+    elif permute_x or permute_y:
+        raise ValueError(f"gather_indices must be given for {'permute_x' if permute_x else 'permute_y'}, got None")
+    if fuse_mul_post:
+        _check_topk_weights(topk_weights, permute_y, total_rows)
+    _check_config("kernel_config_fwd", kernel_config_fwd)
+    if autotune and kernel_config_fwd is not None:
+        raise ValueError(f"kernel_config_fwd must be None with autotune=True, got {kernel_config_fwd}")
+    checks.check_same_device(X=X, gather_indices=gather_indices, topk_weights=topk_weights if fuse_mul_post else None)
+
+
+def _check_topk_weights(topk_weights, permute_y, total_rows) -> None:
+    if not permute_y:
+        raise ValueError("fuse_mul_post needs permute_y=True: topk_weights are in token order")
+    if not isinstance(topk_weights, torch.Tensor):
+        raise TypeError(f"topk_weights must be a torch.Tensor for fuse_mul_post, got {type(topk_weights).__name__}")
+    checks.check_dtype("topk_weights", topk_weights.dtype)
+    if topk_weights.numel() != total_rows:
+        raise ValueError(f"topk_weights must have one entry for each of the {total_rows} rows, got {list(topk_weights.shape)}")
