@@ -28,6 +28,27 @@ struct CombineArguments {
 
 #if defined(MOE_XE_CPU)
 
+using Rows = const Element<problem::input>* [slots];
+
+inline void combine_vector(const Rows& rows, int count, int column, Element<problem::output>* out) {
+  Floats sum = 0.f;
+  for (int i = 0; i < count; ++i) sum += load_floats<problem::input>(rows[i] + column);
+  store_rounded<problem::output>(out + column, sum);
+}
+
+inline void combine_token(const Rows& rows, int count, Element<problem::output>* out) {
+  constexpr int whole = problem::hidden_size / width * width;
+  for (int column = 0; column < whole; column += width) combine_vector(rows, count, column, out);
+  if constexpr (whole == problem::hidden_size) return;
+  if constexpr (whole > 0) return combine_vector(rows, count, problem::hidden_size - width, out);   // some columns twice
+#pragma unroll 1
+  for (int column = 0; column < problem::hidden_size; ++column) {
+    float sum = 0.f;
+    for (int i = 0; i < count; ++i) sum += widened<problem::input>(rows[i][column]);
+    out[column] = rounded<problem::output>(sum);
+  }
+}
+
 inline void combine(const CombineArguments& args) {
   const Team team;
   const int64 begin = int64(args.num_tokens) * team.group / team.num_groups;
@@ -37,13 +58,7 @@ inline void combine(const CombineArguments& args) {
     int count = 0;
     for (int slot = 0; slot < slots; ++slot)
       if (args.has(token, slot)) rows[count++] = args.row(token, slot);
-    Element<problem::output>* out = args.out + token * args.out_stride;
-    for (int column = 0; column < problem::hidden_size; column += width) {
-      const int left = problem::hidden_size - column;
-      Floats sum = 0.f;
-      for (int i = 0; i < count; ++i) sum += load_floats<problem::input>(rows[i] + column, left);
-      store_rounded<problem::output>(out + column, sum, left);
-    }
+    combine_token(rows, count, args.out + token * args.out_stride);
   }
 }
 

@@ -40,7 +40,7 @@ class ExpertSort {
 
  private:
   static constexpr int lanes = Team::lanes;
-  static constexpr int tokens_at_once = problem::top_k < 8 ? 8 / problem::top_k : 1;   // loads in flight hide their latency
+  static constexpr int tokens_at_once = problem::top_k < 16 ? 16 / problem::top_k : 1;   // loads in flight
   using Slots = std::conditional_t<(problem::top_k > 32), unsigned long, unsigned>;    // a bit for each
   static_assert(problem::top_k <= 64);
 
