@@ -1,0 +1,135 @@
+"""The interface's permutations against loops in float64, on odd sizes."""
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+import moe_xe
+from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_forward
+from moe_xe.grouped_gemm.reference.moe_ops import get_routing_indices
+from moe_xe.plan import heuristics
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def make(tokens, topk, num_experts, n, k, dtype=torch.float32):
+    """Tokens, weights, each token's choices and their weights, and how they sort; the last expert has no rows."""
+    x, w = torch.randn(tokens, k, dtype=dtype), (torch.randn(num_experts, n, k) / k**0.5).to(dtype)
+    ids = torch.rand(tokens, max(num_experts - 1, 1)).topk(topk).indices
+    return x, w, ids, torch.rand(tokens, topk), *get_routing_indices(ids, num_experts)
+
+
+def choices_product(x, w, ids):
+    """[tokens * topk, N] float64 in token order: each token times the weights of each of its choices."""
+    rows = x.double().repeat_interleave(ids.shape[1], dim=0)
+    return torch.stack([w[e].double() @ row for row, e in zip(rows, ids.flatten().tolist())])
+
+
+def assert_close(actual, expected, dtype):
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("topk", [1, 3])
+def test_permutations(dtype, topk):
+    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, 43, 50, dtype)
+    expected = choices_product(x, w, ids)
+    sorted_x = x[indices.long() // topk]
+
+    first = grouped_gemm(x, w, m_sizes, topk, indices, permute_x=True)
+    assert_close(first, expected[indices.long()], dtype)
+    assert torch.equal(first, grouped_gemm(sorted_x, w, m_sizes, topk))     # no indices needed where nothing is permuted
+
+    second = grouped_gemm(sorted_x, w, m_sizes, topk, indices, permute_y=True, is_first_gemm=False)
+    assert_close(second, expected, dtype)
+    weighted = grouped_gemm(sorted_x, w, m_sizes, topk, indices.long(), permute_y=True, topk_weights=weights, fuse_mul_post=True)
+    assert_close(weighted, expected * weights.double().view(-1, 1), dtype)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_any_shape(data):
+    topk, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 9))
+    tokens, n = data.draw(st.integers(0, 40)), data.draw(st.sampled_from([1, 51]))      # a kernel is compiled for each n
+    x, w, ids, weights, m_sizes, indices = make(tokens, topk, num_experts, n, 26)
+    expected = torch.zeros(0, n, dtype=torch.float64) if tokens == 0 else choices_product(x, w, ids)
+    y = grouped_gemm_forward(x[indices.long() // topk], w, m_sizes, topk, indices, permute_y=True,
+                             topk_weights=weights.flatten(), fuse_mul_post=True)
+    assert_close(y, expected * weights.double().view(-1, 1), torch.float32)
+    assert_close(grouped_gemm_forward(x, w, m_sizes, topk, indices, permute_x=True), expected[indices.long()], torch.float32)
+
+
+def test_transposed_weights_are_read_in_place():
+    x, w, ids, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    ekn = w.transpose(1, 2).contiguous()
+    assert_close(grouped_gemm(x, ekn.transpose(1, 2), m_sizes, 2, indices, permute_x=True),
+                 choices_product(x, w, ids)[indices.long()], torch.float32)
+
+
+def test_a_configuration_and_autotune(monkeypatch):
+    chosen = []
+    choose = heuristics.choose_config
+    monkeypatch.setattr(heuristics, "choose_config", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+    x, w, ids, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    config = dataclasses.replace(moe_xe.explain(x, w, m_sizes).config, heights=(28,))
+    chosen.clear()
+    forced, tuned = (grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, **options)
+                     for options in (dict(kernel_config_fwd=config), dict(autotune=True)))
+    assert chosen[0] == config and chosen[1] != config
+    assert_close(forced, choices_product(x, w, ids)[indices.long()], torch.float32)
+    assert torch.equal(tuned, grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True))
+
+
+def test_compiles_to_one_graph():
+    x, w, _, weights, m_sizes, indices = make(19, 2, 5, 34, 27)
+    graph = torch.compile(grouped_gemm, fullgraph=True, backend="aot_eager")
+    for options in (dict(permute_x=True), dict(permute_y=True, topk_weights=weights, fuse_mul_post=True)):
+        rows = x if "permute_x" in options else x[indices.long() // 2]
+        assert torch.equal(graph(rows, w, m_sizes, 2, indices, **options), grouped_gemm(rows, w, m_sizes, 2, indices, **options))
+
+
+X, W, IDS, WEIGHTS, SIZES, INDICES = make(10, 2, 4, 9, 8)
+SORTED = X[INDICES.long() // 2]
+WRONG = {
+    "X is no tensor": (dict(X=None), TypeError, r"X must be a torch.Tensor \[tokens, K\], got NoneType"),
+    "X has three dimensions": (dict(X=X[None]), ValueError, "X must have 2 dimensions"),
+    "W has another K": (dict(W=W[..., :7]), ValueError, "X and W must agree in K"),
+    "W has two dimensions": (dict(W=W[0]), ValueError, r"W must have 3 dimensions \[E, N, K\]"),
+    "W has another dtype": (dict(W=W.half()), TypeError, "W must have X's dtype"),
+    "m_sizes are too few": (dict(m_sizes=SIZES[:3]), ValueError, "m_sizes must have one entry for each of the 4 experts, got 3"),
+    "m_sizes are float": (dict(m_sizes=SIZES.float()), TypeError, "m_sizes must be int32 or int64"),
+    "topk is no count": (dict(topk=0), ValueError, "topk must be a positive int, got 0"),
+    "topk is a tensor": (dict(topk=SIZES), ValueError, "topk must be a positive int, got tensor"),
+    "both permuted": (dict(permute_y=True), ValueError, "permute_x and permute_y exclude each other"),
+    "no indices for permute_x": (dict(gather_indices=None), ValueError, "gather_indices must be given for permute_x, got None"),
+    "no indices for permute_y": (dict(X=SORTED, permute_x=False, permute_y=True, gather_indices=None), ValueError, "for permute_y"),
+    "too few indices": (dict(gather_indices=INDICES[:19]), ValueError, "gather_indices must have one entry for each of the 20 total_rows, got 19"),
+    "float indices": (dict(gather_indices=INDICES.float()), TypeError, "gather_indices must be int32 or int64"),
+    "weights with permute_x": (dict(topk_weights=WEIGHTS, fuse_mul_post=True), ValueError, "fuse_mul_post needs permute_y=True"),
+    "no weights": (dict(X=SORTED, permute_x=False, permute_y=True, fuse_mul_post=True), TypeError, "topk_weights must be a torch.Tensor"),
+    "too few weights": (dict(X=SORTED, permute_x=False, permute_y=True, fuse_mul_post=True, topk_weights=WEIGHTS[:9]), ValueError,
+                        r"topk_weights must have one entry for each of the 20 rows, got \[9, 2\]"),
+    "weights are ints": (dict(X=SORTED, permute_x=False, permute_y=True, fuse_mul_post=True, topk_weights=IDS), TypeError, "topk_weights must be"),
+    "another config": (dict(kernel_config_fwd={"BLOCK_SIZE_M": 64}), TypeError, "kernel_config_fwd must be .*TileConfig or None, got dict"),
+    "another config for dX": (dict(kernel_config_bwd_dX=1), TypeError, "kernel_config_bwd_dX must be .* got int"),
+    "another config for dW": (dict(kernel_config_bwd_dW=1), TypeError, "kernel_config_bwd_dW must be .* got int"),
+    "autotune with a config": (dict(autotune=True, kernel_config_fwd=moe_xe.explain(X, W, SIZES).config), ValueError, "must be None with autotune"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input(case):
+    changes, error, message = WRONG[case]
+    with pytest.raises(error, match=message):
+        grouped_gemm(**dict(X=X, W=W, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
+
+
+def test_weights_are_multiplied_only_where_no_gradient_is_asked_for():
+    trained = SORTED.clone().requires_grad_()
+    arguments = (W, SIZES, 2, INDICES, False, True, WEIGHTS, True)
+    with pytest.raises(ValueError, match="fuse_mul_post is for inference"):
+        grouped_gemm(trained, *arguments)
+    with torch.no_grad():
+        assert torch.equal(grouped_gemm(trained, *arguments), grouped_gemm(SORTED, *arguments))

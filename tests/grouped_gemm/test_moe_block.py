@@ -1,0 +1,106 @@
+"""The fused blocks against Transformers' own with the same parameters."""
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+import moe_xe
+from moe_xe.grouped_gemm.reference.moe_block import Llama4MoeFusedGroupedGEMMBlock, Qwen3MoeFusedGroupedGEMMBlock
+
+HIDDEN = 44
+
+
+def randomized(block: nn.Module, dtype=torch.float32) -> nn.Module:
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return block.to(dtype).eval()
+
+
+def qwen3(top_k=3, norm_topk_prob=True, dtype=torch.float32):
+    return randomized(Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(
+        hidden_size=HIDDEN, moe_intermediate_size=29, num_experts=7, num_experts_per_tok=top_k,
+        norm_topk_prob=norm_topk_prob)), dtype)
+
+
+def llama4(top_k=1, dtype=torch.float32):
+    return randomized(Llama4TextMoe(Llama4TextConfig(
+        hidden_size=HIDDEN, intermediate_size=27, num_local_experts=5, num_experts_per_tok=top_k)), dtype)
+
+
+OPTIONS = [dict(permute_x=x, permute_y=y, fuse_mul_post=fuse) for x, y, fuse in itertools.product([False, True], repeat=3)
+           if y or not fuse]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_qwen3(options):
+    block = qwen3()
+    x = torch.randn(2, 15, HIDDEN)
+    torch.testing.assert_close(Qwen3MoeFusedGroupedGEMMBlock.from_hf(block, **options)(x), block(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k, norm_topk_prob, shape", [(1, False, (1, 1)), (2, False, (3, 5)), (7, True, (1, 40))])
+def test_qwen3_routings(top_k, norm_topk_prob, shape):
+    block = qwen3(top_k, norm_topk_prob)
+    x = torch.randn(*shape, HIDDEN)
+    actual = Qwen3MoeFusedGroupedGEMMBlock.from_hf(block, autotune=True)(x)
+    torch.testing.assert_close(actual, block(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("permute_x, permute_y", [*itertools.product([False, True], repeat=2)])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_llama4(permute_x, permute_y, top_k):
+    block = llama4(top_k)
+    x = torch.randn(2, 15, HIDDEN)
+    actual, logits = Llama4MoeFusedGroupedGEMMBlock.from_hf(block, permute_x=permute_x, permute_y=permute_y)(x)
+    expected, expected_logits = block(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits, expected_logits)
+
+
+@torch.no_grad()
+def test_bfloat16():
+    x = torch.randn(3, 11, HIDDEN, dtype=torch.bfloat16)
+    block = qwen3(dtype=torch.bfloat16)
+    torch.testing.assert_close(Qwen3MoeFusedGroupedGEMMBlock.from_hf(block)(x), block(x), rtol=3e-2, atol=3e-2)
+    block = llama4(dtype=torch.bfloat16)
+    torch.testing.assert_close(Llama4MoeFusedGroupedGEMMBlock.from_hf(block)(x)[0], block(x)[0], rtol=3e-2, atol=3e-2)
+
+
+def test_parameters_are_shared():
+    block = qwen3()
+    fused = Qwen3MoeFusedGroupedGEMMBlock.from_hf(block)
+    own, theirs = dict(fused.named_parameters()), dict(block.named_parameters())
+    assert own.keys() == theirs.keys() and all(own[name] is theirs[name] for name in own)
+    fused.load_state_dict(block.state_dict())
+
+
+@torch.no_grad()
+def test_configurations_of_the_two_gemms():
+    block = qwen3()
+    config = moe_xe.explain(torch.randn(3, HIDDEN), block.experts.gate_up_proj, torch.tensor([3] + [0] * 6)).config
+    x = torch.randn(1, 30, HIDDEN)
+    torch.testing.assert_close(Qwen3MoeFusedGroupedGEMMBlock.from_hf(block, kernel_configs_fwd=(config, None))(x), block(x),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_blocks_and_options():
+    with pytest.raises(TypeError, match="moe_block must be Transformers' Qwen3MoeSparseMoeBlock, .* Llama4TextMoe has no gate.weight"):
+        Qwen3MoeFusedGroupedGEMMBlock.from_hf(llama4())
+    with pytest.raises(TypeError, match="moe_block must be Transformers' Llama4TextMoe, .* Linear has no router.weight"):
+        Llama4MoeFusedGroupedGEMMBlock.from_hf(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="fuse_mul_post needs permute_y=True"):
+        Qwen3MoeFusedGroupedGEMMBlock.from_hf(qwen3(), permute_y=False, fuse_mul_post=True)
+
+
+def test_backward_is_an_error():
+    y = Qwen3MoeFusedGroupedGEMMBlock.from_hf(qwen3())(torch.randn(1, 4, HIDDEN))
+    with pytest.raises(RuntimeError, match="autograd|backward"):
+        y.sum().backward()
