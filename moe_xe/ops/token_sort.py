@@ -10,8 +10,8 @@ from ..device import facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.token_sort_source import combine_source, sort_source
 from ..plan.problem import Dtype
-from ..plan.token_sort import (MAX_TOP_K, CombineProblem, SortProblem, combine_columns, combine_groups, sort_groups,
-                               widest_access)
+from ..plan.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem, SortProblem, combine_columns, combine_groups,
+                               sort_groups, widest_access)
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
@@ -52,8 +52,12 @@ class Routing:
         return self.topk_ids.shape[1]
 
     @property
+    def slots(self) -> int:
+        return self.top_k + self.num_shared
+
+    @property
     def num_pairs(self) -> int:
-        return self.num_tokens * (self.top_k + self.num_shared)
+        return self.num_tokens * self.slots
 
     @property
     def id_bits(self) -> int:
@@ -100,7 +104,7 @@ def combine(y: torch.Tensor, topk_ids: torch.Tensor, num_experts: int, *, expert
     checks.check_tensor("y", y, 2, "[T * (top_k + num_shared), H]")
     checks.check_dtype("y", y.dtype)
     if y.shape[0] != routing.num_pairs:
-        raise ValueError(f"y must have a row for each of the {routing.num_tokens} x {routing.top_k + num_shared} pairs, "
+        raise ValueError(f"y must have a row for each of the {routing.num_tokens} x {routing.slots} pairs, "
                          f"got {checks.shape_of(y)}")
     row_stride("y", y)
     checks.check_same_device(y=y, topk_ids=topk_ids)
@@ -121,8 +125,8 @@ def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, 
     row_stride("topk_ids", topk_ids)
     _check_count("num_experts", num_experts, 1)
     _check_count("num_shared", num_shared, 0)
-    if num_tokens * (top_k + num_shared) >= 2**31:
-        raise ValueError(f"tokens x slots must be below 2^31, got {num_tokens} x {top_k + num_shared} "
+    if num_tokens * (top_k + num_shared) > MAX_PAIRS:
+        raise ValueError(f"tokens x slots must be at most {MAX_PAIRS}, got {num_tokens} x {top_k + num_shared} "
                          f"(top_k = {top_k}, num_shared = {num_shared})")
     if topk_weights is not None:
         _check_weights("topk_weights", topk_weights, num_tokens, top_k, "[T, top_k]")
@@ -139,10 +143,10 @@ def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, 
 
 
 def _check_count(name: str, value, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not least <= value < 2**31:
-        raise ValueError(f"{name} must be at least {least} and below 2^31, got {value}")
+    if not least <= value <= MAX_EXPERTS:
+        raise ValueError(f"{name} must be {least} to {MAX_EXPERTS}, got {value}")
 
 
 def _check_weights(name: str, weights, num_tokens: int, columns: int, layout: str) -> None:
@@ -160,9 +164,10 @@ def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_p
     tile_counters: address of num_counters int32 that become zero.
     zero_dropped: [T, H] with contiguous rows, only for one slot a token: the rows of dropped tokens become zero.
     """
-    if zero_dropped is not None and routing.num_pairs != routing.num_tokens:
-        raise ValueError(f"zero_dropped is for one slot a token, got {routing.num_pairs} for {routing.num_tokens} tokens")
+    if zero_dropped is not None and routing.slots != 1:
+        raise ValueError(f"zero_dropped is for one slot a token, got {routing.slots}")
     routing.check_addresses()
+    checks.check_addresses(zero_dropped=zero_dropped)
     target = target_of(facts_of(queue))
     out, out_stride, out_row_bytes = _rows_in_bytes(zero_dropped)
     problem = SortProblem(

@@ -7,7 +7,10 @@ from .problem import Dtype
 
 LANES = 16
 MAX_TOP_K = 64            # sort_tokens_gpu.hpp keeps a token's slots in one word
+MAX_PAIRS = 2**30         # kernels count pairs and work-items in int32, and step beyond the last one
+MAX_EXPERTS = 2**20
 MAX_SORT_SUB_GROUPS = 16  # of a work-group, sort_tokens_gpu.hpp
+SORT_TOKENS = 64          # of a sub-group of the sort, at the least
 COMBINE_LANES = 256       # of a work-group
 CPU_TOKENS = 64           # of a work-group, at the least
 
@@ -57,7 +60,7 @@ def sort_groups(num_tokens: int, num_experts: int, is_cpu: bool, cores: int) -> 
     """Work-groups of the sort and work-items in each: on a GPU a work-group sorts one expert's tokens."""
     if is_cpu:
         return _cpu_groups(num_tokens, cores), 1
-    sub_groups = min(max(-(-num_tokens // (2 * LANES)), 1), MAX_SORT_SUB_GROUPS)
+    sub_groups = min(max(-(-num_tokens // SORT_TOKENS), 1), MAX_SORT_SUB_GROUPS)
     return num_experts, sub_groups * LANES
 
 

@@ -41,7 +41,7 @@ def stored(tensor: torch.Tensor | None) -> np.ndarray | None:
     if tensor is None:
         return None
     whole = tensor if tensor._base is None else tensor._base
-    return whole.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.element_size()]).numpy()
+    return whole.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.element_size()]).numpy()
 
 
 def rows(tensor: torch.Tensor | None) -> list:
@@ -117,8 +117,8 @@ COMBINES = [CombineProblem(2880, Dtype.f32, Dtype.bf16, 8, columns=4), CombinePr
 
 
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
-@pytest.mark.parametrize("source", [sort_source(p, is_cpu=False) for p in SORTS] + [combine_source(p, isa=None) for p in COMBINES],
-                         ids=[f"sort{i}" for i in range(len(SORTS))] + [f"combine{i}" for i in range(len(COMBINES))])
-def test_no_spills(source, device):
+@pytest.mark.parametrize("problem", SORTS + COMBINES, ids=[f"{type(p).__name__}-{p.top_k}" for p in SORTS + COMBINES])
+def test_no_spills(problem, device):
+    source = sort_source(problem, is_cpu=False) if isinstance(problem, SortProblem) else combine_source(problem, isa=None)
     summary = summarize(build(source, device), source.name)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
