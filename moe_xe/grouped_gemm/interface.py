@@ -58,10 +58,12 @@ def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor
     Returns [total_rows, N] in X's dtype: in token order with permute_y, else sorted by expert. Raises TypeError or
     ValueError naming the argument, ValueError for permute_x with permute_y.
     """
-    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd, autotune)
+    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
+           autotune)
     with nullcontext() if kernel_config_fwd is None else force_config(kernel_config_fwd):
         if permute_y:
-            return _scattered_gemm(X, W, m_sizes, gather_indices, topk_weights.flatten() if fuse_mul_post else None)
+            row_scales = topk_weights.flatten() if fuse_mul_post else None
+            return _scattered_gemm(X, W, m_sizes, gather_indices, row_scales)
         tokens = (gather_indices // topk).to(torch.int32) if permute_x else None
         return expert_order_gemm(X, W, m_sizes, gather_indices=tokens)
 
@@ -83,8 +85,8 @@ def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weigh
            autotune) -> None:
     checks.check_tensor("X", X, 2, "[tokens, K]" if permute_x else "[total_rows, K]")
     checks.check_tensor("W", W, 3, "[E, N, K]")
-    validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64), rows_name="m_sizes",
-             a_name="X", w_name="W")
+    validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64),
+             rows_name="m_sizes", a_name="X", w_name="W")
     if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
         raise ValueError(f"topk must be a positive int, got {topk!r}")
     if permute_x and permute_y:
@@ -110,4 +112,5 @@ def _check_topk_weights(topk_weights, permute_y, total_rows) -> None:
         raise TypeError(f"topk_weights must be a torch.Tensor for fuse_mul_post, got {type(topk_weights).__name__}")
     checks.check_dtype("topk_weights", topk_weights.dtype)
     if topk_weights.numel() != total_rows:
-        raise ValueError(f"topk_weights must have one entry for each of the {total_rows} rows, got {list(topk_weights.shape)}")
+        raise ValueError(f"topk_weights must have one entry for each of the {total_rows} rows, got "
+                         f"{list(topk_weights.shape)}")

@@ -20,12 +20,13 @@ _ACTIVATIONS = {"silu": dict(activation="silu"),
 class GatedMLPMOE(nn.Module):
     """Routing and gated experts, with the constructor and the call of IPEX's class.
 
-    W13: [E, 2I, H], gates first (for "swiglu_oai": gates in even rows, ups in odd ones), or the gates alone, [E, I, H], with
-      W3, the ups, [E, I, H]: they are joined once, into a copy. W2: [E, H, I]. All bfloat16, float16 or float32.
+    W13: [E, 2I, H], gates first (for "swiglu_oai": gates in even rows, ups in odd ones), or the gates alone, [E, I, H],
+      with W3, the ups, [E, I, H]: they are joined once, into a copy. W2: [E, H, I]. All bfloat16, float16 or float32.
     use_prepack: accepted; weights are read as they are.
     w13_bias: [E, 2I], rows in W13's order. w2_bias: [E, H].
     experts_start_id: the first of this rank's experts; choices of other ranks' contribute nothing.
-    Quantised weights (a scale, is_mxfp4, is_fp8, is_int4) are a ValueError. Raises TypeError or ValueError naming the argument.
+    Quantised weights (a scale, is_mxfp4, is_fp8, is_int4) are a ValueError. Raises TypeError or ValueError naming the
+    argument.
     """
 
     def __init__(self, W13: torch.Tensor, W2: torch.Tensor, W3: torch.Tensor | None = None, use_prepack: bool = True,
@@ -34,7 +35,8 @@ class GatedMLPMOE(nn.Module):
                  w13_bias: torch.Tensor | None = None, w2_bias: torch.Tensor | None = None, is_mxfp4: bool = False,
                  is_fp8: bool = False, is_int4: bool = False, experts_start_id: int = 0):
         super().__init__()
-        scales = dict(w1_scale_inv=w1_scale_inv, w2_scale_inv=w2_scale_inv, a1_scale_inv=a1_scale_inv, a2_scale_inv=a2_scale_inv)
+        scales = dict(w1_scale_inv=w1_scale_inv, w2_scale_inv=w2_scale_inv,
+                      a1_scale_inv=a1_scale_inv, a2_scale_inv=a2_scale_inv)
         for name, scale in scales.items():
             if scale is not None:
                 raise ValueError(f"{name} must be None, got a {type(scale).__name__}: quantised weights are not supported")
@@ -42,6 +44,9 @@ class GatedMLPMOE(nn.Module):
             if quantised:
                 raise ValueError(f"{name} must be False, got {quantised!r}: quantised weights are not supported")
         _check_weights(W13, W2, W3)
+        num_experts, hidden_size, intermediate_size = W2.shape
+        _check_bias("w13_bias", w13_bias, [num_experts, 2 * intermediate_size])
+        _check_bias("w2_bias", w2_bias, [num_experts, hidden_size])
         if not isinstance(experts_start_id, int) or experts_start_id < 0:
             raise ValueError(f"experts_start_id must be an int, at least 0, got {experts_start_id!r}")
         self.W13 = W13 if W3 is None else torch.cat((W13.detach(), W3.detach()), dim=1)
@@ -65,9 +70,14 @@ class GatedMLPMOE(nn.Module):
         """
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
+        checks.check_tensor("router_logits", router_logits, 2, "[T, experts]")
+        if router_logits.shape[0] != hidden_states.shape[0]:
+            raise ValueError(f"router_logits must have one row for each of the {hidden_states.shape[0]} tokens, got "
+                             f"{checks.shape_of(router_logits)}")
         if custom_routing_function is None:
-            topk_weights, topk_ids = _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group, num_expert_group,
-                                            scoring_func, e_score_correction_bias)
+            topk_weights, topk_ids = _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group,
+                                            num_expert_group, scoring_func, e_score_correction_bias)
         else:
             topk_weights, topk_ids = custom_routing_function(hidden_states=hidden_states, gating_output=router_logits,
                                                              topk=top_k, renormalize=False)
@@ -75,8 +85,8 @@ class GatedMLPMOE(nn.Module):
                 topk_weights = topk_weights / topk_weights.sum(-1, keepdim=True)
         options = dict(_ACTIVATIONS[activation])
         options["interleaved"] = self._interleaved and options.get("interleaved", False)
-        return fused_moe(hidden_states, self.W13, self.W2, topk_weights, topk_ids - self.experts_start_id, b13=self.w13_bias,
-                         b2=self.w2_bias, **options)
+        return fused_moe(hidden_states, self.W13, self.W2, topk_weights, topk_ids - self.experts_start_id,
+                         b13=self.w13_bias, b2=self.w2_bias, **options)
 
 
 def _check_weights(W13, W2, W3) -> None:
@@ -89,8 +99,16 @@ def _check_weights(W13, W2, W3) -> None:
         checks.check_tensor(name, w, 3, "[E, 2I, H]" if W3 is None else "[E, I, H]")
         checks.check_dtype(name, w.dtype)
         if tuple(w.shape) != (num_experts, rows, hidden_size) or w.dtype != W2.dtype:
-            raise ValueError(f"{name} must be {str(W2.dtype).removeprefix('torch.')}{[num_experts, rows, hidden_size]} for W2 "
-                             f"{checks.shape_of(W2)}, got {checks.shape_of(w)}")
+            expected = f"{str(W2.dtype).removeprefix('torch.')}{[num_experts, rows, hidden_size]}"
+            raise ValueError(f"{name} must be {expected} for W2 {checks.shape_of(W2)}, got {checks.shape_of(w)}")
+
+
+def _check_bias(name, bias, expected) -> None:
+    if bias is not None:
+        checks.check_tensor(name, bias, 2, "[E, N]")
+        checks.check_dtype(name, bias.dtype)
+        if list(bias.shape) != expected:
+            raise ValueError(f"{name} must be {expected}, got {list(bias.shape)}")
 
 
 def _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group, num_expert_group, scoring_func,
@@ -104,4 +122,5 @@ def _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group, num_
                 raise ValueError(f"{name} must be given with use_grouped_topk, got None")
         groups = dict(num_groups=num_expert_group, topk_groups=topk_group,
                       group_score="max" if correction_bias is None else "top2_sum")
-    return route(router_logits, top_k, scoring=scoring_func, correction_bias=correction_bias, renormalize=renormalize, **groups)
+    return route(router_logits, top_k, scoring=scoring_func, correction_bias=correction_bias, renormalize=renormalize,
+                 **groups)

@@ -39,6 +39,8 @@ class XpuFusedMoe:
         self.activation = _activation(activation)
         gated = self.activation["activation"] != "relu2"
         _check_weights(w13, w2, num_experts, gated)
+        _check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
+        _check_bias("w2_bias", w2_bias, [num_experts, w2.shape[2]])
         if gemm1_clamp_limit is not None and gemm1_clamp_limit > 0:
             if not gated:
                 raise ValueError(f"gemm1_clamp_limit must be None without a gate, got {gemm1_clamp_limit}")
@@ -69,7 +71,8 @@ class XpuFusedMoe:
         checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
         checks.check_tensor("output", output, 2, "[T, H]")
         if output.shape != hidden_states.shape or output.dtype != hidden_states.dtype:
-            raise ValueError(f"output must be {checks.shape_of(hidden_states)} as hidden_states, got {checks.shape_of(output)}")
+            raise ValueError(f"output must be {checks.shape_of(hidden_states)} as hidden_states, got "
+                             f"{checks.shape_of(output)}")
         checks.check_same_device(hidden_states=hidden_states, output=output)
         output.copy_(fused_moe(hidden_states, self.w13, self.w2, topk_weights, topk_ids, b13=self.w13_bias, b2=self.w2_bias,
                                expert_map=self.expert_map if expert_map is None else expert_map, weight_layout="ekn",
@@ -116,3 +119,11 @@ def _check_weights(w13, w2, num_experts, gated) -> None:
     if list(w13.shape) != expected or w2.shape[0] != num_experts or w13.dtype != w2.dtype:
         raise ValueError(f"w13 must be {str(w2.dtype).removeprefix('torch.')}{expected} for w2 {checks.shape_of(w2)} and "
                          f"num_experts = {num_experts}, got {checks.shape_of(w13)}")
+
+
+def _check_bias(name, bias, expected) -> None:
+    if bias is not None:
+        checks.check_tensor(name, bias, 2, "[E, N]")
+        checks.check_dtype(name, bias.dtype)
+        if list(bias.shape) != expected:
+            raise ValueError(f"{name} must be {expected}, got {list(bias.shape)}")

@@ -132,7 +132,9 @@ WRONG = {
     "no groups": ({}, dict(use_grouped_topk=True), ValueError, "topk_group must be given with use_grouped_topk"),
     "another scoring": ({}, dict(scoring_func="max"), ValueError, "scoring_func must be softmax or sigmoid, got 'max'"),
     "another activation": ({}, dict(activation="gelu"), ValueError, "activation must be one of silu, swiglu_oai, got 'gelu'"),
-    "logits of other tokens": ({}, dict(router_logits=LOGITS[:3]), ValueError, "topk_weights and topk_ids must be"),
+    "logits of other tokens": ({}, dict(router_logits=LOGITS[:3]), ValueError,
+                               r"router_logits must have one row for each of the 19 tokens, got float32\[3, 8\]"),
+    "a bias of another shape": (dict(w2_bias=torch.zeros(8, 27)), {}, ValueError, r"w2_bias must be \[8, 46\], got \[8, 27\]"),
 }
 
 

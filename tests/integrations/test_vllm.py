@@ -139,7 +139,8 @@ WRONG = {
     "another k": (dict(n_experts_per_token=3), ValueError, r"n_experts_per_token = 3, got \[23, 2\]"),
     "output's shape": (dict(output=X[:2].clone()), ValueError, r"output must be float32\[23, 46\] as hidden_states, got float32\[2, 46\]"),
     "output's dtype": (dict(output=X.half()), ValueError, "output must be float32"),
-    "biases of another shape": (dict(w13_bias=B13[:, :3]), ValueError, "b13 must be"),
+    "biases of another shape": (dict(w13_bias=B13[:, :3]), ValueError, r"w13_bias must be \[5, 54\], got \[5, 3\]"),
+    "an int bias": (dict(w2_bias=B2.int()), TypeError, "w2_bias must be bfloat16"),
 }
 
 

@@ -43,19 +43,19 @@ class _FusedGroupedGEMMBlock(nn.Module):
 
     def _run_experts(self, x: torch.Tensor, gate_up_proj: torch.Tensor, down_proj: torch.Tensor, topk_ids: torch.Tensor,
                      output_weights: torch.Tensor | None) -> torch.Tensor:
-        """[tokens, H] -> [tokens, H]; gate_up_proj [E, 2I, H], down_proj [E, H, I], topk_ids and output_weights [tokens, topk]."""
+        """[tokens, H] -> [tokens, H] for gate_up_proj [E, 2I, H], down_proj [E, H, I], ids and weights [tokens, topk]."""
         num_tokens, topk = topk_ids.shape
         m_sizes, gather_indices = get_routing_indices(topk_ids, gate_up_proj.shape[0])
         first_config, second_config = self.kernel_configs_fwd
         if not self.permute_x:
             x = permute(x, gather_indices, topk)
-        h = grouped_gemm(x, gate_up_proj, m_sizes, topk, gather_indices, permute_x=self.permute_x, autotune=self.autotune,
-                         kernel_config_fwd=first_config, is_first_gemm=True)
+        h = grouped_gemm(x, gate_up_proj, m_sizes, topk, gather_indices, permute_x=self.permute_x,
+                         kernel_config_fwd=first_config, autotune=self.autotune, is_first_gemm=True)
         gate, up = h.chunk(2, dim=-1)
         fuse_mul_post = self.fuse_mul_post and output_weights is not None
-        y = grouped_gemm(self.experts.act_fn(gate) * up, down_proj, m_sizes, topk, gather_indices, permute_y=self.permute_y,
-                         topk_weights=output_weights, fuse_mul_post=fuse_mul_post, autotune=self.autotune,
-                         kernel_config_fwd=second_config, is_first_gemm=False)
+        y = grouped_gemm(self.experts.act_fn(gate) * up, down_proj, m_sizes, topk, gather_indices,
+                         permute_y=self.permute_y, topk_weights=output_weights, fuse_mul_post=fuse_mul_post,
+                         kernel_config_fwd=second_config, autotune=self.autotune, is_first_gemm=False)
         if not self.permute_y:
             y = unpermute(y, gather_indices)
         y = y.view(num_tokens, topk, -1)
