@@ -134,7 +134,7 @@ WRONG = {
     "[E, N, K] weights": (dict(w13=W13.transpose(1, 2)), ValueError, r"w13 must be float32\[5, 46, 54\] for w2 float32\[5, 27, 46\]"),
     "a gate too many": (dict(activation="relu2_no_mul"), ValueError, r"w13 must be float32\[5, 46, 27\]"),
     "other experts": (dict(num_experts=6), ValueError, "num_experts = 6"),
-    "clamp without a gate": (dict(activation="relu2_no_mul", w13=W13[..., :27].contiguous(), gemm1_clamp_limit=2.0), ValueError, "gemm1_clamp_limit must be None"),
+    "clamp without a gate": (dict(activation="relu2_no_mul", w13=W13[..., :27].contiguous(), w13_bias=None, gemm1_clamp_limit=2.0), ValueError, "gemm1_clamp_limit must be None"),
     "rank beyond the ranks": (dict(ep_rank=2, ep_size=2), ValueError, r"ep_rank must lie in \[0, ep_size\), got ep_rank = 2 and ep_size = 2"),
     "another k": (dict(n_experts_per_token=3), ValueError, r"n_experts_per_token = 3, got \[23, 2\]"),
     "output's shape": (dict(output=X[:2].clone()), ValueError, r"output must be float32\[23, 46\] as hidden_states, got float32\[2, 46\]"),
