@@ -1,34 +1,39 @@
 """Transformers: the experts of every model that lets its implementation be chosen, on moe_xe."""
 from __future__ import annotations
 
+import inspect
+import itertools
+import math
+import weakref
+
 import torch
 
+from ..nn.activations import recognise
 from ..ops.fused_moe import fused_moe
 from ..ops.grouped_gemm import grouped_gemm
-from .gates import fused_activation
+from ..ops.token_sort import combine, sort_tokens
 
-__all__ = ["experts_forward", "register"]
+__all__ = ["experts_forward", "fused_activation", "register"]
+
+_NEEDS = "moe_xe.integrations.transformers needs transformers >= 5.23 (pip install 'moe_xe[transformers]')"
 
 
 def register() -> None:
     """Makes ``experts_implementation="moe_xe"`` known to Transformers. Calling it again changes nothing.
 
-    ImportError if Transformers is missing or has no interface for experts (before 5.0).
+    ImportError if Transformers is missing, or so old that its experts do not say all that `experts_forward` asks of them.
     """
     try:
-        from transformers.integrations.moe import ExpertsInterface
-    except ImportError as error:
-        raise ImportError("moe_xe.integrations.transformers needs transformers >= 5.0 (pip install 'moe_xe[transformers]'), "
-                          f"{_installed()}") from error
-    ExpertsInterface.register("moe_xe", experts_forward)
-
-
-def _installed() -> str:
-    try:
         from transformers import __version__
-    except ImportError:
-        return "which is not installed"
-    return f"found {__version__}"
+    except ImportError as error:
+        raise ImportError(f"{_NEEDS}, which is not installed") from error
+    try:
+        from transformers.integrations.moe import ExpertsInterface, use_experts_implementation
+    except ImportError as error:
+        raise ImportError(f"{_NEEDS}, found {__version__}") from error
+    if "has_post_expert_norm" not in inspect.signature(use_experts_implementation).parameters:
+        raise ImportError(f"{_NEEDS}, found {__version__}")
+    ExpertsInterface.register("moe_xe", experts_forward)
 
 
 def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
@@ -43,33 +48,69 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     w13, b13 = _first_projection(experts)
     b2 = experts.down_proj_bias if experts.has_bias else None
     layout = "ekn" if experts.is_transposed else "enk"
-    found = None if experts.has_post_expert_norm else fused_activation(experts)
-    if found is None:
+    fused = None if experts.has_post_expert_norm else fused_activation(experts)
+    if fused is None:
         out = _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights)
     else:
-        activation, alpha, limit = found
+        activation, alpha, limit = fused
         out = fused_moe(x, w13, experts.down_proj, top_k_weights, top_k_index, activation=activation, alpha=alpha, limit=limit,
                         interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout)
     return out.to(hidden_states.dtype)
 
 
-def _first_projection(experts):
+def _first_projection(experts: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     name = "gate_up_proj" if experts.has_gate else "up_proj"
     return getattr(experts, name), getattr(experts, name + "_bias") if experts.has_bias else None
 
 
-def _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights):
-    num_experts, (num_tokens, k) = w13.shape[0], top_k_index.shape
-    ids = top_k_index.flatten()
-    ids = torch.where((ids >= 0) & (ids < num_experts), ids, num_experts)
-    sorted_ids, order = torch.sort(ids, stable=True)
-    tokens_per_expert = (sorted_ids == torch.arange(num_experts, device=ids.device)[:, None]).sum(1)
+def _own_gate(experts: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
 
-    h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=(order // k).int(), weight_layout=layout)
-    h = experts._apply_gate(h) if experts.has_gate else experts.act_fn(h)
-    y = grouped_gemm(h.contiguous(), experts.down_proj, tokens_per_expert, bias=b2, weight_layout=layout)
+
+_EXPERT_TENSORS = {"gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias"}
+_fused_activations: weakref.WeakKeyDictionary[torch.nn.Module, tuple | None] = weakref.WeakKeyDictionary()
+
+
+@torch.compiler.assume_constant_result
+def fused_activation(experts: torch.nn.Module) -> tuple[str, float, float | None] | None:
+    """(activation, alpha, limit) of `fused_moe` that equal the experts' own gate, or None.
+
+    Found by trying what the gate computes; alpha and limit are among the attributes with such names. A gate with tensors of
+    its own is not tried. The answer is kept for the life of the module, and a constant to torch.compile.
+    """
+    if experts not in _fused_activations:
+        _fused_activations[experts] = _find_fused_activation(experts)
+    return _fused_activations[experts]
+
+
+def _find_fused_activation(experts: torch.nn.Module) -> tuple[str, float, float | None] | None:
+    tensors = itertools.chain(experts.named_parameters(), experts.named_buffers())
+    if any(name not in _EXPERT_TENSORS for name, _ in tensors):
+        return None
+    found = recognise(lambda x: _own_gate(experts, x), gated=experts.has_gate, interleaved=not experts.is_concatenated,
+                      alphas=_numbers(experts, "alpha"), limits=_numbers(experts, "limit"))
+    return found and (found.kind.value, found.alpha, found.limit)
+
+
+def _numbers(module: torch.nn.Module, suffix: str) -> list[float]:
+    """The positive, finite numbers among the attributes whose names end so."""
+    return [float(value) for name, value in vars(module).items()
+            if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
+
+
+def _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights) -> torch.Tensor:
+    """Rows sorted by expert, two grouped GEMMs with the module's own operations between and behind, rows put back."""
+    num_experts, (num_tokens, k) = w13.shape[0], top_k_index.shape
+    sorted_tokens = sort_tokens(top_k_index, num_experts, topk_weights=top_k_weights)
+    tokens_per_expert, pairs = sorted_tokens.tokens_per_expert, sorted_tokens.row_pairs
+    tokens = (pairs // k).clamp(min=0)  # rows without a pair are behind the last expert's, and never read
+    h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=tokens, weight_layout=layout)
+    h = _own_gate(experts, h).contiguous()
+    y = grouped_gemm(h, experts.down_proj, tokens_per_expert, bias=b2, weight_layout=layout, out_dtype=torch.float32)
     if experts.has_post_expert_norm:
-        y = experts.post_expert_norm(y)
-    # rows of ids that are not ours were never written: they are dropped, not multiplied by a weight of zero
-    y = torch.where((sorted_ids < num_experts)[:, None], y.float() * top_k_weights.flatten()[order, None], 0.0)
-    return torch.zeros_like(y).index_copy(0, order, y).view(num_tokens, k, -1).sum(1)
+        y = experts.post_expert_norm(y.to(x.dtype)).float()
+    y = y * sorted_tokens.row_scales[:, None]
+    num_pairs = num_tokens * k
+    places = torch.where(pairs < 0, num_pairs, pairs).long()  # one row more, for those without a pair
+    in_order = y.new_empty(num_pairs + 1, y.shape[1]).index_copy(0, places, y)[:num_pairs]
+    return combine(in_order, top_k_index, num_experts, out_dtype=x.dtype)

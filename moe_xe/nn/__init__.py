@@ -1,0 +1,9 @@
+"""The sparse blocks of model families: Transformers' parameters and outputs, moe_xe's routing and fused experts."""
+from .deepseek_v3 import DeepseekV3Block
+from .gpt_oss import GptOssBlock
+from .llama4 import Llama4Block
+from .mixtral import MixtralBlock
+from .parts import Experts, GatedMLP, MoeBlock
+from .qwen3_moe import Qwen3MoeBlock
+
+__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "MixtralBlock", "MoeBlock", "Qwen3MoeBlock"]

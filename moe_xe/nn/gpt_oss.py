@@ -1,0 +1,35 @@
+"""gpt-oss: softmax over the chosen experts, biases everywhere, clamped gates interleaved with their up values."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.route import route
+from .parts import Experts, MoeBlock
+
+__all__ = ["GptOssBlock"]
+
+
+class GptOssBlock(MoeBlock):
+    """router: [E, H] and [E]; alpha, limit: of the experts' gates."""
+    hf_class = "GptOssMLP"
+
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, alpha: float = 1.702,
+                 limit: float = 7.0, device=None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.top_k = top_k
+        self.router = nn.Linear(hidden_size, num_experts, device=device, dtype=dtype)
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation="swiglu_oai", alpha=alpha, limit=limit,
+                               interleaved=True, transposed=True, bias=True, device=device, dtype=dtype)
+
+    @staticmethod
+    def numbers_of(module: nn.Module) -> dict:
+        num_experts, intermediate_size, hidden_size = module.experts.down_proj.shape
+        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts,
+                    top_k=module.router.top_k, alpha=module.experts.alpha, limit=module.experts.limit)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[batch, sequence, H] -> the same, and the chosen experts' weights [batch * sequence, top_k]."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        topk_weights, topk_ids = route(self.router(x), self.top_k, scoring="topk_softmax")
+        return self.experts(x, topk_weights, topk_ids).view(hidden_states.shape), topk_weights.to(x.dtype)

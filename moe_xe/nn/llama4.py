@@ -1,0 +1,39 @@
+"""Llama-4: sigmoid weights on the experts' input, and a shared expert."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.route import route
+from .activations import activation_name
+from .parts import Experts, GatedMLP, MoeBlock
+
+__all__ = ["Llama4Block"]
+
+
+class Llama4Block(MoeBlock):
+    """router: [E, H]; shared_expert: an MLP of shared_intermediate_size."""
+    hf_class = "Llama4TextMoe"
+
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, shared_intermediate_size: int,
+                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.top_k = top_k
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, transposed=True,
+                               weight_on_input=True, device=device, dtype=dtype)
+        self.router = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
+        self.shared_expert = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
+
+    @staticmethod
+    def numbers_of(module: nn.Module) -> dict:
+        num_experts, intermediate_size, hidden_size = module.experts.down_proj.shape
+        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts, top_k=module.top_k,
+                    shared_intermediate_size=module.shared_expert.down_proj.in_features,
+                    activation=activation_name(module.experts.act_fn, "experts.act_fn"))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[..., H] -> [tokens, H], and the router's logits [tokens, E]."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        router_logits = self.router(x)
+        topk_weights, topk_ids = route(router_logits, self.top_k, scoring="sigmoid")
+        return self.experts(x, topk_weights, topk_ids, shared=self.shared_expert.as_shared_expert()), router_logits

@@ -1,0 +1,100 @@
+"""What the families' blocks are made of."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.fused_moe import SharedExpert, fused_moe
+
+__all__ = ["Experts", "GatedMLP", "MoeBlock"]
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, and their MLPs as one `fused_moe`.
+
+    gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: also gate_up_proj_bias
+    [E, 2I] and down_proj_bias [E, H]. activation, alpha, limit, interleaved, weight_on_input: as in `fused_moe`.
+    """
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, *, activation: str = "silu",
+                 alpha: float = 1.702, limit: float | None = None, interleaved: bool = False, transposed: bool = False,
+                 bias: bool = False, weight_on_input: bool = False, device=None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.activation, self.alpha, self.limit, self.interleaved = activation, alpha, limit, interleaved
+        self.transposed, self.weight_on_input = transposed, weight_on_input
+
+        def parameter(*shape):
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        def projection(n, k):
+            return parameter(num_experts, k, n) if transposed else parameter(num_experts, n, k)
+
+        self.gate_up_proj = projection(2 * intermediate_size, hidden_size)
+        self.down_proj = projection(hidden_size, intermediate_size)
+        self.gate_up_proj_bias = parameter(num_experts, 2 * intermediate_size) if bias else None
+        self.down_proj_bias = parameter(num_experts, hidden_size) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, std: float = 0.02) -> None:
+        nn.init.normal_(self.gate_up_proj, std=std)
+        nn.init.normal_(self.down_proj, std=std)
+        for bias in (self.gate_up_proj_bias, self.down_proj_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(self, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
+                shared: SharedExpert | None = None) -> torch.Tensor:
+        """[T, H] -> [T, H]; topk_weights and topk_ids: [T, k]."""
+        return fused_moe(hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
+                         interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
+                         b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
+                         weight_layout="ekn" if self.transposed else "enk")
+
+
+class GatedMLP(nn.Module):
+    """The weights of a shared expert, which runs in the launches of the routed ones."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, device=None, dtype: torch.dtype | None = None):
+        super().__init__()
+        options = dict(bias=False, device=device, dtype=dtype)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, **options)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, **options)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, **options)
+
+    def as_shared_expert(self) -> SharedExpert:
+        return SharedExpert(self.up_proj.weight, self.down_proj.weight, self.gate_proj.weight)
+
+
+class MoeBlock(nn.Module):
+    """A family's block. Families give hf_class, the Transformers class whose state dict theirs equals, and numbers_of."""
+    hf_class: str
+
+    @classmethod
+    def from_hf(cls, module: nn.Module) -> MoeBlock:
+        """The block with the parameters and buffers of Transformers' (the same objects, nothing is copied).
+
+        Raises TypeError if the module is not laid out as hf_class, ValueError if its activation is not one of moe_xe's.
+        """
+        try:
+            block = cls(**cls.numbers_of(module), device="meta")
+        except AttributeError as error:
+            raise TypeError(f"module must be laid out as Transformers' {cls.hf_class}, got {type(module).__name__}: "
+                            f"{error}") from error
+        ours, theirs = _tensors(block), _tensors(module)
+        shapes, expected = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours))
+        if shapes != expected:
+            raise TypeError(f"module must hold the tensors of Transformers' {cls.hf_class}, {expected}; "
+                            f"{type(module).__name__} holds {shapes}")
+        for name, tensor in theirs.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(block.get_submodule(owner), attribute, tensor)
+        return block.train(module.training)
+
+    @staticmethod
+    def numbers_of(module: nn.Module) -> dict:
+        """The arguments of the constructor that fit Transformers' module."""
+        raise NotImplementedError
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
