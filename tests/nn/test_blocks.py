@@ -163,6 +163,16 @@ def test_bfloat16(family, device):
     assert error.median() < 0.02
 
 
+@family
+def test_compiles_without_graph_breaks(family):
+    block = family.ours()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for num_tokens in (6, 1):
+        hidden_states = torch.randn(1, num_tokens, HIDDEN)
+        for ours, expected in zip(_outputs(compiled(hidden_states)), _outputs(block(hidden_states))):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hidden_size=st.integers(1, 70), intermediate_size=st.integers(1, 40), num_experts=st.integers(1, 9), data=st.data())
 def test_any_sizes(hidden_size, intermediate_size, num_experts, data):
