@@ -21,6 +21,14 @@ def family_of(config: TileConfig) -> str:
     return "CPU" if isinstance(config, CpuConfig) else "XE" if isinstance(config, XeConfig) else "GENERIC"
 
 
+def _bool(value: bool) -> str:
+    return str(value).lower()
+
+
+def _float(value: float) -> str:
+    return f"{float(value)!r}f"
+
+
 def _constant(name: str, value) -> str:
     """One field of a configuration as a constant of the same name."""
     if name == "isa":
@@ -33,8 +41,8 @@ def _constant(name: str, value) -> str:
 
 
 KERNEL_NAME = "grouped_gemm"
-# a w bias d rows gather_indices tile_counter scratch, seven int64, num_experts: see types.hpp
-KERNEL_SIGNATURE = "pppppppp" + "qqqqqqq" + "i"
+# eleven pointers, ten int64, num_experts: the fields of Arguments in types.hpp
+KERNEL_SIGNATURE = 11 * "p" + 10 * "q" + "i"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -45,6 +53,8 @@ def grouped_gemm_source(problem: GroupedGemmProblem, config: TileConfig) -> Kern
 
 def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     """C++ text of the grouped GEMM for this problem and configuration."""
+    act = problem.activation
+    pairs = "none" if act is None or not act.gated else "interleaved" if act.interleaved else "halves"
     return assemble(family_of(config), [
         f"inline constexpr int64 n = {problem.n}, k = {problem.k};",
         f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value}, "
@@ -52,7 +62,13 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr WeightLayout weights = WeightLayout::{problem.weights.value};",
         f"inline constexpr RowsFormat rows_format = RowsFormat::{problem.rows_format.value};",
         f"using RowCount = int{problem.rows_bits};",
-        f"inline constexpr bool has_bias = {str(problem.bias is not None).lower()}, gathered = {str(problem.gathered).lower()};",
+        f"inline constexpr bool has_bias = {_bool(problem.bias is not None)}, gathered = {_bool(problem.gathered)}, "
+        f"scattered = {_bool(problem.scattered)}, has_limit = {_bool(act is not None and act.limit is not None)};",
+        f"inline constexpr int slots = {problem.slots}, shared = {problem.shared};",
+        f"inline constexpr Pairs pairs = Pairs::{pairs};",
+        f"inline constexpr Act act = Act::{act.kind.value if act else 'none'};",
+        f"inline constexpr float act_alpha = {_float(act.alpha if act else 1.0)}, act_limit = {_float((act and act.limit) or 0.0)};",
+        f"inline constexpr RowScale row_scale = RowScale::{problem.row_scale.value};",
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),

@@ -36,7 +36,7 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
         checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
         if gather_indices is not None:
             checks.check_index_values("gather_indices", gather_indices, a.shape[0])
-    return dispatch(call, out, rows_format="counts")
+    return dispatch(call, out_dtype, out)
 
 
 def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
@@ -46,8 +46,8 @@ def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *
     call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
                     rows_dtypes=(torch.int32, torch.int64))
     if out is None:
-        out = torch.empty(call.total_rows, call.w.shape[1], dtype=call.out_dtype, device=a.device)
-    return plan_for(call, out, "counts")
+        out = torch.empty(call.total_rows, call.w.shape[1], dtype=out_dtype or a.dtype, device=a.device)
+    return plan_for(call, out)
 
 
 def logical_weights(w: torch.Tensor, layout: str, name: str = "w") -> torch.Tensor:
@@ -59,7 +59,7 @@ def logical_weights(w: torch.Tensor, layout: str, name: str = "w") -> torch.Tens
 
 
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
-             a_name="a", w_name="w") -> Call:
+             a_name="a", w_name="w", rows_format="counts") -> Call:
     """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
     checks.check_tensor(a_name, a, 2, "[total_rows, K]")
     checks.check_dtype(a_name, a.dtype)
@@ -94,14 +94,14 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
     if out is not None:
         checks.check_out(out, (total_rows, n), out_dtype)
-    return Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows)
+    return _call(a, w, rows, bias, gather_indices, rows_format, schedule)
 
 
-def dispatch(call: Call, out: torch.Tensor | None, rows_format: str) -> torch.Tensor:
-    arguments = (call.a, call.w, call.rows, call.bias, call.gather_indices)
+def dispatch(call: Call, out_dtype: torch.dtype | None, out: torch.Tensor | None) -> torch.Tensor:
+    arguments = (call.a, call.w, call.rows, call.bias, call.row_indices)
     if out is None:
-        return torch.ops.moe_xe.grouped_gemm(*arguments, call.out_dtype, rows_format, call.schedule)
-    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, rows_format, call.schedule)
+        return torch.ops.moe_xe.grouped_gemm(*arguments, out_dtype or call.a.dtype, call.rows_format, call.schedule)
+    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, call.rows_format, call.schedule)
     return out
 
 
@@ -112,19 +112,24 @@ def _total_rows(a, gather_indices):
     return a.shape[0] if gather_indices is None else gather_indices.shape[0]
 
 
+def _call(a, w, rows, bias, gather_indices, rows_format, schedule) -> Call:
+    return Call(a, w, rows, _total_rows(a, gather_indices), bias, gather_indices, gathered=gather_indices is not None,
+                rows_format=rows_format, schedule=schedule)
+
+
 @torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule) -> ()")
 def grouped_gemm_out(a, w, rows, bias, gather_indices, out, rows_format, schedule):
     checks.check_no_overlap(out, a=a, w=w, tokens_per_expert=rows, bias=bias, gather_indices=gather_indices)
-    launch(Call(a, w, rows, bias, gather_indices, out.dtype, schedule, out.shape[0]), out, rows_format)
+    launch(_call(a, w, rows, bias, gather_indices, rows_format, schedule), out)
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule) -> Tensor")
 def grouped_gemm_new(a, w, rows, bias, gather_indices, out_dtype, rows_format, schedule):
-    total_rows = _total_rows(a, gather_indices)
-    out = torch.empty(total_rows, w.shape[1], dtype=out_dtype, device=a.device)
-    launch(Call(a, w, rows, bias, gather_indices, out_dtype, schedule, total_rows), out, rows_format)
+    call = _call(a, w, rows, bias, gather_indices, rows_format, schedule)
+    out = torch.empty(call.total_rows, w.shape[1], dtype=out_dtype, device=a.device)
+    launch(call, out)
     return out
 
 

@@ -21,5 +21,5 @@ def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor, 
     checks.check_tensor("mat_a", mat_a, 2, "[total_rows, K] (other forms of torch's grouped_mm are not there yet)")
     checks.check_tensor("mat_b", mat_b, 3, "[E, K, N] (other forms of torch's grouped_mm are not there yet)")
     call = validate(mat_a, mat_b.transpose(1, 2), offs, bias, None, out_dtype, None, "dynamic", rows_dtypes=(torch.int32,),
-                    rows_name="offs", a_name="mat_a", w_name="mat_b")
-    return dispatch(call, None, rows_format="ends")
+                    rows_name="offs", a_name="mat_a", w_name="mat_b", rows_format="ends")
+    return dispatch(call, out_dtype, None)

@@ -7,27 +7,48 @@ from dataclasses import dataclass
 import torch
 
 from .. import runtime
+from ..runtime import Queue
 from ..device import DeviceFacts, facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
 from ..plan.config import Schedule
 from ..plan.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
-from ..plan.problem import GroupedGemmProblem, Operands, RowsFormat
+from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
 from .checks import DTYPES, check_addresses, row_stride, weight_layout
 
 
 @dataclass(frozen=True)
+class SharedWeights:
+    """Weights of shared experts, which lie apart from the routed ones; strides in elements. up: of pairs of halves."""
+    first: torch.Tensor
+    up: torch.Tensor | None
+    row_stride: int
+    expert_stride: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Call:
-    """The checked arguments of one grouped GEMM; w is the logical [E, N, K], rows are counts or ends."""
+    """The checked arguments of one grouped GEMM; w is the logical [E, N, K], rows are counts or ends (rows_format).
+
+    row_indices: gathers rows of a (divided by slots), scatters rows of d, or both. row_scales: [total_rows] float32.
+    """
     a: torch.Tensor
     w: torch.Tensor
     rows: torch.Tensor
-    bias: torch.Tensor | None
-    gather_indices: torch.Tensor | None
-    out_dtype: torch.dtype
-    schedule: str
     total_rows: int
+    bias: torch.Tensor | None = None
+    row_indices: torch.Tensor | None = None
+    gathered: bool = False
+    scattered: bool = False
+    slots: int = 1
+    row_scales: torch.Tensor | None = None
+    row_scale: RowScale = RowScale.none
+    activation: Activation | None = None
+    shared: SharedWeights | None = None
+    rows_format: str = "counts"
+    schedule: str = "dynamic"
 
 
 @functools.lru_cache(maxsize=64)
@@ -38,45 +59,62 @@ def target_of(facts: DeviceFacts) -> Target:
     return Target(is_cpu, facts.xe_cores, dpas, fast_isa(runtime.cpu_isa(), facts.name) if is_cpu else None)
 
 
-def plan_call(call: Call, out: torch.Tensor, rows_format: str, target: Target) -> tuple[LaunchPlan, Operands]:
+def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan, Operands]:
     """What would be launched for this call."""
     layout, w_stride, w_expert_stride = weight_layout("w", call.w)
     num_experts, n, k = call.w.shape
+    shared = call.shared
     problem = GroupedGemmProblem(
         n=n, k=k, input=DTYPES[call.a.dtype], output=DTYPES[out.dtype], weights=layout,
-        bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(rows_format),
-        rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gather_indices is not None,
-        tf32=torch.get_float32_matmul_precision() != "highest")
+        bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(call.rows_format),
+        rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered,
+        tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
+        activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count)
     operands = Operands(a=call.a.data_ptr(), w=call.w.data_ptr(), d=out.data_ptr(), total_rows=call.total_rows,
-                        a_rows=call.a.shape[0], num_experts=num_experts, a_stride=row_stride("a", call.a), w_stride=w_stride,
-                        w_expert_stride=w_expert_stride, d_stride=row_stride("out", out))
+                        a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
+                        w_stride=w_stride, w_expert_stride=w_expert_stride, d_stride=row_stride("out", out), d_rows=out.shape[0],
+                        **({} if shared is None else {
+                            "shared_w": shared.first.data_ptr(), "shared_up": 0 if shared.up is None else shared.up.data_ptr(),
+                            "shared_stride": shared.row_stride, "shared_expert_stride": shared.expert_stride}))
     return plan_launch(problem, operands, target, Schedule(call.schedule)), operands
 
 
-def plan_for(call: Call, out: torch.Tensor, rows_format: str) -> LaunchPlan:
+def plan_for(call: Call, out: torch.Tensor) -> LaunchPlan:
     """The plan for this call on the device of its tensors."""
-    return plan_call(call, out, rows_format, target_of(facts_of(queue_for(out.device))))[0]
+    return plan_call(call, out, target_of(facts_of(queue_for(out.device))))[0]
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def launch(call: Call, out: torch.Tensor, rows_format: str) -> None:
+def launch(call: Call, out: torch.Tensor) -> None:
     """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
     if call.total_rows == 0 or out.shape[1] == 0:
         return
-    check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, gather_indices=call.gather_indices, out=out)
+    check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, row_indices=call.row_indices, row_scales=call.row_scales, out=out)
     queue = queue_for(out.device)
-    plan, operands = plan_call(call, out, rows_format, target_of(facts_of(queue)))
-    kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
-    # both in stream order: torch zeroes the counter before the launch and reuses neither before its end
+    # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)
+    scratch = submit(queue, call, out, tile_counter)
+    finish(queue, out.device, tile_counter, scratch)
+
+
+def finish(queue: Queue, device: torch.device, *used: torch.Tensor) -> None:
+    """Waits on cpu, where memory is not freed in stream order: `used` is what must live until then."""
+    if device.type == "cpu":
+        queue.wait()
+
+
+def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> torch.Tensor:
+    """Submits the kernel; returns its scratch, which must live until it has run (on cpu: until the queue is waited for)."""
+    plan, operands = plan_call(call, out, target_of(facts_of(queue)))
+    kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
     scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=out.device)
     kernel.launch(queue, plan.num_groups, plan.group_size, (
-        operands.a, operands.w, _pointer(call.bias), operands.d, call.rows.data_ptr(), _pointer(call.gather_indices),
-        tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.a_stride,
-        operands.w_stride, operands.w_expert_stride, 0 if call.bias is None else row_stride("bias", call.bias),
-        operands.d_stride, operands.num_experts))
-    if out.device.type == "cpu":
-        queue.wait()
+        operands.a, operands.w, operands.shared_w or None, operands.shared_up or None, _pointer(call.bias), operands.d,
+        call.rows.data_ptr(), _pointer(call.row_indices), _pointer(call.row_scales), tile_counter.data_ptr(),
+        scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
+        operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
+        0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))
+    return scratch

@@ -62,12 +62,12 @@ class SubGroupConfig(TileConfig):
         if not len(self.heights) == len(self.sub_group_rows) == len(self.sub_group_columns):
             raise ValueError(f"sub_group_rows {self.sub_group_rows} and sub_group_columns {self.sub_group_columns} need one "
                              f"entry for each of the heights {self.heights}")
-        if len(set(self.sub_groups)) != 1:
-            raise ValueError(f"every height must use the same number of sub-groups, got {self.sub_groups} for {self}")
+        if max(self.sub_groups) > self.sub_groups[0] or min(self.sub_groups) < 1:
+            raise ValueError(f"every height must use at least one sub-group and no more than the first, got {self.sub_groups} for {self}")
 
     @property
     def sub_groups(self) -> tuple[int, ...]:
-        """Sub-groups used, for each height."""
+        """Sub-groups used, for each height; the others of the work-group have no part of such a tile."""
         return tuple((h // r) * (self.tile_width // c) for h, r, c in zip(self.heights, self.sub_group_rows, self.sub_group_columns))
 
     @property

@@ -47,15 +47,26 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
     """True where the operands are what sycl_kernels/include/moe_xe/mainloop_xe.hpp asks for."""
     size, out_size = problem.input.size, problem.output.size
     swapped = problem.weights is WeightLayout.enk
-    w_rows, w_columns = (problem.n, problem.k) if swapped else (problem.k, problem.n)
-    experts_aligned = operands.num_experts == 1 or operands.w_expert_stride * size % SURFACE_BASE_ALIGNMENT == 0
+    halves = problem.pairs and not problem.activation.interleaved
+    routed = operands.num_experts - problem.shared
     if swapped:     # each lane stores its own row of d
         d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0
+    elif problem.scattered:     # element by element
+        d_fits = True
     else:
-        d_fits = _surface_fits(operands.d, problem.n * out_size, operands.total_rows, operands.d_stride * out_size)
-    return (experts_aligned and d_fits and problem.k * size % LANE_ACCESS == 0 and
+        d_fits = _surface_fits(operands.d, problem.out_n * out_size, operands.total_rows, operands.d_stride * out_size)
+
+    def weights_fit(base: int, columns: int, stride: int, experts: int, expert_stride: int) -> bool:
+        w_rows, w_columns = (columns, problem.k) if swapped else (problem.k, columns)
+        return (_surface_fits(base, w_columns * size, w_rows, stride * size) and
+                (experts <= 1 or expert_stride * size % SURFACE_BASE_ALIGNMENT == 0))
+
+    shared_columns = problem.out_n if halves else problem.n
+    return (d_fits and problem.k * size % LANE_ACCESS == 0 and
             _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
-            _surface_fits(operands.w, w_columns * size, w_rows, operands.w_stride * size))
+            weights_fit(operands.w, problem.n, operands.w_stride, routed, operands.w_expert_stride) and
+            all(weights_fit(base, shared_columns, operands.shared_stride, problem.shared, operands.shared_expert_stride)
+                for base in (operands.shared_w, *([operands.shared_up] if halves else []))[:2 * problem.shared]))
 
 
 def has_wide_dpas(has_matrix_engine: bool, sub_group_sizes: Sequence[int]) -> bool:
@@ -80,16 +91,23 @@ def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
     return max([i for i, height in enumerate(heights) if height >= total_rows], default=0)
 
 
-# rows and columns of a sub-group for each height: all heights of one width use the same number of sub-groups, and
-# 32x64 keeps accumulators and operands of two k16 halves within 256 registers (docs/performance.md)
+# rows and columns of a sub-group for each height: 32x64 keeps accumulators and operands of two k16 halves within 256
+# registers (docs/performance.md); a sub-group needs both columns of a pair, so that the shortest tiles occupy fewer of them
 XE_HEIGHTS = (256, 128, 64, 32, 16)
 XE_SUB_GROUPS = {WeightLayout.enk: ((32, 32, 16, 16, 16), (64, 32, 32, 16, 8)),
                  WeightLayout.ekn: ((32, 32, 16, 16, 8), (64, 32, 32, 16, 16))}
+XE_SUB_GROUPS_PAIRS = {WeightLayout.enk: ((32, 32, 16, 16, 16), (64, 32, 32, 16, 16)),
+                       WeightLayout.ekn: ((32, 32, 16, 8, 8), (64, 32, 32, 32, 32))}
+
+
+def xe_sub_groups(problem: GroupedGemmProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows and columns of a sub-group, for each of XE_HEIGHTS."""
+    return (XE_SUB_GROUPS_PAIRS if problem.pairs else XE_SUB_GROUPS)[problem.weights]
 
 
 def xe_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> XeConfig:
     first = heights_for(total_rows, XE_HEIGHTS)
-    rows, columns = XE_SUB_GROUPS[problem.weights]
+    rows, columns = xe_sub_groups(problem)
     return XeConfig(heights=XE_HEIGHTS[first:], tile_width=choose_tile_width(problem.n, (256, 192, 128, 64)), raster_group=8,
                     min_fill_eighths=7, schedule=schedule, sub_group_rows=rows[first:], sub_group_columns=columns[first:],
                     prefetch_distance=3)
@@ -99,7 +117,7 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
     heights = (64, 32, 16)
     first = heights_for(total_rows, heights)
     return GenericConfig(heights=heights[first:], tile_width=128, raster_group=8, min_fill_eighths=7, schedule=schedule,
-                         sub_group_rows=(8, 8, 4)[first:], sub_group_columns=(32, 16, 16)[first:])
+                         sub_group_rows=(8, 8, 4)[first:], sub_group_columns=((32, 32, 32) if problem.pairs else (32, 16, 16))[first:])
 
 
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 (docs/performance.md) and avx512 were measured; the

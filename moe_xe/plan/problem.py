@@ -52,12 +52,21 @@ class Activation:
     limit: float | None = None
 
 
+class RowScale(str, Enum):
+    """Where a row's factor is applied: to the sums, before bias and activation, or to the outputs, after them."""
+    none = "none"
+    sums = "sums"
+    outputs = "outputs"
+
+
 @dataclass(frozen=True)
 class GroupedGemmProblem:
-    """``d[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])``: all that a kernel is compiled for.
+    """``d[rows of e] = act(a[rows of e] @ w[e]^T (+ bias[e]))``: all that a kernel is compiled for.
 
-    n, k: columns of d and of a. rows_bits: 32 or 64, the integer type of the row counts. gathered: row r of the
-    sorted rows is ``a[gather_indices[r]]``. tf32: float32 inputs may be rounded to tf32.
+    n, k: rows of one expert's weights, and columns of a. rows_bits: 32 or 64, the integer type of the row counts.
+    gathered: row r of the sorted rows is ``a[row_indices[r] // slots]``; scattered: it is written to ``d[row_indices[r]]``.
+    shared: how many groups of rows, the first ones, have weights in tensors of their own. tf32: float32 inputs may be
+    rounded to tf32.
     """
     n: int
     k: int
@@ -69,11 +78,26 @@ class GroupedGemmProblem:
     rows_bits: int = 32
     gathered: bool = False
     tf32: bool = False
+    scattered: bool = False
+    slots: int = 1
+    activation: Activation | None = None
+    row_scale: RowScale = RowScale.none
+    shared: int = 0
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two columns of sums become one of d."""
+        return self.activation is not None and self.activation.gated
+
+    @property
+    def out_n(self) -> int:
+        """Columns of d."""
+        return self.n // 2 if self.pairs else self.n
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Where the operands lie: base addresses in bytes, strides in elements."""
+    """Where the operands lie: base addresses in bytes, strides in elements. num_experts counts shared experts too."""
     a: int
     w: int
     d: int
@@ -84,3 +108,8 @@ class Operands:
     w_stride: int
     w_expert_stride: int
     d_stride: int
+    d_rows: int
+    shared_w: int = 0
+    shared_up: int = 0
+    shared_stride: int = 0
+    shared_expert_stride: int = 0

@@ -91,9 +91,9 @@ class Case:
     def launch(self, config: SubGroupConfig, groups: int, seed: int = 0):
         counter = np.zeros(1, "i4")
         i8 = np.int64
-        args = [self.a, self.w, self.bias, self.d, self.rows, self.indices, counter, None, i8(self.rows_of_d), i8(len(self.a)),
-                i8(self.a.shape[1]), i8(self.w.shape[2]), i8(self.w[0].size), i8(self.bias.shape[1] if self.bias is not None else 0),
-                i8(self.d.shape[1]), np.int32(len(self.counts))]
+        args = [self.a, self.w, None, None, self.bias, self.d, self.rows, self.indices, None, counter, None, i8(self.rows_of_d),
+                i8(len(self.a)), i8(len(self.d)), i8(self.a.shape[1]), i8(self.w.shape[2]), i8(self.w[0].size), i8(0), i8(0),
+                i8(self.bias.shape[1] if self.bias is not None else 0), i8(self.d.shape[1]), np.int32(len(self.counts))]
         size = config.work_group_size
         stats = kernel_of(self.problem, config).launch(groups * size, size, args, seed=seed)
         assert not stats.warnings, stats.warnings

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from moe_xe.plan.config import Schedule, XeConfig
-from moe_xe.plan.heuristics import XE_HEIGHTS, XE_SUB_GROUPS
+from moe_xe.plan.heuristics import XE_HEIGHTS, xe_sub_groups
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
 
 from .case import EKN, ENK, Case, missing, run
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
 def config_of(problem: GroupedGemmProblem, width: int = 256, schedule: Schedule = Schedule.dynamic, heights: int = 5) -> XeConfig:
     """The default configuration's `heights` smallest tiles, `width` columns wide."""
-    rows, columns = XE_SUB_GROUPS[problem.weights]
+    rows, columns = xe_sub_groups(problem)
     return XeConfig(heights=XE_HEIGHTS[-heights:], tile_width=width, raster_group=2, min_fill_eighths=7, schedule=schedule,
                     sub_group_rows=rows[-heights:], sub_group_columns=columns[-heights:], prefetch_distance=3)
 

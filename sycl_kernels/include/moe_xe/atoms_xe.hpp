@@ -3,6 +3,8 @@
 #pragma once
 #include <moe_xe/types.hpp>
 
+extern __attribute__((sycl_device)) unsigned short __spirv_ConvertFToBF16INTEL(float);
+
 namespace moe_xe {
 
 template <class T, int size> using vec = T __attribute__((ext_vector_type(size)));
@@ -148,6 +150,25 @@ template <int byte_offset> [[gnu::always_inline]] inline void prefetch_lines(int
   else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS("hf");
   else MOE_XE_DPAS("tf32");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
 #undef MOE_XE_DPAS
+}
+
+// The bits of a 16-bit output, by the machine's own conversion.
+[[gnu::always_inline]] inline int16 round_to_output(float value) {
+  if constexpr (problem::output == Dtype::f16) return __builtin_bit_cast(int16, _Float16(value));
+  else return int16(__spirv_ConvertFToBF16INTEL(value));
+}
+
+// The even and the odd lanes of `low`, then of `high`: pairs of neighbouring columns apart.
+[[gnu::always_inline]] inline void unweave(vec<float, 8> low, vec<float, 8> high, vec<float, 8>& even, vec<float, 8>& odd) {
+#define MOE_XE_UNWEAVE_ROW(row)                                                                                   \
+  "mov (M1_NM,8) EVEN(" row ",0)<1> LOW(" row ",0)<2;1,0>\nmov (M1_NM,8) EVEN(" row ",8)<1> HIGH(" row ",0)<2;1,0>\n" \
+  "mov (M1_NM,8) ODD(" row ",0)<1> LOW(" row ",1)<2;1,0>\nmov (M1_NM,8) ODD(" row ",8)<1> HIGH(" row ",1)<2;1,0>\n"
+  asm("{\n.decl EVEN v_type=G type=F num_elts=128 alias=<%0,0>\n.decl ODD v_type=G type=F num_elts=128 alias=<%1,0>\n"
+      ".decl LOW v_type=G type=F num_elts=128 alias=<%2,0>\n.decl HIGH v_type=G type=F num_elts=128 alias=<%3,0>\n"
+      MOE_XE_UNWEAVE_ROW("0") MOE_XE_UNWEAVE_ROW("1") MOE_XE_UNWEAVE_ROW("2") MOE_XE_UNWEAVE_ROW("3")
+      MOE_XE_UNWEAVE_ROW("4") MOE_XE_UNWEAVE_ROW("5") MOE_XE_UNWEAVE_ROW("6") MOE_XE_UNWEAVE_ROW("7") "}\n"
+      : "=rw"(even), "=rw"(odd) : "rw"(low), "rw"(high));
+#undef MOE_XE_UNWEAVE_ROW
 }
 
 // Elements [part * width, (part + 1) * width).

@@ -1,21 +1,36 @@
-// What happens to a tile's fp32 sums on Xe before they are stored: bias, then one rounding.
+// What happens to fp32 sums on a GPU before they are stored: row factor, bias, activation; rounding is the caller's.
 #pragma once
-#include <moe_xe/atoms_xe.hpp>
-#include <moe_xe/scalar.hpp>
+#include <moe_xe/activation.hpp>
+#include <moe_xe/expert_weights.hpp>
+#include <moe_xe/rows.hpp>
 
-extern __attribute__((sycl_device)) unsigned short __spirv_ConvertFToBF16INTEL(float);
 
 namespace moe_xe {
 
-inline float bias_of(const Arguments& args, int expert, int column) {
-  if (column >= problem::n) return 0.0f;
-  return widened<problem::bias>(static_cast<const Element<problem::bias>*>(args.bias)[expert * args.bias_stride + column]);
+struct ScalarMath {
+  static float exp(float x) { return __spirv_ocl_native_exp2(x * 1.44269504f); }
+  static float reciprocal(float x) { return __spirv_ocl_native_recip(x); }
+};
+
+inline float bias_at(const Arguments& args, int expert, int64 column, int part) {
+  const auto* biases = biases_of(args, expert);
+  return column < out_n && biases ? widened<problem::bias>(biases[weight_column(column, part)]) : 0.0f;
 }
 
-// The bits of a 16-bit output, by the machine's own conversion.
-[[gnu::always_inline]] inline int16 round_to_output(float value) {
-  if constexpr (problem::output == Dtype::f16) return __builtin_bit_cast(int16, _Float16(value));
-  else return int16(__spirv_ConvertFToBF16INTEL(value));
+// One output; `up` and `up_bias` count where columns are pairs.
+[[gnu::always_inline]] inline float output_of(float gate, float up, float bias, float up_bias, float scale) {
+  if constexpr (problem::row_scale == RowScale::sums) {
+    gate *= scale;
+    up *= scale;
+  }
+  if constexpr (problem::has_bias) {
+    gate += bias;
+    up += up_bias;
+  }
+  float value;
+  if constexpr (paired) value = activated<ScalarMath>(gate, up);
+  else value = activated<ScalarMath>(gate);
+  return problem::row_scale == RowScale::outputs ? value * scale : value;
 }
 
 }  // namespace moe_xe

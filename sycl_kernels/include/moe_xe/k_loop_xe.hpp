@@ -1,6 +1,8 @@
 // The loop over K that both weight layouts share: 64 bytes of every row a step, and what is prefetched ahead of it.
 #pragma once
 #include <moe_xe/atoms_xe.hpp>
+#include <moe_xe/expert_weights.hpp>
+#include <moe_xe/rows.hpp>
 #include <utility>
 
 namespace moe_xe {
@@ -14,9 +16,6 @@ inline constexpr int tail_bytes = k_bytes % step_bytes;
 inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
 static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset of a block message");
-
-inline constexpr int sub_groups =
-    config::heights[0] / config::sub_group_rows[0] * (config::tile_width / config::sub_group_columns[0]);
 
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
@@ -46,44 +45,51 @@ template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work)
 template <int variant> struct Shape {
   static constexpr int height = config::heights[variant];
   static constexpr int rows = config::sub_group_rows[variant];        // tokens of a sub-group
-  static constexpr int columns = config::sub_group_columns[variant];  // features of a sub-group
+  static constexpr int columns = config::sub_group_columns[variant];  // weights' columns of a sub-group
+  static constexpr int outputs = paired ? columns / 2 : columns;
   static constexpr int across = config::tile_width / columns;         // sub-groups side by side
-  static_assert(height / rows * across == sub_groups, "every sub-group of the work-group has a part of every tile");
+  static constexpr int sub_groups = height / rows * across;           // the others of the work-group have no part
+  // Where gates and up values are halves of the weights, a sub-group's columns are two runs; else one.
+  static constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, run_columns = columns / runs;
 
   static int first_row(int sub_group) { return sub_group / across * rows; }
-  static int first_column(int sub_group) { return sub_group % across * columns; }
+  static int first_column(int sub_group) { return sub_group % across * run_columns; }
 };
 
 inline Surface token_surface(const Arguments& args, const Tile& tile) {
   return {args.a, k_bytes, int(tile.expert_end), int(args.a_stride) * element_bytes};
 }
 
-inline Surface weight_surface(const Arguments& args, const Tile& tile) {
-  const char* base = static_cast<const char*>(args.w) + tile.expert * args.w_expert_stride * element_bytes;
+// One run of the tile's columns of weights: which surface they are in, and the first one's place there.
+struct WeightRun {
+  Surface surface;
+  int column;
+};
+
+inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
   constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
-  return {base, int(rows_are_k ? problem::n : problem::k) * element_bytes, int(rows_are_k ? problem::k : problem::n),
-          int(args.w_stride) * element_bytes};
+  const bool is_shared = problem::shared > 0 && tile.expert < problem::shared;
+  const char* base = static_cast<const char*>(is_shared ? (run ? args.shared_up : args.shared_w) : args.w) +
+                     (is_shared ? tile.expert * args.shared_expert_stride : (tile.expert - problem::shared) * args.w_expert_stride) * element_bytes;
+  const int pitch = int(is_shared ? args.shared_stride : args.w_stride) * element_bytes;
+  constexpr bool halves = problem::pairs == Pairs::halves;
+  const int columns = int(is_shared && halves ? out_n : problem::n);
+  const int column = halves ? tile.column / 2 + (is_shared ? 0 : run * int(out_n)) : tile.column;
+  return {{base, (rows_are_k ? columns : int(problem::k)) * element_bytes, rows_are_k ? int(problem::k) : columns, pitch}, column};
 }
 
-// Address of the token of one of the tile's rows. Rows past the tile's last repeat it, and whatever an index says, a row
-// of `a` is read.
+// Address of the token of one of the tile's rows. Rows past the tile's last repeat it.
 inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
-  const int64 sorted_row = tile.row + (row < tile.rows ? row : tile.rows - 1);
-  const int64 index = unsigned(args.gather_indices[sorted_row]);
-  return reinterpret_cast<int64>(args.a) + (index < args.a_rows ? index : args.a_rows - 1) * args.a_stride * element_bytes;
+  const int64 source = source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
+  return reinterpret_cast<int64>(args.a) + source * args.a_stride * element_bytes;
 }
 
-// Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one feature, in
+// Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one column, in
 // [E, K, N] a row of K has several and a step has several rows.
-class WeightPrefetch {
+template <int variant> class WeightPrefetch {
  public:
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
-      : block(weight_surface(args, tile),
-              rows_are_k ? tile.column * element_bytes / 2 + sub_group / down * messages * 32 : 0,
-              rows_are_k ? sub_group % down * rows : tile.column + sub_group * lines, 32, rows, 1) {
-    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    move(config::prefetch_distance);
-  }
+      : WeightPrefetch(weight_run(args, tile, sub_group / run_sub_groups), sub_group % run_sub_groups) {}
   template <int ahead> [[gnu::always_inline]] void step() const {
     unrolled<messages>([&](auto i) __attribute__((always_inline)) {
       if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
@@ -93,12 +99,21 @@ class WeightPrefetch {
   [[gnu::always_inline]] void end_round() const { move(unroll); }
 
  private:
+  using Part = Shape<variant>;
   static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
-  static constexpr int lines = config::tile_width / sub_groups, most = rows_are_k ? step_elements : 32;
+  static constexpr int run_sub_groups = Part::sub_groups / Part::runs;
+  static constexpr int lines = config::tile_width / Part::sub_groups, most = rows_are_k ? step_elements : 32;
   static constexpr int rows = lines < most ? lines : most, messages = lines / rows;
   static constexpr int down = step_elements / rows;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
-  static_assert(lines * sub_groups == config::tile_width && rows * messages == lines);
-  static_assert(!rows_are_k || down * rows == step_elements);
+  static_assert(lines * Part::sub_groups == config::tile_width && rows * messages == lines);
+  static_assert(!rows_are_k || (down * rows == step_elements && run_sub_groups % down == 0));
+
+  [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
+      : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
+              rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
+    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    move(config::prefetch_distance);
+  }
 
   [[gnu::always_inline]] void move(int steps) const {
     if constexpr (rows_are_k) block.move_y(steps * step_elements);
@@ -109,7 +124,7 @@ class WeightPrefetch {
 };
 
 // Prefetch of the tile's tokens, rows shared out evenly.
-template <int height> class TokenPrefetch {
+template <int variant> class TokenPrefetch {
  public:
   [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
       : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
@@ -122,12 +137,12 @@ template <int height> class TokenPrefetch {
   [[gnu::always_inline]] void end_round() const { block.move_x(unroll * x_per_step); }
 
  private:
-  static constexpr int rows = (height + sub_groups - 1) / sub_groups;
+  static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
   Block block;
 };
 
 // The same for gathered tokens: each lane takes 64-byte lines of its own.
-template <int height> class GatheredTokenPrefetch {
+template <int variant> class GatheredTokenPrefetch {
  public:
   [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane) {
     for (int i = 0; i < vectors; ++i) {
@@ -150,14 +165,15 @@ template <int height> class GatheredTokenPrefetch {
   }
 
  private:
-  static constexpr int rows = (height + sub_groups - 1) / sub_groups, vectors = (rows + 15) / 16;
+  static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
+  static constexpr int vectors = (rows + 15) / 16;
   static constexpr int lines = rows > 8 ? 1 : rows > 4 ? 2 : 4;  // of a row in one message
   static constexpr int last_offset = k_bytes - unroll * step_bytes;
   int64 address[vectors];
   int offset = 0;
 };
 
-template <int height>
-using TokenPrefetchOf = std::conditional_t<problem::gathered, GatheredTokenPrefetch<height>, TokenPrefetch<height>>;
+template <int variant>
+using TokenPrefetchOf = std::conditional_t<problem::gathered, GatheredTokenPrefetch<variant>, TokenPrefetch<variant>>;
 
 }  // namespace moe_xe

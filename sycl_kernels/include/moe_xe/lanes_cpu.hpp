@@ -40,6 +40,7 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
 }
 
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
+inline Floats reciprocal_of(Floats value) { return 1.f / value; }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }
 
 }  // namespace moe_xe

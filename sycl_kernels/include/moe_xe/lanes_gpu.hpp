@@ -17,6 +17,11 @@ inline int max_of(Ints value) { return __spirv_GroupSMax(__spv::Scope::Subgroup,
 inline int min_of(Ints value) { return __spirv_GroupSMin(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), value); }
 inline float sum_of(Floats value) { return __spirv_GroupFAdd(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), value); }
 
+// The pointer, in a way that keeps addresses derived from it inside the loop: those of an array would fill the registers.
+template <class T> const T* in_loop(const T* pointer) {
+  return reinterpret_cast<const T*>(__spirv_GroupBroadcast(__spv::Scope::Subgroup, reinterpret_cast<unsigned long>(pointer), 0u));
+}
+
 // The next `lanes` elements as fp32, of which `count` are read; the others are zero.
 template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int count) {
   const Ints lane = lane_numbers();
@@ -31,6 +36,7 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
 }
 
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
+inline Floats reciprocal_of(Floats value) { return __spirv_ocl_native_recip(value); }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }
 
 }  // namespace moe_xe

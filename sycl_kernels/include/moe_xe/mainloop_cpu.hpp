@@ -2,7 +2,7 @@
 // panel of weights is packed and multiplied with all rows. Sums of one element are always added in the same order, so
 // results do not depend on which work-group computes a tile.
 #pragma once
-#include <moe_xe/micro_kernel_cpu.hpp>
+#include <moe_xe/few_rows_cpu.hpp>
 #include <moe_xe/team_cpu.hpp>
 
 namespace moe_xe {
@@ -29,28 +29,26 @@ class Mainloop {
   }
 
   void run(const Tile& tile) {
-    const int left = int(problem::n - tile.column);
-    const int columns = left < config::tile_width ? left : config::tile_width;
-    if (tile.rows > config::unpacked_rows) run_packed(tile, columns);
-    else if constexpr (problem::weights == WeightLayout::enk) run_dot_products(tile, columns);
-    else run_streamed(tile, columns);
+    const int64 column = paired ? tile.column / 2 : tile.column;
+    const int left = int(out_n - column), most = paired ? config::tile_width / 2 : config::tile_width;
+    const int columns = left < most ? left : most;
+    if (tile.rows > config::unpacked_rows) run_packed(tile, column, columns);
+    else run_few(tile, column, columns);
   }
 
  private:
-  const Input* row_of_a(int64 row) const {
-    if constexpr (problem::gathered) {
-      const int64 index = args.gather_indices[row];
-      row = index < 0 ? 0 : index < args.a_rows ? index : args.a_rows - 1;
-    }
-    return static_cast<const Input*>(args.a) + row * args.a_stride;
-  }
-  const Input* weights_of(int expert) const { return static_cast<const Input*>(args.w) + expert * args.w_expert_stride; }
-  Output* row_of_d(int64 row) const { return static_cast<Output*>(args.d) + row * args.d_stride; }
-  const auto* bias_of(int expert) const {
-    return static_cast<const Element<problem::bias>*>(args.bias) + expert * args.bias_stride;
+  const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
+
+  // The expert's weights from output column `column` and row `k` of K on.
+  ExpertWeights weights_from(int expert, int64 column, int64 k) const {
+    ExpertWeights w = weights_of(args, expert);
+    const int64 offset = column * w.column_step() + k * (problem::weights == WeightLayout::enk ? 1 : w.row_stride);
+    w.gate += offset;
+    w.up += offset;
+    return w;
   }
 
-  void run_packed(const Tile& tile, int columns) {
+  void run_packed(const Tile& tile, int64 first_column, int columns) {
     if (packed_row != tile.row) {
       for (int row = 0; row < tile.rows; ++row) pack_row(row_of_a(tile.row + row), packed_a + row * packed_stride);
       packed_row = tile.row;
@@ -58,17 +56,21 @@ class Mainloop {
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
     const int height = (tile.rows + blocks - 1) / blocks;
+    constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
     float finished[config::micro_rows * config::micro_columns];
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += k_block) {
       const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
 #pragma unroll 1
-      for (int column = 0; column < columns; column += config::micro_columns) {
-        pack_panel(tile, k, depth, column, columns - column);
+      for (int column = 0; column < columns; column += panel_columns) {
+        const ExpertWeights w = weights_from(tile.expert, first_column + column, k);
+        if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, columns - column, depth, panel);
+        else pack_panel_ekn(w, columns - column, depth, panel);
+        const int first_sum = column / panel_columns * config::micro_columns;
 #pragma unroll 1
         for (int row = 0; row < tile.rows; row += height) {
           const int rows = tile.rows - row < height ? tile.rows - row : height;
-          const SumsInMemory partial{sums + row * sums_stride + column, sums_stride};
+          const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
           const bool last = k + depth == problem::k;
           multiply<config::micro_rows>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
@@ -76,93 +78,38 @@ class Mainloop {
                                        k > 0 ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
-#pragma unroll
-              for (int v = 0; v < panel_vectors; ++v)
-                finish(tile, row + i, column + v * width, columns, load<Floats>(finished + i * config::micro_columns + v * width));
+              finish_panel(tile.expert, tile.row + row + i, first_column + column, columns - column, finished + i * config::micro_columns);
         }
       }
     }
   }
 
-  // Bias, then one rounding. The column is relative to the tile's, of which `columns` exist.
-  void finish(const Tile& tile, int row, int column, int columns, Floats value) const {
-    const int count = columns - column;
-    if (count <= 0) return;
-    const int64 n = tile.column + column;
-    if constexpr (problem::has_bias) value += load_floats<problem::bias>(bias_of(tile.expert) + n, count);
-    store_rounded<problem::output>(row_of_d(tile.row + row) + n, value, count);
-  }
-
-  void pack_panel(const Tile& tile, int64 k, int depth, int column, int columns) {
-    const Input* w = weights_of(tile.expert);
-    const int64 n = tile.column + column;
-    if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w + n * args.w_stride + k, args.w_stride, columns, depth, panel);
-    else pack_panel_ekn(w + k * args.w_stride + n, args.w_stride, columns, depth, panel);
-  }
-
-  // A few rows and [K, N] weights: the weights stream by once, some rows of K at a time, and are added to sums that stay
-  // in the first cache.
-  void run_streamed(const Tile& tile, int columns) {
-    constexpr int depth = 4, ahead = 2 * depth;
-    float streamed[config::unpacked_rows][sums_stride] = {};
-    const Input* w = weights_of(tile.expert) + tile.column;
-#pragma unroll 1
-    for (int64 k = 0; k < problem::k; k += depth) {
-      float tokens[config::unpacked_rows][depth];
-      for (int row = 0; row < tile.rows; ++row)
+  // One row of a panel's sums; `columns` of its output columns exist.
+  void finish_panel(int expert, int64 sorted_row, int64 column, int columns, const float* from) const {
+    const OutputRow row = output_row(args, sorted_row);
+    constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
 #pragma unroll
-        for (int i = 0; i < depth; ++i)
-          tokens[row][i] = k + i < problem::k ? widened<problem::input>(row_of_a(tile.row + row)[k + i]) : 0.f;
-#pragma unroll 1
-      for (int column = 0; column < columns; column += width) {
-        Floats weights[depth];
-#pragma unroll
-        for (int i = 0; i < depth; ++i) {
-          const Input* from = w + (k + i < problem::k ? k + i : k) * args.w_stride + column;
-          prefetch(from + ahead * args.w_stride);
-          weights[i] = load_floats<problem::input>(from, columns - column);
-        }
-#pragma unroll 1
-        for (int row = 0; row < tile.rows; ++row) {
-          Floats sum = load<Floats>(streamed[row] + column);
-#pragma unroll
-          for (int i = 0; i < depth; ++i)
-            if (k + i < problem::k) sum = tokens[row][i] * weights[i] + sum;
-          store(streamed[row] + column, sum);
-        }
-      }
+    for (int v = 0; v < outputs; ++v) {
+      Floats gate = load<Floats>(from + (woven ? 2 * v : v) * width), up = gate;
+      if constexpr (paired) up = load<Floats>(from + (woven ? 2 * v + 1 : v + gate_vectors) * width);
+      if constexpr (woven) unweave(gate, up, gate, up);
+      finish(args, expert, row, column + v * width, columns - v * width, gate, up);
     }
-    for (int row = 0; row < tile.rows; ++row)
-      for (int column = 0; column < columns; column += width)
-        finish(tile, row, column, columns, load<Floats>(streamed[row] + column));
   }
 
-  void run_dot_products(const Tile& tile, int columns) {
-#pragma unroll 1
-    for (int row = 0; row < tile.rows; row += config::dot_rows)
-      run_dots<config::dot_rows>(tile, row, tile.rows - row, columns);
-  }
-
-  template <int rows> void run_dots(const Tile& tile, int row, int wanted, int columns) {
-    if constexpr (rows > 1)
-      if (wanted < rows) return run_dots<rows - 1>(tile, row, wanted, columns);
-    // One row is bound by memory: more columns, more streams. With more rows the registers are the limit.
-    constexpr int step = rows == 1 ? width : width / 2;
-    const Input* a[rows];
-#pragma unroll
-    for (int i = 0; i < rows; ++i) a[i] = row_of_a(tile.row + row + i);
-#pragma unroll 1
-    for (int column = 0; column < columns; column += step) {
-      const int count = columns - column < step ? columns - column : step;
-      const int64 n = tile.column + column;
-      const Input* w[step];
-#pragma unroll
-      for (int i = 0; i < step; ++i) w[i] = weights_of(tile.expert) + (n + (i < count ? i : count - 1)) * args.w_stride;
-      Floats result[rows];
-      dot<rows, step>(a, w, config::prefetch_columns * args.w_stride, result);
-#pragma unroll
-      for (int i = 0; i < rows; ++i) finish(tile, row + i, column, column + count, result[i]);
+  void run_few(const Tile& tile, int64 column, int columns) {
+    FewRows few;
+    few.count = tile.rows;
+    for (int row = 0; row < tile.rows; ++row) {
+      few.a[row] = row_of_a(tile.row + row);
+      few.d[row] = output_row(args, tile.row + row);
     }
+    const ExpertWeights w = weights_from(tile.expert, column, 0);
+    if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
+    else
+#pragma unroll 1
+      for (int row = 0; row < tile.rows; row += config::dot_rows)
+        run_dots<config::dot_rows>(tile.rows - row, args, tile.expert, few, row, w, column, columns);
   }
 
   const Arguments& args;

@@ -2,7 +2,7 @@
 // block messages cannot take. A lane owns columns of a sub-group's block; rows of A are read 16 elements at a time, one
 // a lane, and broadcast from registers.
 #pragma once
-#include <moe_xe/scalar.hpp>
+#include <moe_xe/epilogue.hpp>
 #include <moe_xe/team_gpu.hpp>
 
 namespace moe_xe {
@@ -25,42 +25,56 @@ class Mainloop {
     constexpr int rows = config::sub_group_rows[variant], columns = config::sub_group_columns[variant];
     constexpr int across = config::tile_width / columns;
     static_assert(columns % lanes == 0 && config::tile_width % columns == 0);
+    static_assert(!paired || columns % (2 * lanes) == 0, "a lane owns both columns of a pair");
     const int row = sub_group / across * rows;
-    const int column = tile.column + sub_group % across * columns;
-    if (row < tile.rows && column < problem::n) run_block<rows, columns / lanes>(tile, row, column);
+    constexpr int outputs = paired ? columns / 2 : columns;
+    const int64 column = (paired ? tile.column / 2 : tile.column) + sub_group % across * outputs;
+    if (row < tile.rows && column < out_n) run_block<rows, columns / lanes>(tile, row, column);
   }
 
-  // Rows and columns beyond the tile repeat the last one and are never stored: no read is outside.
-  template <int rows, int groups> void run_block(const Tile& tile, int first_row, int first_column) const {
+  // Rows and columns beyond the tile repeat the last one and are never stored: no read is outside. Where columns are
+  // pairs, the first half of a lane's columns are gates and the others their up values.
+  template <int rows, int groups> void run_block(const Tile& tile, int first_row, int64 first_column) const {
+    constexpr int out_groups = paired ? groups / 2 : groups;
     const Input* a[rows];
     const Input* w[groups];
 #pragma unroll
     for (int row = 0; row < rows; ++row) a[row] = row_of_a(tile.row + lesser(first_row + row, tile.rows - 1));
+    const ExpertWeights weights = weights_of(args, tile.expert);
+    const int64 step = weights.column_step();
+    const int64 k_stride = problem::weights == WeightLayout::enk ? 1 : weights.row_stride;
 #pragma unroll
-    for (int group = 0; group < groups; ++group) w[group] = column_of_w(tile.expert, column_of(first_column, group));
+    for (int group = 0; group < groups; ++group)
+      w[group] = (group < out_groups ? weights.gate : weights.up) + column_of(first_column, group % out_groups) * step;
     float sums[rows][groups] = {};
     constexpr int whole = int(problem::k / lanes * lanes), rest = int(problem::k - whole);
 #pragma unroll 1
-    for (int k = 0; k < whole; k += lanes) add<lanes>(a, w, k, sums);
-    if constexpr (rest > 0) add<rest>(a, w, whole, sums);
+    for (int k = 0; k < whole; k += lanes) add<lanes>(a, w, k, k_stride, sums);
+    if constexpr (rest > 0) add<rest>(a, w, whole, k_stride, sums);
 #pragma unroll
-    for (int group = 0; group < groups; ++group) {
-      const int column = first_column + group * lanes + lane;
-      if (column >= problem::n) continue;
-      float bias = 0.f;
-      if constexpr (problem::has_bias)
-        bias = widened<problem::bias>(static_cast<const Element<problem::bias>*>(args.bias)[tile.expert * args.bias_stride + column]);
+    for (int group = 0; group < out_groups; ++group) {
+      const int64 column = first_column + group * lanes + lane;
+      if (column >= out_n) continue;
+      float bias = 0.0f, up_bias = 0.0f;
+      if constexpr (problem::has_bias) {
+        bias = bias_at(args, tile.expert, column, 0);
+        if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
+      }
 #pragma unroll
-      for (int row = 0; row < rows; ++row)
-        if (first_row + row < tile.rows)
-          static_cast<Output*>(args.d)[(tile.row + first_row + row) * args.d_stride + column] =
-              rounded<problem::output>(problem::has_bias ? sums[row][group] + bias : sums[row][group]);
+      for (int row = 0; row < rows; ++row) {
+        if (first_row + row >= tile.rows) continue;
+        const int64 sorted_row = tile.row + first_row + row, target = target_row(args, sorted_row);
+        if (problem::scattered && target < 0) continue;
+        const float value = output_of(sums[row][group], sums[row][groups - out_groups + group], bias, up_bias,
+                                      scale_of(args, sorted_row));
+        static_cast<Output*>(args.d)[target * args.d_stride + column] = rounded<problem::output>(value);
+      }
     }
   }
 
   // sums += A[row, k..k+count) * W[k..k+count, column]; w walks along K: products of 64-bit strides would fill registers.
   template <int count, int rows, int groups>
-  void add(const Input* const (&a)[rows], const Input* (&w)[groups], int k, float (&sums)[rows][groups]) const {
+  void add(const Input* const (&a)[rows], const Input* (&w)[groups], int k, int64 k_stride, float (&sums)[rows][groups]) const {
     float tokens[rows];
 #pragma unroll
     for (int row = 0; row < rows; ++row) tokens[row] = widened<problem::input>(a[row][k + lesser(lane, count - 1)]);
@@ -73,7 +87,7 @@ class Mainloop {
         for (int i = 0; i < k_step; ++i)
           if (first + i < count) {
             weights[group][i] = widened<problem::input>(alone(*w[group]));
-            w[group] += problem::weights == WeightLayout::enk ? 1 : args.w_stride;
+            w[group] += k_stride;
           }
 #pragma unroll
       for (int i = 0; i < k_step; ++i)
@@ -92,18 +106,11 @@ class Mainloop {
   static Input alone(Alone& element) { return element; }
 
   static int lesser(int x, int y) { return x < y ? x : y; }
-  int column_of(int first_column, int group) const { return lesser(first_column + group * lanes + lane, int(problem::n) - 1); }
-  const Input* row_of_a(int64 row) const {
-    if constexpr (problem::gathered) {
-      const int64 index = args.gather_indices[row];
-      row = index < 0 ? 0 : index < args.a_rows ? index : args.a_rows - 1;
-    }
-    return static_cast<const Input*>(args.a) + row * args.a_stride;
+  int64 column_of(int64 first_column, int group) const {
+    const int64 column = first_column + group * lanes + lane;
+    return column < out_n ? column : out_n - 1;
   }
-  const Input* column_of_w(int expert, int column) const {
-    const Input* w = static_cast<const Input*>(args.w) + expert * args.w_expert_stride;
-    return problem::weights == WeightLayout::enk ? w + column * args.w_stride : w + column;
-  }
+  const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
 
   const Arguments& args;
   const int sub_group, lane;

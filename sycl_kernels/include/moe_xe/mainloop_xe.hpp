@@ -23,6 +23,7 @@ class Mainloop {
   template <int variant> [[gnu::always_inline]] void run_variant(const Tile& tile) const {
     if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
       if (tile.variant != variant) return run_variant<variant + 1>(tile);
+    if (sub_group >= Shape<variant>::sub_groups) return;
     SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));
     loop_over_k(product);
     product.store();

@@ -1,6 +1,7 @@
 // Packing: rows of A and panels of W as fp32 (or, where the CPU multiplies bf16 pairs, as pairs), in the order in which
 // the micro-kernel reads them. Gathering tokens, widening, transposition and all tails of K and N happen here.
 #pragma once
+#include <moe_xe/expert_weights.hpp>
 #include <moe_xe/vector_cpu.hpp>
 
 namespace moe_xe {
@@ -50,13 +51,23 @@ inline void pack_row(const Input* from, Packed* to) {
 
 inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
 
-// W[n, k]: `depth` elements along K of `columns` rows of W. Columns beyond repeat the last one and are never stored.
-inline void pack_panel_enk(const Input* w, int64 w_stride, int columns, int depth, PackedVector* panel) {
+// Vectors [0, gate_vectors) of a panel hold gates (or plain columns, or woven pairs), the others their up values.
+constexpr int gate_vectors = paired && !woven ? panel_vectors / 2 : panel_vectors;
+
+// First element of the weights of a panel's column `i` of vector `v`; `columns` exist, those beyond repeat the last one.
+inline const Input* panel_column(const ExpertWeights& w, int64 step, int v, int i, int columns) {
+  const int column = v % gate_vectors * width + i;
+  return (v < gate_vectors ? w.gate : w.up) + (column < columns ? column : columns - 1) * step;
+}
+
+// W[n, k]: `depth` elements along K of the panel's columns.
+inline void pack_panel_enk(const ExpertWeights& w, int columns, int depth, PackedVector* panel) {
+  const int64 step = w.column_step();
 #pragma unroll 1
   for (int v = 0; v < panel_vectors; ++v) {
     const Input* column[width];
 #pragma unroll
-    for (int i = 0; i < width; ++i) column[i] = w + (v * width + i < columns ? v * width + i : columns - 1) * w_stride;
+    for (int i = 0; i < width; ++i) column[i] = panel_column(w, step, v, i, columns);
     PackedVector* to = panel + v;
 #pragma unroll 1
     for (int k = 0; k < depth; k += chunk) {
@@ -65,7 +76,7 @@ inline void pack_panel_enk(const Input* w, int64 w_stride, int columns, int dept
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           raw[i] = load_chunk(column[i] + k);
-          if constexpr (config::prefetch_columns > 0) prefetch(column[i] + k + config::prefetch_columns * w_stride);
+          if constexpr (config::prefetch_columns > 0) prefetch(column[i] + k + config::prefetch_columns * step);
         }
       } else {
 #pragma unroll 1
@@ -83,19 +94,19 @@ inline void pack_panel_enk(const Input* w, int64 w_stride, int columns, int dept
   }
 }
 
-// W[k, n]: `depth` rows of W, `columns` of each.
-inline void pack_panel_ekn(const Input* w, int64 w_stride, int columns, int depth, PackedVector* panel) {
+// W[k, n]: `depth` rows of W, `columns` of each (two weights a column, if they are woven).
+inline void pack_panel_ekn(const ExpertWeights& w, int columns, int depth, PackedVector* panel) {
+  if constexpr (woven) columns *= 2;
 #pragma unroll 1
   for (int k = 0; k < depth; k += elements_per_step) {
-    const Input* row = w + k * w_stride;
 #pragma unroll
     for (int v = 0; v < panel_vectors; ++v) {
-      const Input* from = row + v * width;
-      const int count = columns - v * width;
+      const int column = v % gate_vectors * width, count = columns - column;
+      const Input* from = (v < gate_vectors ? w.gate : w.up) + k * w.row_stride + column;
       if constexpr (bf16_pairs) {
         const Dwords even = __builtin_bit_cast(Dwords, load_floats<problem::input>(from, count));
         Dwords odd = 0u;
-        if (k + 1 < depth) odd = __builtin_bit_cast(Dwords, load_floats<problem::input>(from + w_stride, count));
+        if (k + 1 < depth) odd = __builtin_bit_cast(Dwords, load_floats<problem::input>(from + w.row_stride, count));
         panel[v] = __builtin_bit_cast(PackedVector, even >> 16 | odd);
       } else {
         panel[v] = __builtin_bit_cast(PackedVector, load_floats<problem::input>(from, count));

@@ -52,7 +52,7 @@ struct Router {
 
   static Floats scores_of(Floats logits, Softmax softmax) {
     if constexpr (problem::scoring == Scoring::softmax) return softmax.of(logits);
-    else if constexpr (problem::scoring == Scoring::sigmoid) return 1.f / (1.f + exp_of(-logits));
+    else if constexpr (problem::scoring == Scoring::sigmoid) return reciprocal_of(1.f + exp_of(-logits));
     else if constexpr (problem::scoring == Scoring::sqrtsoftplus) return sqrt_of(softplus(logits));
     else return logits;
   }
@@ -60,7 +60,7 @@ struct Router {
   // log(1 + exp(x)) = max(x, 0) + log(1 + y) with y = exp(-|x|) <= 1, and log(1 + y) = 2 atanh(y / (2 + y)), whose
   // series' terms fall ninefold: an error below 1e-8 of the value, however small it is.
   static Floats softplus(Floats x) {
-    const Floats y = exp_of(x < 0.f ? x : -x), z = y / (2.f + y), square = z * z;
+    const Floats y = exp_of(x < 0.f ? x : -x), z = y * reciprocal_of(2.f + y), square = z * z;
     Floats series = 1.f / 15;
 #pragma unroll
     for (int odd = 13; odd > 0; odd -= 2) series = series * square + 1.f / odd;

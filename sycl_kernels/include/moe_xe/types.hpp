@@ -15,32 +15,43 @@ enum class Dtype { bf16, f16, f32 };
 enum class WeightLayout { enk, ekn };      // [E, N, K] (PyTorch's) or [E, K, N]
 enum class RowsFormat { counts, ends };    // tokens per expert, or the cumulative end of each expert's rows
 enum class Schedule { dynamic, static_stride };
+enum class Pairs { none, halves, interleaved };   // columns c and N/2 + c, or 2c and 2c + 1, are one gate and one up value
+enum class Act { none, silu, gelu, gelu_tanh, relu2, swiglu_oai };
+enum class RowScale { none, sums, outputs };       // a row's factor is applied before bias and activation, or after them
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };   // CPU device: the widest instructions that may be used
 
 constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
 // Base pointers, strides (in elements) and counts; N, K and everything else known when the kernel is compiled is in
-// the generated namespaces `problem` and `config` (moe_xe/jit/source.py).
+// the generated namespaces `problem` and `config` (moe_xe/jit/source.py). The first problem::shared groups of rows are
+// shared experts', whose weights lie elsewhere; "expert" below counts them too.
 struct Arguments {
-  const void* a;               // [a_rows, K]; row r of the sorted rows is a[r], or a[gather_indices[r]]
-  const void* w;               // weights of all experts
-  const void* bias;            // [E, N] or null
-  void* d;                     // [total_rows, N]
-  const void* rows;            // tokens per expert, or ends, [E]
-  const int32* gather_indices; // [total_rows] or null
+  const void* a;               // [a_rows, K]; row r of the sorted rows is a[r], or a[row_indices[r] / problem::slots]
+  const void* w;               // weights of the routed experts
+  const void* shared_w;        // weights of the shared experts (gates, if the columns are pairs), or null
+  const void* shared_up;       // their up values' weights, or null
+  const void* bias;            // [routed experts, N] or null
+  void* d;                     // [d_rows, out_n]; row r of the sorted rows goes to d[r], or d[row_indices[r]]
+  const void* rows;            // tokens per expert, or ends, [num_experts]
+  const int32* row_indices;    // [total_rows] or null
+  const float* row_scales;     // [total_rows] or null
   int32* tile_counter;         // zero in stream order before the launch
   void* scratch;               // config::scratch_bytes for each work-group
-  int64 total_rows;            // rows of d; no row beyond is read or written, whatever the counts say
+  int64 total_rows;            // no sorted row beyond is read or written, whatever the counts say
   int64 a_rows;                // rows of a
+  int64 d_rows;                // rows of d
   int64 a_stride;              // elements between rows of a
   int64 w_stride;              // elements between rows of one expert's weights
   int64 w_expert_stride;       // elements between experts' weights
+  int64 shared_stride;         // the same two for shared experts
+  int64 shared_expert_stride;
   int64 bias_stride;           // elements between experts' biases
   int64 d_stride;              // elements between rows of d
-  int32 num_experts;
+  int32 num_experts;           // routed and shared
 };
 
-// One tile of one expert: rows [row, row + rows) of the sorted rows, columns [column, column + config::tile_width).
+// One tile of one expert: rows [row, row + rows) of the sorted rows, columns [column, column + config::tile_width)
+// of the weights; where columns are pairs, the output's columns [column / 2, (column + config::tile_width) / 2).
 struct Tile {
   int expert;
   int variant;        // index into config::heights
