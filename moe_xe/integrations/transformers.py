@@ -40,9 +40,9 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
                     top_k_weights: torch.Tensor) -> torch.Tensor:
     """What the experts' own forward returns: [T, H], from hidden_states [T, H] and top_k_index, top_k_weights [T, k].
 
-    experts: a module under Transformers' use_experts_implementation. Its weights are read in place. Ids that are not of its
-    experts contribute nothing. One `fused_moe` where the gate is one of its activations, else grouped GEMMs around the
-    module's own gate.
+    experts: a module under Transformers' use_experts_implementation. Its weights are read in place. Ids that are not of
+    its experts contribute nothing. One `fused_moe` where the gate is one of its activations, else grouped GEMMs around
+    the module's own gate.
     """
     x = hidden_states.to(experts.down_proj.dtype)  # under autocast they may differ
     w13, b13 = _first_projection(experts)
@@ -53,8 +53,8 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
         out = _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights)
     else:
         activation, alpha, limit = fused
-        out = fused_moe(x, w13, experts.down_proj, top_k_weights, top_k_index, activation=activation, alpha=alpha, limit=limit,
-                        interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout)
+        out = fused_moe(x, w13, experts.down_proj, top_k_weights, top_k_index, activation=activation, alpha=alpha,
+                        limit=limit, interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout)
     return out.to(hidden_states.dtype)
 
 
@@ -75,8 +75,8 @@ _fused_activations: weakref.WeakKeyDictionary[torch.nn.Module, tuple | None] = w
 def fused_activation(experts: torch.nn.Module) -> tuple[str, float, float | None] | None:
     """(activation, alpha, limit) of `fused_moe` that equal the experts' own gate, or None.
 
-    Found by trying what the gate computes; alpha and limit are among the attributes with such names. A gate with tensors of
-    its own is not tried. The answer is kept for the life of the module, and a constant to torch.compile.
+    Found by trying what the gate computes; alpha and limit are among the attributes with such names. A gate with tensors
+    of its own is not tried. The answer is kept for the life of the module, and a constant to torch.compile.
     """
     if experts not in _fused_activations:
         _fused_activations[experts] = _find_fused_activation(experts)

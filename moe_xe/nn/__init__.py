@@ -6,4 +6,5 @@ from .mixtral import MixtralBlock
 from .parts import Experts, GatedMLP, MoeBlock
 from .qwen3_moe import Qwen3MoeBlock
 
-__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "MixtralBlock", "MoeBlock", "Qwen3MoeBlock"]
+__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "MixtralBlock", "MoeBlock",
+           "Qwen3MoeBlock"]

@@ -16,8 +16,8 @@ def recognise(function: Callable[[torch.Tensor], torch.Tensor], *, gated: bool, 
               alphas: Iterable[float] = (), limits: Iterable[float] = ()) -> Activation | None:
     """The activation that equals `function` over a wide range of numbers, whatever it is called, or None.
 
-    function: [rows, N] -> [rows, N/2] if gated, else [rows, N]; called once, with float64 numbers on the CPU, so one that
-    holds tensors elsewhere is not for it. alphas, limits: the parameters that it may have.
+    function: [rows, N] -> [rows, N/2] if gated, else [rows, N]; called once, with float64 numbers on the CPU, so it must
+    not hold tensors elsewhere. alphas, limits: the parameters that it may have.
     """
     x = _probe()
     with torch.no_grad():

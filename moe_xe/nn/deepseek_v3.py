@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
-from .activations import activation_name
-from .parts import Experts, GatedMLP, MoeBlock
+from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
 
 __all__ = ["DeepseekV3Block"]
 
@@ -23,30 +22,30 @@ class _Router(nn.Linear):
 
 
 class DeepseekV3Block(MoeBlock):
-    """gate: [E, H], its e_score_correction_bias [E]. num_groups equal groups, of which the topk_groups with the best pairs
-    of experts are open. shared_experts: one MLP, [shared_intermediate_size, H] and back.
+    """gate: [E, H], and its e_score_correction_bias [E]. A token's experts come from the topk_groups of the num_groups
+    whose two best experts have the highest sums. shared_experts: one MLP of shared_intermediate_size.
     """
     hf_class = "DeepseekV3MoE"
 
-    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, shared_intermediate_size: int,
-                 num_groups: int = 1, topk_groups: int = 1, norm_topk_prob: bool = True, routed_scaling_factor: float = 1.0,
-                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
+                 shared_intermediate_size: int, num_groups: int = 1, topk_groups: int = 1, norm_topk_prob: bool = True,
+                 routed_scaling_factor: float = 1.0, activation: str = "silu", device=None,
+                 dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k, self.num_groups, self.topk_groups = top_k, num_groups, topk_groups
         self.norm_topk_prob, self.routed_scaling_factor = norm_topk_prob, routed_scaling_factor
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device, dtype=dtype)
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device,
+                               dtype=dtype)
         self.gate = _Router(hidden_size, num_experts, device=device, dtype=dtype)
         self.shared_experts = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:
-        num_experts, hidden_size, intermediate_size = module.experts.down_proj.shape
         gate = module.gate
-        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts, top_k=gate.top_k,
-                    shared_intermediate_size=module.shared_experts.down_proj.in_features, num_groups=gate.num_group,
-                    topk_groups=gate.topk_group, norm_topk_prob=gate.norm_topk_prob,
-                    routed_scaling_factor=gate.routed_scaling_factor,
-                    activation=activation_name(module.experts.act_fn, "experts.act_fn"))
+        return dict(sizes_of(module.experts), shared_intermediate_size=module.shared_experts.down_proj.in_features,
+                    top_k=gate.top_k, num_groups=gate.num_group, topk_groups=gate.topk_group,
+                    norm_topk_prob=gate.norm_topk_prob, routed_scaling_factor=gate.routed_scaling_factor,
+                    activation=activation_of(module.experts))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, H] -> the same."""

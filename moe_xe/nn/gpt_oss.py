@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
-from .parts import Experts, MoeBlock
+from .parts import Experts, MoeBlock, sizes_of
 
 __all__ = ["GptOssBlock"]
 
@@ -19,14 +19,14 @@ class GptOssBlock(MoeBlock):
         super().__init__()
         self.top_k = top_k
         self.router = nn.Linear(hidden_size, num_experts, device=device, dtype=dtype)
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation="swiglu_oai", alpha=alpha, limit=limit,
-                               interleaved=True, transposed=True, bias=True, device=device, dtype=dtype)
+        self.experts = Experts(
+            num_experts, hidden_size, intermediate_size, activation="swiglu_oai", alpha=alpha, limit=limit,
+            interleaved=True, transposed=True, bias=True, device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:
-        num_experts, intermediate_size, hidden_size = module.experts.down_proj.shape
-        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts,
-                    top_k=module.router.top_k, alpha=module.experts.alpha, limit=module.experts.limit)
+        return dict(sizes_of(module.experts, transposed=True), top_k=module.router.top_k, alpha=module.experts.alpha,
+                    limit=module.experts.limit)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[batch, sequence, H] -> the same, and the chosen experts' weights [batch * sequence, top_k]."""

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
-from .activations import activation_name
-from .parts import Experts, GatedMLP, MoeBlock
+from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
 
 __all__ = ["Llama4Block"]
 
@@ -15,8 +14,8 @@ class Llama4Block(MoeBlock):
     """router: [E, H]; shared_expert: an MLP of shared_intermediate_size."""
     hf_class = "Llama4TextMoe"
 
-    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, shared_intermediate_size: int,
-                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
+                 shared_intermediate_size: int, activation: str = "silu", device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k = top_k
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, transposed=True,
@@ -26,10 +25,9 @@ class Llama4Block(MoeBlock):
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:
-        num_experts, intermediate_size, hidden_size = module.experts.down_proj.shape
-        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts, top_k=module.top_k,
+        return dict(sizes_of(module.experts, transposed=True), top_k=module.top_k,
                     shared_intermediate_size=module.shared_expert.down_proj.in_features,
-                    activation=activation_name(module.experts.act_fn, "experts.act_fn"))
+                    activation=activation_of(module.experts))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[..., H] -> [tokens, H], and the router's logits [tokens, E]."""

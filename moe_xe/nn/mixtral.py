@@ -1,35 +1,24 @@
-"""Mixtral: softmax over all experts, then the best, whose weights always sum to one."""
+"""Mixtral: as Qwen3-MoE, and the chosen experts' weights always sum to one."""
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ..ops.route import route
-from .activations import activation_name
-from .parts import Experts, MoeBlock
+from .parts import activation_of, sizes_of
+from .qwen3_moe import Qwen3MoeBlock
 
 __all__ = ["MixtralBlock"]
 
 
-class MixtralBlock(MoeBlock):
+class MixtralBlock(Qwen3MoeBlock):
     """gate: [E, H]. The jitter noise of Mixtral's training is left out."""
     hf_class = "MixtralSparseMoeBlock"
 
-    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, activation: str = "silu",
-                 device=None, dtype: torch.dtype | None = None):
-        super().__init__()
-        self.top_k = top_k
-        self.gate = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device, dtype=dtype)
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
+                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+        super().__init__(hidden_size, intermediate_size, num_experts, top_k, norm_topk_prob=True, activation=activation,
+                         device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:
-        num_experts, hidden_size, intermediate_size = module.experts.down_proj.shape
-        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts,
-                    top_k=module.gate.top_k, activation=activation_name(module.experts.act_fn, "experts.act_fn"))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[batch, sequence, H] -> the same."""
-        x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        topk_weights, topk_ids = route(self.gate(x), self.top_k, renormalize=True)
-        return self.experts(x, topk_weights, topk_ids).view(hidden_states.shape)
+        return dict(sizes_of(module.experts), top_k=module.gate.top_k, activation=activation_of(module.experts))

@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 from ..ops.fused_moe import SharedExpert, fused_moe
+from .activations import activation_name
 
-__all__ = ["Experts", "GatedMLP", "MoeBlock"]
+__all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
 
 
 class Experts(nn.Module):
     """The routed experts' weights, and their MLPs as one `fused_moe`.
 
-    gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: also gate_up_proj_bias
+    gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: adds gate_up_proj_bias
     [E, 2I] and down_proj_bias [E, H]. activation, alpha, limit, interleaved, weight_on_input: as in `fused_moe`.
     """
 
@@ -45,10 +46,11 @@ class Experts(nn.Module):
     def forward(self, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
                 shared: SharedExpert | None = None) -> torch.Tensor:
         """[T, H] -> [T, H]; topk_weights and topk_ids: [T, k]."""
-        return fused_moe(hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
-                         interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
-                         b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
-                         weight_layout="ekn" if self.transposed else "enk")
+        return fused_moe(
+            hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
+            interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
+            b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
+            weight_layout="ekn" if self.transposed else "enk")
 
 
 class GatedMLP(nn.Module):
@@ -66,7 +68,7 @@ class GatedMLP(nn.Module):
 
 
 class MoeBlock(nn.Module):
-    """A family's block. Families give hf_class, the Transformers class whose state dict theirs equals, and numbers_of."""
+    """A family's block. hf_class: the Transformers class whose state dict, inputs and outputs it has."""
     hf_class: str
 
     @classmethod
@@ -81,7 +83,7 @@ class MoeBlock(nn.Module):
             raise TypeError(f"module must be laid out as Transformers' {cls.hf_class}, got {type(module).__name__}: "
                             f"{error}") from error
         ours, theirs = _tensors(block), _tensors(module)
-        shapes, expected = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours))
+        expected, shapes = _shapes(ours), _shapes(theirs)
         if shapes != expected:
             raise TypeError(f"module must hold the tensors of Transformers' {cls.hf_class}, {expected}; "
                             f"{type(module).__name__} holds {shapes}")
@@ -96,5 +98,20 @@ class MoeBlock(nn.Module):
         raise NotImplementedError
 
 
+def sizes_of(experts: nn.Module, transposed: bool = False) -> dict[str, int]:
+    """num_experts, hidden_size and intermediate_size of a Transformers experts module."""
+    num_experts, *sizes = experts.down_proj.shape
+    intermediate_size, hidden_size = sizes if transposed else reversed(sizes)
+    return dict(num_experts=num_experts, hidden_size=hidden_size, intermediate_size=intermediate_size)
+
+
+def activation_of(experts: nn.Module) -> str:
+    return activation_name(experts.act_fn, "experts.act_fn")
+
+
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

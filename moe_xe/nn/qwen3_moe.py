@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
-from .activations import activation_name
-from .parts import Experts, MoeBlock
+from .parts import Experts, MoeBlock, activation_of, sizes_of
 
 __all__ = ["Qwen3MoeBlock"]
 
@@ -15,19 +14,18 @@ class Qwen3MoeBlock(MoeBlock):
     """gate: [E, H]; norm_topk_prob: the chosen experts' weights are divided by their sum."""
     hf_class = "Qwen3MoeSparseMoeBlock"
 
-    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, norm_topk_prob: bool = True,
-                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
+                 norm_topk_prob: bool = True, activation: str = "silu", device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k, self.norm_topk_prob = top_k, norm_topk_prob
         self.gate = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device, dtype=dtype)
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device,
+                               dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:
-        num_experts, hidden_size, intermediate_size = module.experts.down_proj.shape
-        return dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts,
-                    top_k=module.gate.top_k, norm_topk_prob=module.gate.norm_topk_prob,
-                    activation=activation_name(module.experts.act_fn, "experts.act_fn"))
+        return dict(sizes_of(module.experts), top_k=module.gate.top_k, norm_topk_prob=module.gate.norm_topk_prob,
+                    activation=activation_of(module.experts))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, H] -> the same."""

@@ -1,4 +1,4 @@
-"""The families' blocks as their definitions say, token by token: slow, plain, in the dtype of the weights (float64 is exact).
+"""The families' blocks as their definitions say, token by token, in the dtype of the weights.
 
 Each function takes a block's state dict (of moe_xe.nn or Transformers) and tokens [T, H], and returns [T, H].
 """
@@ -19,7 +19,8 @@ def _best(scores: torch.Tensor, count: int) -> list[int]:
     return scores.argsort(descending=True, stable=True)[:count].tolist()
 
 
-def _gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, activation: Activation) -> torch.Tensor:
+def _gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor,
+           activation: Activation) -> torch.Tensor:
     """One expert for one token, with the weights of linear layers."""
     return down @ (activation(gate @ x) * (up @ x))
 
@@ -90,6 +91,7 @@ def llama4(weights: Weights, hidden_states: torch.Tensor, *, top_k: int, activat
         logits = weights["router.weight"] @ x
         for expert in _best(logits, top_k):
             gate, up = weights["experts.gate_up_proj"][expert].T.chunk(2)
-            out[token] += _gated(logits[expert].sigmoid() * x, gate, up, weights["experts.down_proj"][expert].T, activation)
+            down = weights["experts.down_proj"][expert].T
+            out[token] += _gated(logits[expert].sigmoid() * x, gate, up, down, activation)
         out[token] += _shared(weights, "shared_expert", x, activation)
     return out

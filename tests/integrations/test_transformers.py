@@ -45,26 +45,27 @@ def _config(name, **differences):
 _DEEPSEEK = dict(n_routed_experts=EXPERTS, n_shared_experts=1, moe_intermediate_size=INTERMEDIATE)
 MODELS = {
     "Qwen3Moe": dict(num_experts=EXPERTS, moe_intermediate_size=INTERMEDIATE, head_dim=16, norm_topk_prob=True),
-    "Qwen2Moe": dict(num_experts=EXPERTS, moe_intermediate_size=INTERMEDIATE, shared_expert_intermediate_size=INTERMEDIATE),
+    "Qwen2Moe": dict(num_experts=EXPERTS, moe_intermediate_size=INTERMEDIATE,
+                     shared_expert_intermediate_size=INTERMEDIATE),
     "Qwen3Next": dict(
-        num_experts=EXPERTS, moe_intermediate_size=INTERMEDIATE, shared_expert_intermediate_size=INTERMEDIATE, head_dim=16,
-        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
+        num_experts=EXPERTS, moe_intermediate_size=INTERMEDIATE, shared_expert_intermediate_size=INTERMEDIATE,
+        head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
         layer_types=["linear_attention", "full_attention"]),
     "Mixtral": dict(num_local_experts=EXPERTS),
     "GptOss": dict(num_local_experts=EXPERTS, head_dim=16, sliding_window=8,
                    layer_types=["sliding_attention", "full_attention"]),
     "DeepseekV3": dict(_DEEPSEEK, n_group=4, topk_group=2, first_k_dense_replace=0, q_lora_rank=16, kv_lora_rank=16,
                        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16),
-    "DeepseekV4": dict(_DEEPSEEK, head_dim=16, q_lora_rank=16, o_lora_rank=16, o_groups=2, index_head_dim=16, index_n_heads=2,
-                       qk_rope_head_dim=8, partial_rotary_factor=0.5, mlp_layer_types=["hash_moe", "moe"], hc_mult=2,
-                       layer_types=["sliding_attention", "heavily_compressed_attention"], swiglu_limit=1.0),
+    "DeepseekV4": dict(_DEEPSEEK, head_dim=16, q_lora_rank=16, o_lora_rank=16, o_groups=2, index_head_dim=16,
+                       index_n_heads=2, qk_rope_head_dim=8, partial_rotary_factor=0.5, mlp_layer_types=["hash_moe", "moe"],
+                       hc_mult=2, layer_types=["sliding_attention", "heavily_compressed_attention"], swiglu_limit=1.0),
     "Olmoe": dict(num_experts=EXPERTS),
     "Glm4Moe": dict(_DEEPSEEK, head_dim=16, n_group=1, topk_group=1, first_k_dense_replace=0),
     "NemotronH": dict(_DEEPSEEK, moe_shared_expert_intermediate_size=INTERMEDIATE, head_dim=16,
                       layers_block_type=["moe", "attention"]),
     "GraniteMoe": dict(num_local_experts=EXPERTS),
-    "Ernie4_5_Moe": dict(moe_num_experts=EXPERTS, moe_k=TOP_K, moe_intermediate_size=INTERMEDIATE, moe_layer_start_index=0,
-                         moe_layer_interval=1),
+    "Ernie4_5_Moe": dict(moe_num_experts=EXPERTS, moe_k=TOP_K, moe_intermediate_size=INTERMEDIATE,
+                         moe_layer_start_index=0, moe_layer_interval=1),
     "Dots1": dict(_DEEPSEEK, head_dim=16, first_k_dense_replace=0),
     "MiniMaxM2": dict(num_local_experts=EXPERTS, head_dim=16),
     "Phimoe": dict(num_local_experts=EXPERTS),
@@ -74,7 +75,8 @@ MODELS = {
 
 
 def _model(name, **options):
-    model = AutoModelForCausalLM.from_config(_config(name, **MODELS[name]), experts_implementation="moe_xe", **options).eval()
+    config = _config(name, **MODELS[name])
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="moe_xe", **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # zeros and ones of an initialisation hide what they multiply
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -115,8 +117,8 @@ def test_model_agrees_with_eager(name, calls):
 @pytest.mark.parametrize("name", ["Qwen3Moe", "GptOss"])
 @torch.inference_mode()
 def test_bfloat16_model_agrees_with_eager(name):
-    """Eager rounds the first GEMM's sums before the activation, moe_xe after it: a few units in the last place of bfloat16
-    per layer, unless that changes a token's experts. So the bound is on the median token."""
+    """Eager rounds the first GEMM's sums before the activation, moe_xe after it: a few units in the last place of
+    bfloat16 per layer, unless that changes a token's experts. So the bound is on the median token."""
     model, prompt = _model(name, dtype=torch.bfloat16), _prompt()
     logits = model(prompt, use_cache=False).logits.float()
     model.set_experts_implementation("eager")
@@ -227,7 +229,8 @@ def test_bfloat16_experts(module, name):
 
 @pytest.mark.parametrize("num_tokens", [1, 5])
 def test_odd_sizes_and_gelu(num_tokens):
-    experts, (ids, weights) = _experts(*QWEN3, hidden_size=51, intermediate_size=23, act="gelu_pytorch_tanh"), _routing(num_tokens)
+    experts = _experts(*QWEN3, hidden_size=51, intermediate_size=23, act="gelu_pytorch_tanh")
+    ids, weights = _routing(num_tokens)
     assert fused_activation(experts) == ("gelu_tanh", 1.0, None)
     hidden_states = torch.randn(num_tokens, 51)
     expected = _run(experts, "eager", hidden_states, ids, weights)
@@ -244,8 +247,8 @@ def test_float32_states_of_an_autocast_region():
 
 @pytest.mark.parametrize("act, expected", [
     ("silu", "silu"), ("swish", "silu"), ("gelu", "gelu"), ("gelu_python", "gelu"), ("gelu_new", "gelu_tanh"),
-    ("gelu_pytorch_tanh", "gelu_tanh"), ("relu2", "relu2"), ("quick_gelu", None), ("gelu_10", None), ("relu", None), ("mish", None),
-    ("prelu", None)])
+    ("gelu_pytorch_tanh", "gelu_tanh"), ("relu2", "relu2"), ("quick_gelu", None), ("gelu_10", None), ("relu", None),
+    ("mish", None), ("prelu", None)])
 @pytest.mark.parametrize("module, name", [QWEN3, NEMOTRON])
 def test_activation_is_recognised(module, name, act, expected):
     assert fused_activation(_experts(module, name, act=act)) == (None if expected is None else (expected, 1.0, None))
@@ -304,7 +307,8 @@ def test_experts_compile_without_graph_breaks(module, name):
     for num_tokens in (9, 6, 1):
         ids, weights = _routing(num_tokens)
         hidden_states = torch.randn(num_tokens, HIDDEN)
-        torch.testing.assert_close(compiled(hidden_states, ids, weights), experts(hidden_states, ids, weights), rtol=1e-5, atol=1e-5)
+        expected = experts(hidden_states, ids, weights)
+        torch.testing.assert_close(compiled(hidden_states, ids, weights), expected, rtol=1e-5, atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------- registration
@@ -325,6 +329,6 @@ def test_register_without_transformers(monkeypatch, missing, words):
 
 
 def test_register_with_experts_that_say_too_little(monkeypatch):
-    monkeypatch.setattr("transformers.integrations.moe.use_experts_implementation", lambda experts_class=None: experts_class)
+    monkeypatch.setattr("transformers.integrations.moe.use_experts_implementation", lambda experts_class: experts_class)
     with pytest.raises(ImportError, match=f"needs transformers >= 5.23.*found {re.escape(transformers.__version__)}"):
         integration.register()

@@ -26,8 +26,9 @@ class Family:
 
     def __init__(self, block, hf_block, config, reference, numbers, **hf_numbers):
         self.block, self.reference, self.numbers = block, reference, numbers
-        self.make_hf = lambda: hf_block(config(hidden_size=HIDDEN, num_experts_per_tok=TOP_K, experts_implementation="eager",
-                                               num_attention_heads=4, **hf_numbers))
+        self.make_hf = lambda: hf_block(config(
+            hidden_size=HIDDEN, num_experts_per_tok=TOP_K, num_attention_heads=4, experts_implementation="eager",
+            **hf_numbers))
         self.reference_numbers = {k: v for k, v in dict(numbers, top_k=TOP_K).items() if k != "shared_intermediate_size"}
 
     def ours(self, **options):
@@ -44,8 +45,8 @@ class Family:
 
 FAMILIES = {
     "qwen3_moe": Family(
-        Qwen3MoeBlock, Qwen3MoeSparseMoeBlock, transformers.Qwen3MoeConfig, reference.qwen3_moe, dict(norm_topk_prob=False),
-        moe_intermediate_size=INTERMEDIATE, num_experts=EXPERTS, norm_topk_prob=False),
+        Qwen3MoeBlock, Qwen3MoeSparseMoeBlock, transformers.Qwen3MoeConfig, reference.qwen3_moe,
+        dict(norm_topk_prob=False), moe_intermediate_size=INTERMEDIATE, num_experts=EXPERTS, norm_topk_prob=False),
     "mixtral": Family(
         MixtralBlock, MixtralSparseMoeBlock, transformers.MixtralConfig, reference.mixtral, {},
         intermediate_size=INTERMEDIATE, num_local_experts=EXPERTS),
@@ -58,8 +59,8 @@ FAMILIES = {
         moe_intermediate_size=INTERMEDIATE, n_routed_experts=EXPERTS, n_shared_experts=2, n_group=4, topk_group=2,
         routed_scaling_factor=2.5),
     "llama4": Family(
-        Llama4Block, Llama4TextMoe, transformers.Llama4TextConfig, reference.llama4, dict(shared_intermediate_size=INTERMEDIATE),
-        intermediate_size=INTERMEDIATE, num_local_experts=EXPERTS),
+        Llama4Block, Llama4TextMoe, transformers.Llama4TextConfig, reference.llama4,
+        dict(shared_intermediate_size=INTERMEDIATE), intermediate_size=INTERMEDIATE, num_local_experts=EXPERTS),
 }
 family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
@@ -111,16 +112,17 @@ def test_state_dicts_are_interchangeable(family):
     assert list(back.state_dict()) == list(hf.state_dict())
     assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in hf.state_dict().items())
     hidden_states = torch.randn(1, 4, HIDDEN)
-    torch.testing.assert_close(_outputs(block(hidden_states))[0], _outputs(hf(hidden_states.clone()))[0], rtol=1e-5, atol=1e-5)
+    out, expected = _outputs(block(hidden_states))[0], _outputs(hf(hidden_states.clone()))[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
 def test_llama4_model_with_replaced_blocks():
     """Transformers does not let Llama-4's experts be chosen; its blocks can be replaced."""
     config = transformers.Llama4TextConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_local_experts=EXPERTS, num_experts_per_tok=2, initializer_range=0.2,
-        pad_token_id=0, bos_token_id=1, eos_token_id=None)
+        vocab_size=96, hidden_size=64, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=EXPERTS, num_experts_per_tok=2,
+        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=None)
     model, prompt = Llama4ForCausalLM(config).eval(), torch.randint(2, 96, (2, 9))
     logits, tokens = model(prompt).logits, model.generate(prompt, max_new_tokens=8, do_sample=False)
     replaced = 0
@@ -174,7 +176,8 @@ def test_compiles_without_graph_breaks(family):
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-@given(hidden_size=st.integers(1, 70), intermediate_size=st.integers(1, 40), num_experts=st.integers(1, 9), data=st.data())
+@given(hidden_size=st.integers(1, 70), intermediate_size=st.integers(1, 40), num_experts=st.integers(1, 9),
+       data=st.data())
 def test_any_sizes(hidden_size, intermediate_size, num_experts, data):
     top_k, num_tokens = data.draw(st.integers(1, num_experts)), data.draw(st.integers(1, 9))
     block = _random(Qwen3MoeBlock(hidden_size, intermediate_size, num_experts, top_k, activation="gelu"))
@@ -206,6 +209,7 @@ def test_from_hf_refuses_other_activations():
 
 def test_activations_are_recognised_by_what_they_compute():
     assert activation_name(torch.nn.GELU(), "act") == "gelu"
-    assert recognise(lambda x: torch.nn.functional.silu(x[:, 0::2]) * x[:, 1::2], gated=True) is None
-    assert recognise(lambda x: torch.nn.functional.silu(x[:, 0::2]) * x[:, 1::2], gated=True, interleaved=True) is not None
-    assert recognise(lambda x: torch.nn.functional.silu(x).clamp(max=2.0), gated=False, limits=[2.0]) is None
+    silu = torch.nn.functional.silu
+    assert recognise(lambda x: silu(x[:, 0::2]) * x[:, 1::2], gated=True) is None
+    assert recognise(lambda x: silu(x[:, 0::2]) * x[:, 1::2], gated=True, interleaved=True) is not None
+    assert recognise(lambda x: silu(x).clamp(max=2.0), gated=False, limits=[2.0]) is None
