@@ -1,12 +1,15 @@
 """moe_xe: Mixture-of-Experts GEMMs for Intel Xe GPUs and, on the SYCL CPU device, for any x86 machine."""
 from .device import devices, on_queue
 from .grouped_gemm import interface as _interface, reference as _reference    # before the function takes the package's name
-from .ops.fused_moe import Fusions, SharedExpert, fused_moe
+from .ops.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
 from .ops.grouped_gemm import explain, grouped_gemm
 from .ops.grouped_mm import grouped_mm
+from .ops.route import route
+from .ops.token_sort import combine, sort_tokens
 
 # `import moe_xe.grouped_gemm.interface as i` looks the submodule up on whatever moe_xe.grouped_gemm is
 grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 
 __version__ = "0.1.0"
-__all__ = ["Fusions", "SharedExpert", "devices", "explain", "fused_moe", "grouped_gemm", "grouped_mm", "on_queue"]
+__all__ = ["Fusions", "SharedExpert", "combine", "devices", "explain", "fused_moe", "fused_moe_workspace_bytes", "grouped_gemm",
+           "grouped_mm", "on_queue", "route", "sort_tokens"]

@@ -1,58 +1,15 @@
 """The MoE MLP block: ``sum over a token's experts of weight * down(act(gate_up(token)))``, in as few launches as possible."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..plan.problem import Activation, ActivationKind
 from . import checks
-from .grouped_gemm import logical_weights, grouped_gemm
-from .activation import apply_activation
+from .grouped_gemm import logical_weights
+from .moe_stages import BlockCall, Fusions, SharedExpert, run_block, workspace_bytes
+from .token_sort import check_routing
 
-__all__ = ["Fusions", "SharedExpert", "fused_moe"]
-
-
-@dataclass(frozen=True)
-class SharedExpert:
-    """An expert that every token visits. gate_proj (None without a gate), up_proj: [I_s, H]; down_proj: [H, I_s]: the
-    weights of linear layers, in the hidden states' dtype. weights: [T] or [T, 1], a factor for each token, or None for one.
-    """
-    up_proj: torch.Tensor
-    down_proj: torch.Tensor
-    gate_proj: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Fusions:
-    """What is fused into the two GEMMs; each can be switched off, for tests and measurements.
-
-    gather: tokens are gathered by the first GEMM's loads, not copied in sorted order. activation: in the first GEMM's
-    epilogue, so that [rows, 2I] is never stored. scatter: un-permutation and weights in the second GEMM's stores. shared:
-    shared experts are groups of the same launches.
-    """
-    gather: bool = True
-    activation: bool = True
-    scatter: bool = True
-    shared: bool = True
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I]."""
-    hidden_states: torch.Tensor
-    w13: torch.Tensor
-    w2: torch.Tensor
-    topk_weights: torch.Tensor
-    topk_ids: torch.Tensor
-    b13: torch.Tensor | None
-    b2: torch.Tensor | None
-    expert_map: torch.Tensor | None
-    shared: SharedExpert | None
-    activation: Activation
-    routed_scaling_factor: float
-    weight_on_input: bool
+__all__ = ["Fusions", "SharedExpert", "fused_moe", "fused_moe_workspace_bytes"]
 
 
 def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
@@ -60,6 +17,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
               limit: float | None = None, b13: torch.Tensor | None = None, b2: torch.Tensor | None = None,
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
+              out: torch.Tensor | None = None, workspace: torch.Tensor | None = None,
               fusions: Fusions = Fusions()) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
@@ -71,12 +29,49 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     to it, up values to [-limit, limit]. b13: [E, 2I], b2: [E, H], any float dtype.
     expert_map: [global experts] int32, a global id's local expert or -1. routed_scaling_factor: multiplies topk_weights.
     weight_on_input: the weights scale the first GEMM's input (Llama-4) instead of the second's output.
+    out: [T, H] in hidden_states' dtype, to write to; shares no memory with the inputs. workspace: uint8, at least
+    `fused_moe_workspace_bytes` long, for everything in between; by default torch's allocator is asked.
 
-    Returns [T, H] in hidden_states' dtype: float32 sums, rounded once. Raises TypeError or ValueError naming the argument.
+    Returns out, or a new [T, H]: float32 sums, rounded once. Raises TypeError or ValueError naming the argument.
     """
     call = validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map,
                     shared, routed_scaling_factor, weight_on_input, weight_layout)
-    return _unfused(call)
+    arguments = _op_arguments(call, fusions)
+    if workspace is not None:
+        _check_workspace(workspace, call)
+    if out is None and workspace is None:
+        return torch.ops.moe_xe.fused_moe(*arguments)
+    if out is None:
+        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+    else:
+        checks.check_out(out, tuple(hidden_states.shape), hidden_states.dtype)
+        checks.check_same_device(hidden_states=hidden_states, out=out)
+    torch.ops.moe_xe.fused_moe_out(*arguments, out, workspace)
+    return out
+
+
+def fused_moe_workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int, *,
+                              dtype: torch.dtype = torch.bfloat16, shared_intermediate_size: int = 0) -> int:
+    """Bytes of a workspace that is enough for `fused_moe` on up to so many tokens.
+
+    shared_intermediate_size: I_s of the shared expert, if there is one. On the CPU device the kernels' own scratch still
+    comes from torch's allocator.
+    """
+    checks.check_dtype("dtype", dtype)
+    return workspace_bytes(num_tokens, top_k, hidden_size, intermediate_size, num_experts, dtype, shared_intermediate_size)
+
+
+def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
+    checks.check_tensor("workspace", workspace, 1, "[bytes]")
+    if workspace.dtype != torch.uint8 or not workspace.is_contiguous():
+        raise TypeError(f"workspace must be a contiguous uint8 tensor, got {checks.shape_of(workspace)}")
+    checks.check_same_device(hidden_states=call.hidden_states, workspace=workspace)
+    num_tokens, hidden_size = call.hidden_states.shape
+    shared_size = 0 if call.shared is None else call.shared.up_proj.shape[0]
+    needed = workspace_bytes(num_tokens, call.topk_ids.shape[1], hidden_size, call.w2.shape[2], call.w2.shape[0],
+                             call.hidden_states.dtype, shared_size)
+    if workspace.shape[0] < needed:
+        raise ValueError(f"workspace must have at least {needed} bytes (fused_moe_workspace_bytes), got {workspace.shape[0]}")
 
 
 def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map, shared,
@@ -97,22 +92,18 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
         raise ValueError(f"w13 [E, 2I or I, H] and w2 [E, H, I] must fit together and not be empty, got (as [E, N, K]) "
                          f"{list(w13.shape)} and {list(w2.shape)}")
     num_tokens = hidden_states.shape[0]
-    checks.check_tensor("topk_ids", topk_ids, 2, "[T, k]")
     checks.check_tensor("topk_weights", topk_weights, 2, "[T, k]")
-    if topk_ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"topk_ids must be int32 or int64, got {topk_ids.dtype}")
-    checks.check_dtype("topk_weights", topk_weights.dtype)
-    for name, tensor in (("topk_ids", topk_ids), ("topk_weights", topk_weights)):
-        if tensor.shape[0] != num_tokens or tensor.shape != topk_ids.shape or tensor.shape[1] < 1:
-            raise ValueError(f"topk_weights and topk_ids must be [T, k] with T = {num_tokens} and k >= 1, got {name} {list(tensor.shape)}")
+    check_routing(topk_ids, num_experts, topk_weights=topk_weights, expert_map=expert_map, num_shared=int(shared is not None),
+                  routed_scaling_factor=routed_scaling_factor)
+    if topk_ids.shape[0] != num_tokens:
+        raise ValueError(f"topk_ids must have a row for each of the {num_tokens} hidden_states, got {checks.shape_of(topk_ids)}")
     for name, bias, size in (("b13", b13, n13), ("b2", b2, hidden_size)):
         if bias is not None:
             checks.check_tensor(name, bias, 2, "[E, N]")
             checks.check_dtype(name, bias.dtype)
             if tuple(bias.shape) != (num_experts, size):
                 raise ValueError(f"{name} must be [E, N] = [{num_experts}, {size}], got {list(bias.shape)}")
-    if expert_map is not None:
-        checks.check_indices("expert_map", expert_map, None, "global experts", (torch.int32,))
+            checks.row_stride(name, bias)
     if activation not in ActivationKind.__members__:
         raise ValueError(f"activation must be one of {', '.join(ActivationKind.__members__)}, got {activation!r}")
     gated = n13 == 2 * intermediate_size
@@ -149,42 +140,50 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
             raise ValueError(f"shared.weights must be [T] or [T, 1] with T = {num_tokens}, got {list(shared.weights.shape)}")
 
 
-def _unfused(call: BlockCall) -> torch.Tensor:
-    x = call.hidden_states
-    num_experts, k = call.w13.shape[0], call.topk_ids.shape[1]
-    ids = call.topk_ids.long().flatten()
-    if call.expert_map is not None:
-        size = call.expert_map.shape[0]
-        known = (ids >= 0) & (ids < size)
-        ids = torch.where(known, call.expert_map.long()[ids.clamp(0, max(size - 1, 0))], -1)
-    valid = (ids >= 0) & (ids < num_experts)
-    ids = torch.where(valid, ids, num_experts)
-    order = torch.argsort(ids, stable=True)
-    counts = torch.zeros(num_experts + 1, dtype=torch.int32, device=x.device).scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))[:num_experts]
-    weights = call.topk_weights.float().flatten() * call.routed_scaling_factor
-    h = torch.zeros(len(order), call.w13.shape[1], dtype=torch.float32, device=x.device)
-    a = x[order // k]
-    grouped_gemm(a, call.w13, counts, out=h)
-    ordered = weights[order, None]
-    if call.weight_on_input:
-        h = h * ordered
-    experts = ids[order].clamp(max=num_experts - 1)
-    if call.b13 is not None:
-        h = h + call.b13.float()[experts]
-    h = apply_activation(h, call.activation).to(x.dtype)
-    y = torch.zeros(len(order), x.shape[1], dtype=torch.float32, device=x.device)
-    grouped_gemm(h, call.w2, counts, out=y)
-    if call.b2 is not None:
-        y = y + call.b2.float()[experts]
-    if not call.weight_on_input:
-        y = y * ordered
-    y = torch.where(valid[order, None], y, 0.0)
-    out = torch.zeros_like(y).index_copy(0, order, y).view(x.shape[0], k, -1).sum(1)
-    if call.shared is not None:
-        s = call.shared
-        parts = [s.up_proj] if s.gate_proj is None else [s.gate_proj, s.up_proj]
-        act = Activation(call.activation.kind, call.activation.gated, False, call.activation.alpha, call.activation.limit)
-        hs = apply_activation(torch.cat([x.float() @ w.float().T for w in parts], -1), act).to(x.dtype)
-        ys = hs.float() @ s.down_proj.float().T
-        out = out + (ys if s.weights is None else ys * s.weights.float().view(-1, 1))
-    return out.to(x.dtype)
+_ARGUMENTS = ("Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, Tensor? b13, Tensor? b2, "
+              "Tensor? expert_map, Tensor? shared_gate, Tensor? shared_up, Tensor? shared_down, Tensor? shared_weights, "
+              "str activation, bool interleaved, float alpha, float? limit, float routed_scaling_factor, bool weight_on_input, "
+              "bool[4] fusions")
+
+
+def _op_arguments(call: BlockCall, fusions: Fusions) -> tuple:
+    s, act = call.shared, call.activation
+    shared = (None,) * 4 if s is None else (s.gate_proj, s.up_proj, s.down_proj, s.weights)
+    return (call.hidden_states, call.w13, call.w2, call.topk_weights, call.topk_ids, call.b13, call.b2, call.expert_map, *shared,
+            act.kind.value, act.interleaved, act.alpha, act.limit, call.routed_scaling_factor, call.weight_on_input,
+            [fusions.gather, fusions.activation, fusions.scatter, fusions.shared])
+
+
+def _block_call(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared_gate, shared_up, shared_down,
+                shared_weights, activation, interleaved, alpha, limit, routed_scaling_factor, weight_on_input) -> BlockCall:
+    shared = None if shared_up is None else SharedExpert(shared_up, shared_down, shared_gate, shared_weights)
+    gated = w13.shape[1] == 2 * w2.shape[2]
+    return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared,
+                     Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, weight_on_input)
+
+
+@torch.library.custom_op("moe_xe::fused_moe", mutates_args=(), device_types=("cpu", "xpu"), schema=f"({_ARGUMENTS}) -> Tensor")
+def fused_moe_new(hidden_states, *arguments):
+    out = torch.empty(hidden_states.shape, dtype=hidden_states.dtype, device=hidden_states.device)
+    run_block(_block_call(hidden_states, *arguments[:-1]), Fusions(*arguments[-1]), out, None)
+    return out
+
+
+@torch.library.custom_op("moe_xe::fused_moe_out", mutates_args=("out", "workspace"), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()")
+def fused_moe_out(*arguments):
+    *rest, fusions, out, workspace = arguments
+    call = _block_call(*rest)
+    inputs = {name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}
+    checks.check_no_overlap(out, **inputs)
+    run_block(call, Fusions(*fusions), out, workspace)
+
+
+@torch.library.register_fake("moe_xe::fused_moe")
+def _(hidden_states, *arguments):
+    return hidden_states.new_empty(hidden_states.shape)
+
+
+@torch.library.register_fake("moe_xe::fused_moe_out")
+def _(*arguments):
+    return None

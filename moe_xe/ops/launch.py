@@ -112,7 +112,7 @@ def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tens
     kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
     scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=out.device)
     kernel.launch(queue, plan.num_groups, plan.group_size, (
-        operands.a, operands.w, operands.shared_w or None, operands.shared_up or None, _pointer(call.bias), operands.d,
+        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, _pointer(call.bias), operands.d,
         call.rows.data_ptr(), _pointer(call.row_indices), _pointer(call.row_scales), tile_counter.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,

@@ -64,7 +64,7 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
     shared_columns = problem.out_n if halves else problem.n
     return (d_fits and problem.k * size % LANE_ACCESS == 0 and
             _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
-            weights_fit(operands.w, problem.n, operands.w_stride, routed, operands.w_expert_stride) and
+            (routed == 0 or weights_fit(operands.w, problem.n, operands.w_stride, routed, operands.w_expert_stride)) and
             all(weights_fit(base, shared_columns, operands.shared_stride, problem.shared, operands.shared_expert_stride)
                 for base in (operands.shared_w, *([operands.shared_up] if halves else []))[:2 * problem.shared]))
 

@@ -10,8 +10,7 @@ MAX_EXPERTS = 1024      # a lane of a GPU's sub-group keeps a sixteenth of them 
 MAX_TOP_K = 32
 MAX_GROUPS = 32         # the chosen groups are the bits of a word
 
-TEAM_LANES = 16         # of a GPU: a team is one sub-group, one hardware thread
-TEAMS_PER_XE_CORE = 64  # as many hardware threads as a core has
+LANES = 16              # of a GPU's sub-group
 
 
 class Scoring(str, Enum):
@@ -49,5 +48,5 @@ class RoutingProblem:
 
 
 def launch_shape(tokens: int, is_cpu: bool, cores: int) -> tuple[int, int]:
-    """Work-groups and their size. A work-group is one team, of one work-item on a CPU; further tokens come in rounds."""
-    return min(tokens, cores if is_cpu else cores * TEAMS_PER_XE_CORE), 1 if is_cpu else TEAM_LANES
+    """Work-groups and their size: a sub-group for each token, or a work-item for each core of a CPU."""
+    return (min(tokens, cores), 1) if is_cpu else (tokens, LANES)
