@@ -15,9 +15,10 @@ __all__ = ["route"]
 _ID_BITS = {torch.int32: 32, torch.int64: 64}
 
 
-def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax", correction_bias: torch.Tensor | None = None,
-          num_groups: int = 1, topk_groups: int = 1, group_score: str = "top2_sum", renormalize: bool = False,
-          scaling_factor: float = 1.0, ids_dtype: torch.dtype = torch.int32) -> tuple[torch.Tensor, torch.Tensor]:
+def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax",
+          correction_bias: torch.Tensor | None = None, num_groups: int = 1, topk_groups: int = 1,
+          group_score: str = "top2_sum", renormalize: bool = False, scaling_factor: float = 1.0,
+          ids_dtype: torch.dtype = torch.int32) -> tuple[torch.Tensor, torch.Tensor]:
     """Chooses top_k of the num_experts for each token.
 
     router_logits: [T, E], bfloat16, float16 or float32, E up to 1024; rows contiguous, with any stride between them.
@@ -25,7 +26,7 @@ def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax", 
     scoring: "softmax" (over all experts), "topk_softmax" (the logits choose, softmax over the chosen), "sigmoid" or
       "sqrtsoftplus" (sqrt(log(1 + exp(logit)))).
     correction_bias: [E] bfloat16, float16 or float32, added to the scores for the choice; weights are without it.
-    num_groups, topk_groups: experts in up to 32 equal groups of neighbours; only the best topk_groups groups' are chosen.
+    num_groups, topk_groups: up to 32 equal groups of neighbouring experts; only the best topk_groups groups' are chosen.
     group_score: a group's score, "top2_sum" (its two best experts') or "max" (its best expert's), the bias included.
     renormalize: weights are divided by their sum + 1e-20.
     scaling_factor: multiplies the weights, last.
@@ -52,6 +53,8 @@ def _validate(router_logits, top_k, scoring, correction_bias, num_groups, topk_g
     num_experts = router_logits.shape[1]
     if not 1 <= num_experts <= MAX_EXPERTS:
         raise ValueError(f"router_logits must have 1 to {MAX_EXPERTS} experts, got {checks.shape_of(router_logits)}")
+    if router_logits.shape[0] >= 2**31:
+        raise ValueError(f"router_logits must have fewer than 2^31 tokens, got {router_logits.shape[0]}")
     checks.row_stride("router_logits", router_logits)
     _check_choice("scoring", scoring, Scoring)
     _check_choice("group_score", group_score, GroupScore)
@@ -111,8 +114,9 @@ def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_gr
     target = target_of(facts_of(queue))
     kernel = compile_kernel(queue, route_source(problem, target.isa))
     kernel.launch(queue, *launch_shape(tokens, target.is_cpu, target.cores), (
-        router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(), topk_weights.data_ptr(),
-        topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits), scaling_factor))
+        router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
+        topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
+        scaling_factor))
     if target.is_cpu:
         queue.wait()
     return topk_weights, topk_ids

@@ -14,8 +14,8 @@ LANES = 16              # of a GPU's sub-group
 
 
 class Scoring(str, Enum):
-    """From logits to scores: softmax over all experts; topk_softmax, the logits themselves, and a softmax over the chosen
-    ones' for the weights; sigmoid; sqrtsoftplus, sqrt(log(1 + exp(x)))."""
+    """From logits to scores: softmax over all experts; topk_softmax, the logits themselves, with a softmax over the
+    chosen ones for the weights; sigmoid; sqrtsoftplus, sqrt(log(1 + exp(x)))."""
     softmax = "softmax"
     topk_softmax = "topk_softmax"
     sigmoid = "sigmoid"

@@ -1,10 +1,8 @@
-// The router: each team takes every n-th token, scores its experts and chooses the best of them.
+// The router: for each token the best experts and their weights.
 #include <moe_xe/types.hpp>
 #if defined(MOE_XE_CPU)
-#include <moe_xe/team_cpu.hpp>
 #include <moe_xe/lanes_cpu.hpp>
 #else
-#include <moe_xe/team_gpu.hpp>
 #include <moe_xe/lanes_gpu.hpp>
 #endif
 #include <moe_xe/route.hpp>
@@ -12,8 +10,7 @@
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void route(const void* logits, const void* correction_bias, float* topk_weights,
                                                void* topk_ids, long tokens, long logits_stride, float scaling_factor) {
   using namespace moe_xe;
-  const Team team;
   const Router router{static_cast<const Logit*>(logits), static_cast<const Bias*>(correction_bias), topk_weights,
                       static_cast<problem::ExpertId*>(topk_ids), logits_stride, scaling_factor};
-  for (int64 token = team.group; token < tokens; token += team.num_groups) router.run(token);
+  for_tokens(Team(), tokens, [&router](int64 token) { router.run(token); });
 }

@@ -1,4 +1,4 @@
-"""What moe_xe.route should give, in float64, and whether it does; shared by the tests on devices and on machine code."""
+"""What route should give, in float64, and whether it does; shared by the tests on devices and on machine code."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def expected(problem: RoutingProblem, logits: torch.Tensor, bias: torch.Tensor |
         open_groups = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, groups[:, :p.topk_groups], True)
         open_to = open_groups.repeat_interleave(p.num_experts // p.num_groups, -1)
     order = falling(choice)[1]
-    order = order.gather(-1, (~open_to.gather(-1, order)).sort(dim=-1, stable=True)[1])    # open ones first, else as they were
+    order = order.gather(-1, (~open_to.gather(-1, order)).sort(dim=-1, stable=True)[1])    # open ones first
     ordered = choice.gather(-1, order)
     for place in range(1, p.top_k + 1):
         clear &= gaps(ordered, place) > margin if by_score else clear
@@ -45,7 +45,8 @@ def expected(problem: RoutingProblem, logits: torch.Tensor, bias: torch.Tensor |
 
 def falling(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sorted: numbers by falling value, then NaNs; equal ones in their order."""
-    order = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).sort(dim=-1, descending=True, stable=True)[1]
+    numbers = values.where(~values.isnan(), -torch.inf)
+    order = numbers.sort(dim=-1, descending=True, stable=True)[1]
     order = order.gather(-1, values.isnan().gather(-1, order).sort(dim=-1, stable=True)[1])
     return values.gather(-1, order), order
 
@@ -57,7 +58,8 @@ def gaps(ordered: torch.Tensor, place: int) -> torch.Tensor:
     return (ordered[..., place - 1] - ordered[..., place]).nan_to_num(torch.inf)
 
 
-def expected_weights(problem: RoutingProblem, scores: torch.Tensor, ids: torch.Tensor, scaling_factor: float) -> torch.Tensor:
+def expected_weights(problem: RoutingProblem, scores: torch.Tensor, ids: torch.Tensor,
+                     scaling_factor: float) -> torch.Tensor:
     weights = scores.gather(-1, ids.long())
     if problem.scoring is Scoring.topk_softmax:
         weights = weights.softmax(-1)

@@ -38,7 +38,8 @@ MODELS = {      # E, k and options
     "gpt-oss": (32, 4, dict(scoring="topk_softmax")),
     "llama4": (16, 1, dict(scoring="sigmoid")),
     "deepseek-v2": (160, 6, dict(num_groups=8, topk_groups=3, group_score="max", scaling_factor=16.0)),
-    "deepseek-v3": (256, 8, dict(scoring="sigmoid", num_groups=8, topk_groups=4, renormalize=True, scaling_factor=2.5, bias=True)),
+    "deepseek-v3": (256, 8, dict(scoring="sigmoid", num_groups=8, topk_groups=4, renormalize=True, scaling_factor=2.5,
+                                 bias=True)),
     "kimi-k2": (384, 8, dict(scoring="sigmoid", renormalize=True, scaling_factor=2.827, bias=True)),
     "deepseek-v4": (256, 6, dict(scoring="sqrtsoftplus", renormalize=True, scaling_factor=1.5, bias=True)),
 }
@@ -94,7 +95,8 @@ def test_saturated_sigmoids_do_not_tie(device):
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("options", [{}, dict(num_groups=4, topk_groups=2), dict(num_groups=4, topk_groups=2, group_score="max")])
+@pytest.mark.parametrize("options", [{}, dict(num_groups=4, topk_groups=2),
+                                     dict(num_groups=4, topk_groups=2, group_score="max")])
 def test_ids_are_valid_whatever_the_logits(scoring, options, device):
     choices = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0, 1.0, 3e38, -3e38, 1e-45])
     for bias in (None, torch.randn(20), choices[torch.randint(10, (20,))]):
@@ -140,7 +142,8 @@ def test_every_result_and_nothing_else_is_written(device):
     boxes = []
 
     def poisoned(router_logits, top_k, ids_dtype):
-        boxes.extend((torch.full((9, top_k), NAN, device=device), torch.full((9, top_k), -7, dtype=ids_dtype, device=device)))
+        boxes.append(torch.full((9, top_k), NAN, device=device))
+        boxes.append(torch.full((9, top_k), -7, dtype=ids_dtype, device=device))
         return boxes[0][1:8], boxes[1][1:8]
 
     with patch("moe_xe.ops.route._results", poisoned):
@@ -222,7 +225,8 @@ def test_bad_input(arguments, error, message):
 @pytest.mark.parametrize("bias, ids_dtype", [(False, torch.int32), (True, torch.int64)])
 def test_opcheck(bias, ids_dtype, device):
     logits = torch.randn(9, 24, device=device)
-    arguments = (logits, 5, "sigmoid", torch.rand(24, device=device) if bias else None, 4, 2, "top2_sum", True, 2.5, ids_dtype)
+    correction_bias = torch.rand(24, device=device) if bias else None
+    arguments = (logits, 5, "sigmoid", correction_bias, 4, 2, "top2_sum", True, 2.5, ids_dtype)
     torch.library.opcheck(torch.ops.moe_xe.route, arguments)
 
 

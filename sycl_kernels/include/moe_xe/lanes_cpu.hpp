@@ -1,5 +1,6 @@
 // The elements of a CPU's vectors as lanes: what lanes_gpu.hpp has for a sub-group.
 #pragma once
+#include <moe_xe/team_cpu.hpp>
 #include <moe_xe/vector_cpu.hpp>
 
 namespace moe_xe {
@@ -42,5 +43,9 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
 inline Floats reciprocal_of(Floats value) { return 1.f / value; }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }
+
+template <class Work> void for_tokens(const Team& team, int64 tokens, Work work) {
+  for (int64 token = team.group; token < tokens; token += team.num_groups) work(token);
+}
 
 }  // namespace moe_xe

@@ -7,20 +7,17 @@
 namespace moe_xe {
 
 constexpr int lanes = Team::lanes;
-constexpr int unrolled = 1024;   // loops over arrays of lane values: entirely, so that the arrays are registers
+constexpr int unrolled = 1024;   // of loops over arrays of lane values: all, so that the arrays are registers
 using Floats = float;
 using Ints = int;
 
 inline Ints lane_numbers() { return Ints(__spirv_BuiltInSubgroupLocalInvocationId()); }
 
-inline int max_of(Ints value) { return __spirv_GroupSMax(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), value); }
-inline int min_of(Ints value) { return __spirv_GroupSMin(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), value); }
-inline float sum_of(Floats value) { return __spirv_GroupFAdd(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), value); }
-
-// The pointer, in a way that keeps addresses derived from it inside the loop: those of an array would fill the registers.
-template <class T> const T* in_loop(const T* pointer) {
-  return reinterpret_cast<const T*>(__spirv_GroupBroadcast(__spv::Scope::Subgroup, reinterpret_cast<unsigned long>(pointer), 0u));
-}
+constexpr auto sub_group = __spv::Scope::Subgroup;
+constexpr int reduce = int(__spv::GroupOperation::Reduce);
+inline int max_of(Ints value) { return __spirv_GroupSMax(sub_group, reduce, value); }
+inline int min_of(Ints value) { return __spirv_GroupSMin(sub_group, reduce, value); }
+inline float sum_of(Floats value) { return __spirv_GroupFAdd(sub_group, reduce, value); }
 
 // The next `lanes` elements as fp32, of which `count` are read; the others are zero.
 template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int count) {
@@ -28,7 +25,9 @@ template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int count)
   return lane < count ? widened<dtype>(from[lane]) : 0.f;
 }
 
-template <Dtype dtype> Floats gather_floats(const Element<dtype>* from, Ints index) { return widened<dtype>(from[index]); }
+template <Dtype dtype> Floats gather_floats(const Element<dtype>* from, Ints index) {
+  return widened<dtype>(from[index]);
+}
 
 template <class T, class Values> void store_lanes(T* to, Values values, int count) {
   const Ints lane = lane_numbers();
@@ -38,5 +37,10 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
 inline Floats reciprocal_of(Floats value) { return __spirv_ocl_native_recip(value); }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }
+
+// A work-group for each token: across a loop over tokens, IGC would keep addresses that all tokens share in registers.
+template <class Work> void for_tokens(const Team& team, int64 tokens, Work work) {
+  if (team.group < tokens) work(team.group);
+}
 
 }  // namespace moe_xe

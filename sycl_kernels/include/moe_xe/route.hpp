@@ -27,15 +27,16 @@ struct Router {
     Softmax softmax;
     if constexpr (problem::scoring == Scoring::softmax)
       softmax = softmax_of<slots_of(num_experts)>([row](int slot) { return logits_or_none(row, slot * lanes); });
-    const Ints groups = grouped ? best_groups(row, softmax) : 1;
+    Ints groups = 0;
+    if constexpr (grouped) groups = best_groups(row, softmax);
 
     Ranking<num_experts> ranking;
 #pragma unroll unrolled
     for (int slot = 0; slot < ranking.slots; ++slot) {
       const int first = slot * lanes;
+      ranking.keys[slot] = keys_of(row, first, num_experts - first, softmax);
       const Ints group = (first + lane_numbers()) / group_size;
-      const Ints keys = keys_of(row, first, num_experts - first, softmax);
-      ranking.keys[slot] = (groups >> group & 1) != 0 ? keys : Ints(no_key);
+      if constexpr (grouped) ranking.keys[slot] = (groups >> group & 1) != 0 ? ranking.keys[slot] : Ints(no_key);
     }
     Ints ids[chosen_slots] = {};
 #pragma unroll 1
@@ -101,7 +102,8 @@ struct Router {
 #pragma unroll
     for (int slot = 0; slot < ranking.slots; ++slot) ranking.keys[slot] = no_key;
 #pragma unroll 1
-    for (int group = 0; group < num_groups; ++group) put(ranking.keys, group, key_of_group(row, group * group_size, softmax));
+    for (int group = 0; group < num_groups; ++group)
+      put(ranking.keys, group, key_of_group(row, group * group_size, softmax));
     int groups = 0;
 #pragma unroll 1
     for (int place = 0; place < problem::topk_groups; ++place) groups |= 1 << ranking.take_best();
@@ -125,7 +127,8 @@ struct Router {
 
   template <int slots> static void put(Ints (&values)[slots], int place, int value) {
 #pragma unroll
-    for (int slot = 0; slot < slots; ++slot) values[slot] = slot * lanes + lane_numbers() == place ? Ints(value) : values[slot];
+    for (int slot = 0; slot < slots; ++slot)
+      values[slot] = slot * lanes + lane_numbers() == place ? Ints(value) : values[slot];
   }
 
   // The weights of the chosen experts, a place in a lane.
