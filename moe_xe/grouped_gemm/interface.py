@@ -61,19 +61,11 @@ def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor
     _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
            autotune)
     with nullcontext() if kernel_config_fwd is None else force_config(kernel_config_fwd):
-        if permute_y:
-            row_scales = topk_weights.flatten() if fuse_mul_post else None
-            return _scattered_gemm(X, W, m_sizes, gather_indices, row_scales)
-        tokens = (gather_indices // topk).to(torch.int32) if permute_x else None
-        return expert_order_gemm(X, W, m_sizes, gather_indices=tokens)
-
-
-def _scattered_gemm(a: torch.Tensor, w: torch.Tensor, m_sizes: torch.Tensor, scatter_indices: torch.Tensor,
-                    row_scales: torch.Tensor | None) -> torch.Tensor:
-    """Sorted row i becomes row scatter_indices[i], multiplied by that entry of row_scales."""
-    sorted_rows = expert_order_gemm(a, w, m_sizes, out_dtype=a.dtype if row_scales is None else torch.float32)
-    rows = torch.empty_like(sorted_rows).index_copy(0, scatter_indices.long(), sorted_rows)
-    return rows if row_scales is None else (rows * row_scales[:, None].float()).to(a.dtype)
+        indices = None if gather_indices is None else gather_indices.to(torch.int32)
+        if not permute_y:
+            return expert_order_gemm(X, W, m_sizes, gather_indices=indices if permute_x else None, gather_divisor=topk)
+        scales = topk_weights.flatten().float()[gather_indices] if fuse_mul_post else None
+        return expert_order_gemm(X, W, m_sizes, scatter_indices=indices, row_scales=scales)
 
 
 def _check_config(name: str, config) -> None:

@@ -74,6 +74,25 @@ def test_gathered_rows(layout, device):
     assert_right(out, tokens[indices.long()], w, COUNTS)
 
 
+@pytest.mark.parametrize("layout", ["enk", "ekn"])
+def test_scattered_and_scaled_rows(layout, device):
+    a, w, rows, b = make(COUNTS, 64, 96, torch.bfloat16, device, torch.float32)
+    total = sum(COUNTS)
+    indices, scales = torch.randperm(total, device=device).int(), torch.rand(total, device=device)
+    given_w = w if layout == "enk" else w.transpose(1, 2).contiguous()
+    out = moe_xe.grouped_gemm(a, given_w, rows, bias=b, scatter_indices=indices, row_scales=scales, weight_layout=layout,
+                              out=poisoned(total, 64, torch.bfloat16, device), check=True)
+    reference = reference_grouped_gemm(a, w, COUNTS, b) * scales[:, None]
+    assert agrees(out[indices.long()], reference, 96)
+
+
+def test_gather_divisor(device):
+    a, w, rows, _ = make(COUNTS, 64, 96, torch.float32, device)
+    pairs = torch.randint(0, 3 * 50, (sum(COUNTS),), dtype=torch.int32, device=device)
+    out = moe_xe.grouped_gemm(a[:50], w, rows, gather_indices=pairs, gather_divisor=3, check=True)
+    assert_right(out, a[pairs.long() // 3], w, COUNTS)
+
+
 def test_strided_operands_are_used_in_place(device):
     big_a, big_d = torch.randn(sum(COUNTS), 200, device=device), poisoned(sum(COUNTS), 120, torch.float32, device)
     big_w = torch.randn(2 * len(COUNTS), 90, 130, device=device)

@@ -14,7 +14,9 @@ from .test_grouped_gemm import COUNTS, make
 def test_opcheck(dtype, device):
     a, w, rows, b = make(COUNTS, 24, 32, dtype, device, dtype)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
-    for arguments in ((a, w, rows, None, None), (a, w, rows, b, indices)):
+    scales = torch.rand(sum(COUNTS), device=device)
+    for arguments in ((a, w, rows, None, None, None, None, 1), (a, w, rows, b, indices, None, None, 1),
+                      (a, w, rows, b, None, indices, scales, 1)):
         torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic"))
         out = torch.empty(sum(COUNTS), 24, dtype=dtype, device=device)
         torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic"))
