@@ -133,7 +133,9 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     direct = routing.slots == 1 and fusions.scatter
     launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                 tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
-    y = out if direct else space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
+    # one slot a token needs no y, if stores are scattered: the workspace has none then
+    y_space = space if fusions.scatter else Workspace(x.device, None)
+    y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
 
     stages = _Stages(queue, call, fusions, space, routing)
     if merged:
