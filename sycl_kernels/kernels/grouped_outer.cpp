@@ -1,0 +1,31 @@
+// The persistent gradient of the weights: every work-group takes tiles of all experts' d from one queue until it is empty.
+#include <moe_xe/outer_queue.hpp>
+#if defined(MOE_XE_CPU)
+#include <moe_xe/team_cpu.hpp>
+#include <moe_xe/outer_cpu.hpp>
+#elif defined(MOE_XE_XE)
+#include <moe_xe/team_gpu.hpp>
+#include <moe_xe/outer_xe.hpp>
+#else
+#include <moe_xe/team_gpu.hpp>
+#include <moe_xe/outer_generic.hpp>
+#endif
+
+extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_outer(
+    const void* left, const void* right, void* d, const void* rows, const int* row_indices, int* tile_counter,
+    void* scratch, long total_rows, long left_rows, long right_rows, long left_stride, long right_stride, long d_stride,
+    long d_expert_stride, long d_split_stride, int num_experts) {
+  using namespace moe_xe;
+  const OuterArguments args{left, right, d, rows, row_indices, tile_counter, scratch, total_rows, left_rows, right_rows,
+                            left_stride, right_stride, d_stride, d_expert_stride, d_split_stride, num_experts};
+  Team team;
+  OuterQueue<Team> queue(args, team);
+  OuterMainloop mainloop(args, team);
+  OuterTile tile;
+  int number = team.group;
+  while (queue.find(number, tile)) {
+    team.request_tile(tile_counter);
+    mainloop.run(tile);
+    number = team.num_groups + team.receive_tile();
+  }
+}
