@@ -117,7 +117,10 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     num_tokens, hidden_size = x.shape
     if out.numel() == 0:
         return
-    checks.check_addresses(**{name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}, out=out)
+    inputs = {name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}
+    if call.shared is not None:
+        inputs |= {f"shared.{name}": value for name, value in vars(call.shared).items()}
+    checks.check_addresses(**inputs, out=out)
     queue, space = queue_for(x.device), Workspace(x.device, buffer)
     num_experts, top_k = call.w13.shape[0], call.topk_ids.shape[1]
     merged = merged_shared(call, fusions)
