@@ -1,11 +1,12 @@
 """moe-xe bench: our kernels and their peers in one run."""
 import json as jsonlib
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 from .tables import table_console
@@ -13,9 +14,22 @@ from .tables import table_console
 app = typer.Typer(help="Benchmarks against torch's own ways, in turn, medians.", no_args_is_help=True)
 
 
-@app.callback()
-def _keep_subcommands():
-    """One more command than `gemm` will come; without this typer would fold a single one into its parent."""
+def _choose(text: str, known, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"expected some of {', '.join(known)}, got {name!r}", param_hint=option)
+    return names
+
+
+def _token_counts(text: str) -> list[int]:
+    try:
+        counts = [int(count) for count in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise typer.BadParameter(f"expected positive whole numbers, got {text!r}", param_hint="--tokens")
+    return counts
 
 
 @app.command()
@@ -33,21 +47,8 @@ def gemm(
     from ..bench.gemm import DTYPES, run_case
     from ..bench.workloads import MODELS
 
-    def choose(text: str, known, option: str) -> list[str]:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise typer.BadParameter(f"expected some of {', '.join(known)}, got {name!r}", param_hint=option)
-        return names
-
-    models, dtypes = choose(model, MODELS, "--model"), choose(dtype, DTYPES, "--dtype")
-    try:
-        token_counts = [int(count) for count in tokens.split(",")]
-    except ValueError:
-        token_counts = [0]
-    if min(token_counts) < 1:
-        raise typer.BadParameter(f"expected positive whole numbers, got {tokens!r}", param_hint="--tokens")
-    cases = [(m, g, t, d) for d in dtypes for m in models for g in (0, 1) for t in token_counts]
+    models, dtypes = _choose(model, MODELS, "--model"), _choose(dtype, DTYPES, "--dtype")
+    cases = [(m, g, t, d) for d in dtypes for m in models for g in (0, 1) for t in _token_counts(tokens)]
     results = [run_case(MODELS[m], g, t, d, torch.device(device), seconds)
                for m, g, t, d in track(cases, "measuring", console=Console(stderr=True), transient=True)]
     if json:
@@ -61,3 +62,122 @@ def gemm(
         table_console().print(table)
     if not all(result.correct for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def block(
+    model: Annotated[str, typer.Option(help="Comma-separated: qwen3, llama4, gpt-oss, deepseek, mixtral.")] = "qwen3",
+    mode: Annotated[str, typer.Option(help="forward.")] = "forward",
+    seqlen: Annotated[Optional[int], typer.Option(help="Tokens of a sequence; default 1024.", min=1)] = None,
+    batch: Annotated[Optional[int], typer.Option(help="Sequences; default 1.", min=1)] = None,
+    tokens: Annotated[Optional[str], typer.Option(help="Comma-separated counts, instead of seqlen and batch.")] = None,
+    permute_x: Annotated[bool, typer.Option("--permute-x", "--permute_x", help="Gather tokens in the first GEMM.")] = False,
+    permute_y: Annotated[bool, typer.Option("--permute-y", "--permute_y", help="Put rows back in the second GEMM.")] = False,
+    autotune: Annotated[bool, typer.Option("--autotune", help="Has no effect yet.")] = False,
+    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16",
+    device: Annotated[Optional[str], typer.Option(help="cpu or xpu; default: xpu where torch finds one.")] = None,
+    scale: Annotated[float, typer.Option(min=1, help="Divides hidden and intermediate sizes, each then the nearest "
+                                                     "multiple of 64; experts and top-k stay.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Time for each case, beyond three rounds.", min=0)] = 2.0,
+    plot: Annotated[Optional[Path], typer.Option(help="PNG: time and share of the roofline over 1 to 8192 tokens.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+):
+    """The experts of a model's block, shared ones included, from hidden states and routing to the output: moe_xe against
+    Transformers' eager, grouped_mm and batched_mm on the same weights.
+
+    Exit status 1 if an output is wrong.
+    """
+    from ..bench.block import DTYPES, check_memory, run_family
+    from ..bench.block_models import FAMILIES
+    from ..bench.block_peers import require_transformers
+    from ..bench.plot import plot_blocks, require_matplotlib
+    from ..ops.fused_moe import Fusions
+
+    cases = [(m, d) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")]
+    if mode in ("backward", "both"):
+        raise typer.BadParameter(f"{mode!r} comes with training; only 'forward' can be measured so far", param_hint="--mode")
+    if mode != "forward":
+        raise typer.BadParameter(f"expected 'forward', got {mode!r}", param_hint="--mode")
+    token_counts, where = _block_tokens(tokens, seqlen, batch, plot), _device(device)
+    if plot and not plot.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {plot.absolute().parent}", param_hint="--plot")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        require_transformers()
+        if plot:
+            require_matplotlib()
+        for name, dtype_name in cases:
+            check_memory(name, scale, max(token_counts), DTYPES[dtype_name], where)
+    except (ImportError, MemoryError) as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(1)
+    if autotune:
+        errors.print("--autotune has no effect yet: moe_xe has no tuner, its heuristics choose the configurations")
+    results, fusions = [], Fusions(gather=permute_x, scatter=permute_y)
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task("measuring", total=len(cases) * len(token_counts))
+        for name, dtype_name in cases:
+            for result in run_family(name, scale, token_counts, dtype_name, where, fusions, seconds):
+                results.append(result)
+                progress.advance(task)
+    if json:
+        print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
+    else:
+        _print_blocks(results, scale)
+    if plot:
+        plot_blocks(results, plot)
+    if not all(result.correct for result in results):
+        raise typer.Exit(1)
+
+
+def _block_tokens(tokens: Optional[str], seqlen: Optional[int], batch: Optional[int], plot: Optional[Path]) -> list[int]:
+    sequences = (seqlen, batch) != (None, None)
+    if tokens is not None and sequences:
+        raise typer.BadParameter("give either --tokens, or --seqlen and --batch", param_hint="--tokens")
+    if tokens is not None:
+        return _token_counts(tokens)
+    return [2**power for power in range(14)] if plot and not sequences else [(seqlen or 1024) * (batch or 1)]
+
+
+def _device(name: Optional[str]):
+    import torch
+
+    if name not in (None, "cpu", "xpu"):
+        raise typer.BadParameter(f"expected cpu or xpu, got {name!r}", param_hint="--device")
+    if name == "xpu" and not torch.xpu.is_available():
+        raise typer.BadParameter("torch finds no xpu device here", param_hint="--device")
+    return torch.device(name or ("xpu" if torch.xpu.is_available() else "cpu"))
+
+
+def _milliseconds(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
+
+
+def _print_blocks(results, scale: float) -> None:
+    first = results[0]
+    fused = [name for name, on in (("permute_x", first.permute_x), ("permute_y", first.permute_y)) if on]
+    table = Table("model", "dtype", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
+                  title=f"milliseconds on {first.device}; fused: {', '.join(fused) or 'no permutation'}")
+    for head in ("tokens", "moe_xe", "eager", "grouped_mm", "batched_mm", "speed-up", "GFLOP/s", "GB/s", "roofline",
+                 "peak MB", "peer's"):
+        table.add_column(head, justify="right")
+    table.add_column("right")
+    for r in results:
+        times = map(_milliseconds, (r.moe_xe_ms, r.eager_ms, r.grouped_mm_ms, r.batched_mm_ms))
+        table.add_row(r.model, r.dtype, str(r.tokens), *times, f"{r.speedup:.2f}", f"{r.gflops:.0f}",
+                      f"{r.gbytes_per_s:.1f}", "-" if r.roofline is None else f"{r.roofline:.0%}",
+                      f"{r.moe_xe_peak_bytes / 1e6:.1f}", f"{r.fastest_peer_peak_bytes / 1e6:.1f}",
+                      "yes" if r.correct else "NO")
+    notes = ["speed-up: against the fastest peer; peak MB: of one call, beyond weights and inputs, and the fastest peer's"]
+    for r in {r.model: r for r in results}.values():
+        shared = f", shared expert {r.shared_intermediate_size}" if r.shared_intermediate_size else ""
+        notes.append(f"{r.model} at scale {scale:g}: hidden {r.hidden_size}, intermediate {r.intermediate_size}{shared}, "
+                     f"{r.num_experts} experts, top {r.top_k}")
+    for r in results:
+        case = f"{r.model} {r.dtype} at {r.tokens} tokens"
+        notes += [f"no {peer} of {case}: {reason}" for peer, reason in r.not_run.items()]
+        notes += [f"wrong output of {case}: {', '.join(r.wrong)}"] if r.wrong else []
+    console = table_console()
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)

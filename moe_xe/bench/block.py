@@ -1,0 +1,165 @@
+"""The block of a model's experts, from hidden states and routing to the output, against Transformers' ways to run it."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..ops.fused_moe import Fusions
+from ..plan.problem import Dtype
+from . import block_models, block_peers
+from .block_models import Family, Inputs, Weights
+from .gemm import DTYPES
+from .memory import available_bytes, peak_bytes
+from .numerics import difference, tolerance
+from .roofline import record_for
+from .timing import interleaved_medians
+
+_PLAN_DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16, "fp32": Dtype.f32}
+_SAMPLE = 8    # tokens whose outputs are compared with the reference
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case. *_ms: median milliseconds, None where a peer was not run; not_run says why.
+
+    rows: routed rows. active_experts: experts that have rows. permute_x, permute_y: whether gather and scatter are fused.
+    speedup: the fastest peer's time / moe_xe's. gbytes_per_s: least bytes (active experts' weights, hidden states in and
+    out) / time. roofline: the least time that the device's peaks allow / time, None for a device without a record; it can
+    exceed 1 where weights stay in a cache. *_peak_bytes: `memory.peak_bytes` of one call. wrong: which outputs differ from
+    the reference by more than roundings.
+    """
+    model: str
+    device: str
+    dtype: str
+    hidden_size: int
+    intermediate_size: int
+    shared_intermediate_size: int
+    num_experts: int
+    top_k: int
+    tokens: int
+    rows: int
+    active_experts: int
+    permute_x: bool
+    permute_y: bool
+    moe_xe_ms: float
+    eager_ms: float | None
+    grouped_mm_ms: float | None
+    batched_mm_ms: float | None
+    not_run: dict[str, str]
+    fastest_peer: str
+    speedup: float
+    gflops: float
+    gbytes_per_s: float
+    roofline: float | None
+    moe_xe_peak_bytes: int
+    fastest_peer_peak_bytes: int
+    wrong: list[str]
+
+    @property
+    def correct(self) -> bool:
+        return not self.wrong
+
+    def as_dict(self) -> dict:
+        return dict(asdict(self), correct=self.correct)
+
+
+def needed_bytes(family: Family, tokens: int, dtype: torch.dtype) -> int:
+    """About what a case takes: weights, one call's intermediate values in float32, an expert's weights for the reference."""
+    model, rows = family.model, tokens * family.model.top_k
+    calls = 4 * (rows * (4 * model.hidden_size + 5 * model.intermediate_size) + 5 * tokens * family.shared_intermediate_size)
+    expert = 3 * model.hidden_size * max(model.intermediate_size, family.shared_intermediate_size) * 8
+    return family.num_weights() * dtype.itemsize + calls + expert
+
+
+def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    """MemoryError, with a scale that fits, if family `name`, scaled by `factor`, does not."""
+    family, available = block_models.FAMILIES[name], available_bytes(device)
+    needed = needed_bytes(block_models.scaled(family, factor), tokens, dtype)
+    if needed <= available:
+        return
+    factors = (2**power for power in range(1, 8))
+    fits = next((f for f in factors if needed_bytes(block_models.scaled(family, f), tokens, dtype) <= available), None)
+    advice = "too many tokens for any scale" if fits is None else f"--scale {fits} would fit"
+    raise MemoryError(f"{name} with {tokens} tokens needs about {needed / 1e9:.1f} GB at scale {factor:g}, and "
+                      f"{available / 1e9:.1f} GB are free on {device.type}: {advice}")
+
+
+def run_family(name: str, factor: float, token_counts: list[int], dtype_name: str, device: torch.device, fusions: Fusions,
+               seconds: float) -> Iterator[Result]:
+    """Times one family for each token count, on one set of weights."""
+    family = block_models.scaled(block_models.FAMILIES[name], factor)
+    weights = block_models.make_weights(family, DTYPES[dtype_name], device)
+    for tokens in token_counts:
+        with torch.inference_mode():
+            inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device)
+            result = _run_case(name, family, weights, inputs, dtype_name, fusions, seconds)
+        yield result
+
+
+def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype_name: str, fusions: Fusions,
+              seconds: float) -> Result:
+    device, model = inputs.hidden_states.device, family.model
+    tokens, itemsize = len(inputs.hidden_states), inputs.hidden_states.itemsize
+    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions)
+    medians = interleaved_medians(calls, device, seconds)
+    fastest = min((peer for peer in calls if peer != "moe_xe"), key=medians.__getitem__)
+    ours = medians["moe_xe"]
+    flops, active_experts = family.flops(tokens), len(inputs.topk_ids.unique())
+    num_bytes = family.least_bytes(tokens, active_experts, itemsize)
+    record = record_for(device)
+    return Result(
+        model=name, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size, shared_intermediate_size=family.shared_intermediate_size,
+        num_experts=model.num_experts, top_k=model.top_k, tokens=tokens, rows=tokens * model.top_k,
+        active_experts=active_experts, permute_x=fusions.gather, permute_y=fusions.scatter, moe_xe_ms=1e3 * ours,
+        **{f"{peer}_ms": 1e3 * medians[peer] if peer in medians else None for peer in block_peers.PEERS},
+        not_run=not_run, fastest_peer=fastest, speedup=medians[fastest] / ours, gflops=flops / ours / 1e9,
+        gbytes_per_s=num_bytes / ours / 1e9,
+        roofline=record and record.roofline_seconds(flops, num_bytes, _PLAN_DTYPES[dtype_name]) / ours,
+        moe_xe_peak_bytes=peak_bytes(calls["moe_xe"], device), fastest_peer_peak_bytes=peak_bytes(calls[fastest], device),
+        wrong=wrong)
+
+
+Calls = dict[str, Callable[[], torch.Tensor]]
+
+
+def _checked_calls(family: Family, weights: Weights, inputs: Inputs,
+                   fusions: Fusions) -> tuple[Calls, dict[str, str], list[str]]:
+    """moe_xe and the peers that run here, why others do not, and whose output is wrong."""
+    hidden_states = inputs.hidden_states
+    tokens = len(hidden_states)
+    sample = torch.linspace(0, tokens - 1, min(tokens, _SAMPLE), device=hidden_states.device).long()
+    expected = block_models.reference(family, weights, inputs, sample)
+
+    def right(out: torch.Tensor, roundings: int) -> bool:
+        """Independent roundings, one after another, add as squares."""
+        found = difference(out[sample].cpu(), expected)
+        once = tolerance(out.dtype, family.model.intermediate_size)
+        return bool(found.max_error <= once.max_error * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings
+                    and torch.isfinite(out).all())
+
+    # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part
+    calls: Calls = {"moe_xe": lambda: block_models.run_fused(family, weights, inputs, fusions)}
+    wrong = [] if right(calls["moe_xe"](), 3) else ["moe_xe"]
+    not_run = {}
+    for peer in block_peers.PEERS:
+        temporary = block_peers.temporary_bytes(peer, family, tokens, hidden_states.itemsize)
+        available = available_bytes(hidden_states.device)
+        if temporary > available:
+            not_run[peer] = (f"it would need {temporary / 1e9:.1f} GB beside the weights, and {available / 1e9:.1f} GB "
+                             "are free")
+            continue
+        call = block_peers.make_peer(peer, family, weights, inputs)
+        try:
+            out = call()
+        except RuntimeError as error:    # what the device's torch cannot do
+            not_run[peer] = str(error).partition("\n")[0]
+            continue
+        calls[peer] = call
+        if not right(out, 6 + family.model.top_k):
+            wrong.append(peer)
+    if len(calls) == 1:
+        raise RuntimeError(f"none of Transformers' ways runs here: {not_run}")
+    return calls, not_run, wrong

@@ -1,0 +1,162 @@
+"""The MoE blocks of published model families: sizes, routing, weights, and what they compute."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..ops.fused_moe import Fusions, SharedExpert, fused_moe
+from ..ops.route import route
+from .workloads import MODELS, Model
+
+_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one family's block from another's; the arguments of `fused_moe` and `route` have their meaning there.
+
+    shared_intermediate_size: of the shared expert, 0 without one. transposed: weights are [E, K, N] instead of [E, N, K].
+    float_weights: the router's weights stay float32; others are rounded to the hidden states' dtype, as in Transformers.
+    """
+    model: Model
+    routing: dict = field(hash=False)
+    float_weights: bool = False
+    shared_intermediate_size: int = 0
+    activation: str = "silu"
+    alpha: float = 1.702
+    limit: float | None = None
+    interleaved: bool = False
+    bias: bool = False
+    transposed: bool = False
+    weight_on_input: bool = False
+
+    def num_weights(self) -> int:
+        """Elements of all experts, the shared one included; biases are left out."""
+        model = self.model
+        return 3 * model.hidden_size * (model.num_experts * model.intermediate_size + self.shared_intermediate_size)
+
+    def flops(self, tokens: int) -> int:
+        """Operations of the matrix products for this many tokens."""
+        model = self.model
+        return 6 * model.hidden_size * tokens * (model.top_k * model.intermediate_size + self.shared_intermediate_size)
+
+    def least_bytes(self, tokens: int, active_experts: int, itemsize: int) -> int:
+        """Bytes to move at least: weights of experts that have rows, hidden states in, output out."""
+        model = self.model
+        weights = 3 * (active_experts * model.intermediate_size + self.shared_intermediate_size)
+        return (weights + 2 * tokens) * model.hidden_size * itemsize
+
+
+FAMILIES = {
+    "qwen3": Family(MODELS["qwen3-30b-a3b"], dict(renormalize=True)),
+    "llama4": Family(Model("llama-4-scout", 5120, 8192, 16, 1), dict(scoring="sigmoid"), shared_intermediate_size=8192,
+                     transposed=True, weight_on_input=True),
+    "gpt-oss": Family(MODELS["gpt-oss-20b"], dict(scoring="topk_softmax"), activation="swiglu_oai", limit=7.0,
+                      interleaved=True, bias=True, transposed=True),
+    "deepseek": Family(Model("deepseek-v3", 7168, 2048, 256, 8), float_weights=True, shared_intermediate_size=2048,
+                       routing=dict(scoring="sigmoid", num_groups=8, topk_groups=4, renormalize=True, scaling_factor=2.5)),
+    "mixtral": Family(MODELS["mixtral-8x7b"], dict(renormalize=True), float_weights=True),
+}
+
+
+def scaled(family: Family, factor: float) -> Family:
+    """The family with hidden and intermediate sizes (the shared expert's too) divided by `factor`, each then the nearest
+    multiple of 64 and at least 64. Experts and top-k stay.
+    """
+    def divided(size: int) -> int:
+        return max(_MULTIPLE, _MULTIPLE * round(size / factor / _MULTIPLE)) if size else 0
+
+    model = replace(family.model, hidden_size=divided(family.model.hidden_size),
+                    intermediate_size=divided(family.model.intermediate_size))
+    return replace(family, model=model, shared_intermediate_size=divided(family.shared_intermediate_size))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """w13: [E, 2I, H], w2: [E, H, I], or, for a transposed family, [E, H, 2I] and [E, I, H]; b13: [E, 2I], b2: [E, H]."""
+    w13: torch.Tensor
+    w2: torch.Tensor
+    b13: torch.Tensor | None
+    b2: torch.Tensor | None
+    shared: SharedExpert | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """hidden_states: [T, H]; topk_weights, topk_ids (int64): [T, k]."""
+    hidden_states: torch.Tensor
+    topk_weights: torch.Tensor
+    topk_ids: torch.Tensor
+
+
+def make_weights(family: Family, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Random weights of a size that keeps values near one."""
+    model = family.model
+
+    def linear(n: int, k: int, *experts: int, transposed: bool = False) -> torch.Tensor:
+        shape = (*experts, k, n) if transposed else (*experts, n, k)
+        return torch.randn(shape, dtype=dtype, device=device).mul_(k**-0.5)
+
+    def bias(n: int) -> torch.Tensor | None:
+        return torch.randn(model.num_experts, n, dtype=dtype, device=device) if family.bias else None
+
+    (n13, k13), (n2, k2) = model.gemms()
+    hidden_size, shared_size = model.hidden_size, family.shared_intermediate_size
+    shared = SharedExpert(up_proj=linear(shared_size, hidden_size), down_proj=linear(hidden_size, shared_size),
+                          gate_proj=linear(shared_size, hidden_size)) if shared_size else None
+    return Weights(linear(n13, k13, model.num_experts, transposed=family.transposed),
+                   linear(n2, k2, model.num_experts, transposed=family.transposed), bias(n13), bias(n2), shared)
+
+
+def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Random hidden states, and the family's own routing of random logits."""
+    model = family.model
+    logits = torch.randn(tokens, model.num_experts, device=device)
+    topk_weights, topk_ids = route(logits, model.top_k, ids_dtype=torch.int64, **family.routing)
+    return Inputs(torch.randn(tokens, model.hidden_size, dtype=dtype, device=device),
+                  topk_weights if family.float_weights else topk_weights.to(dtype), topk_ids)
+
+
+def run_fused(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions) -> torch.Tensor:
+    """The block as moe_xe computes it: [T, H]."""
+    return fused_moe(inputs.hidden_states, weights.w13, weights.w2, inputs.topk_weights, inputs.topk_ids,
+                     activation=family.activation, interleaved=family.interleaved, alpha=family.alpha, limit=family.limit,
+                     b13=weights.b13, b2=weights.b2, shared=weights.shared, weight_on_input=family.weight_on_input,
+                     weight_layout="ekn" if family.transposed else "enk", fusions=fusions)
+
+
+def reference(family: Family, weights: Weights, inputs: Inputs, tokens: torch.Tensor) -> torch.Tensor:
+    """Rows `tokens` of the block's output, [len(tokens), H], in float32 (float64 for float32 inputs) on the CPU."""
+    dtype = torch.float64 if inputs.hidden_states.dtype == torch.float32 else torch.float32
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.cpu().to(dtype)
+
+    x, factors = wide(inputs.hidden_states[tokens]), wide(inputs.topk_weights[tokens])
+    ids = inputs.topk_ids[tokens].cpu()
+    out = torch.zeros_like(x)
+    for expert in ids.unique().tolist():
+        rows, slots = (ids == expert).nonzero(as_tuple=True)
+        factor = factors[rows, slots, None]
+        w13, w2 = wide(weights.w13[expert]), wide(weights.w2[expert])
+        if not family.transposed:
+            w13, w2 = w13.T, w2.T
+        h = (x[rows] * factor if family.weight_on_input else x[rows]) @ w13
+        if weights.b13 is not None:
+            h += wide(weights.b13[expert])
+        y = _gated(family, *((h[:, 0::2], h[:, 1::2]) if family.interleaved else h.chunk(2, 1))) @ w2
+        if weights.b2 is not None:
+            y += wide(weights.b2[expert])
+        out.index_add_(0, rows, y if family.weight_on_input else y * factor)
+    if weights.shared is not None:
+        gate, up, down = (wide(w) for w in (weights.shared.gate_proj, weights.shared.up_proj, weights.shared.down_proj))
+        out += _gated(family, x @ gate.T, x @ up.T) @ down.T
+    return out
+
+
+def _gated(family: Family, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if family.activation == "silu":
+        return gate * gate.sigmoid() * up
+    gate, up = gate.clamp(max=family.limit), up.clamp(-family.limit, family.limit)
+    return gate * (family.alpha * gate).sigmoid() * (up + 1)
