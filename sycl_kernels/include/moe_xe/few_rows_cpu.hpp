@@ -1,7 +1,7 @@
 // Tiles of so few rows that packing the weights would cost more than it saves: weights are read in place, once.
 #pragma once
+#include <moe_xe/dot_cpu.hpp>
 #include <moe_xe/epilogue_cpu.hpp>
-#include <moe_xe/micro_kernel_cpu.hpp>
 
 namespace moe_xe {
 

@@ -73,9 +73,9 @@ class Mainloop {
           const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
           const bool last = k + depth == problem::k;
-          multiply<config::micro_rows>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
-                                       (depth + elements_per_step - 1) / elements_per_step,
-                                       k > 0 ? partial : SumsInMemory{}, last ? done : partial);
+          multiply<config::micro_rows, packed_stride, 1>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
+                                                         (depth + elements_per_step - 1) / elements_per_step,
+                                                         k > 0 ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
               finish_panel(tile.expert, tile.row + row + i, first_column + column, columns - column, finished + i * config::micro_columns);

@@ -1,9 +1,19 @@
-// The inner loops: a block of rows by a panel of columns with all sums in registers, and a dot product along K for
-// tiles of so few rows that packing the weights would cost more than it saves.
+// The inner loop of packed operands: a block of A's rows by a panel of columns with all sums in registers.
 #pragma once
-#include <moe_xe/pack_cpu.hpp>
+#include <moe_xe/vector_cpu.hpp>
 
 namespace moe_xe {
+
+// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
+constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr int elements_per_step = bf16_pairs ? 2 : 1;
+template <bool> struct PackedOf { using type = float; };
+template <> struct PackedOf<true> { using type = unsigned; };
+using Packed = PackedOf<bf16_pairs>::type;
+using PackedVector = Vector<Packed>;
+
+constexpr int panel_vectors = config::micro_columns / width;
+constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
 
 inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
   if constexpr (bf16_pairs) {
@@ -21,12 +31,12 @@ struct SumsInMemory {
   int stride;
 };
 
-// `wanted` rows of packed A times a panel; a null `from` starts at zero. One instance for each number of rows, so that
-// all sums are registers.
-template <int rows>
+// `wanted` rows of packed A times a panel; a null `from` starts at zero. A's rows and steps along K are row_stride and
+// step_stride apart. One instance for each number of rows, so that all sums are registers.
+template <int rows, int64 row_stride, int64 step_stride>
 void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps, SumsInMemory from, SumsInMemory to) {
   if constexpr (rows > 1)
-    if (wanted < rows) return multiply<rows - 1>(wanted, a, panel, steps, from, to);
+    if (wanted < rows) return multiply<rows - 1, row_stride, step_stride>(wanted, a, panel, steps, from, to);
   Floats sums[rows][panel_vectors];
 #pragma unroll
   for (int row = 0; row < rows; ++row)
@@ -42,58 +52,17 @@ void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps,
     for (int v = 0; v < panel_vectors; ++v) b[v] = panel[v];
 #pragma unroll
     for (int row = 0; row < rows; ++row) {
-      const PackedVector broadcast = a[row * packed_stride];
+      const PackedVector broadcast = a[row * row_stride];
 #pragma unroll
       for (int v = 0; v < panel_vectors; ++v) sums[row][v] = multiply_add(sums[row][v], broadcast, b[v]);
     }
-    ++a;
+    a += step_stride;
     panel += panel_vectors;
   }
 #pragma unroll
   for (int row = 0; row < rows; ++row)
 #pragma unroll
     for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
-}
-
-// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `ahead`:
-// elements from a row of W to the one to prefetch meanwhile.
-template <int rows, int columns>
-inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
-  static_assert(columns <= width);
-  Floats sums[rows][columns];
-#pragma unroll
-  for (int row = 0; row < rows; ++row)
-#pragma unroll
-    for (int column = 0; column < columns; ++column) sums[row][column] = 0.f;
-  const auto add = [&](auto load_at) {
-    Dwords weights[columns];
-#pragma unroll
-    for (int column = 0; column < columns; ++column) weights[column] = load_at(w[column]);
-#pragma unroll
-    for (int row = 0; row < rows; ++row) {
-      const Dwords tokens = load_at(a[row]);
-#pragma unroll
-      for (int half = 0; half < chunk_vectors; ++half)
-#pragma unroll
-        for (int column = 0; column < columns; ++column)
-          sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(weights[column], half));
-    }
-  };
-  constexpr int64 whole = problem::k / chunk * chunk;
-#pragma unroll 1
-  for (int64 k = 0; k < whole; k += chunk) {
-#pragma unroll
-    for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
-    add([=](const Input* row) { return load_chunk(row + k); });
-  }
-  if constexpr (whole < problem::k)
-    add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
-#pragma unroll
-  for (int row = 0; row < rows; ++row) {
-    result[row] = 0.f;
-#pragma unroll
-    for (int column = 0; column < columns; ++column) result[row][column] = sum_of(sums[row][column]);
-  }
 }
 
 }  // namespace moe_xe

@@ -2,24 +2,14 @@
 // the micro-kernel reads them. Gathering tokens, widening, transposition and all tails of K and N happen here.
 #pragma once
 #include <moe_xe/expert_weights.hpp>
-#include <moe_xe/vector_cpu.hpp>
+#include <moe_xe/micro_kernel_cpu.hpp>
 
 namespace moe_xe {
-
-// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
-constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
-constexpr int elements_per_step = bf16_pairs ? 2 : 1;
-template <bool> struct PackedOf { using type = float; };
-template <> struct PackedOf<true> { using type = unsigned; };
-using Packed = PackedOf<bf16_pairs>::type;
-using PackedVector = Vector<Packed>;
 
 // Elements along K that one load of a dword vector brings, and the packed vectors they become.
 constexpr int chunk = problem::input == Dtype::bf16 ? 2 * width : width;
 constexpr int chunk_vectors = chunk / (elements_per_step * width);
 
-constexpr int panel_vectors = config::micro_columns / width;
-constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
 constexpr int64 padded_k = round_up(problem::k, chunk);
 // Rows of packed A are 64 bytes more apart than they are long: a power of two would map all rows to the same cache sets.
 constexpr int64 packed_stride = padded_k / elements_per_step + 16;
