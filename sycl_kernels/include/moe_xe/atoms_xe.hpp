@@ -2,6 +2,7 @@
 // `asm volatile`: the compiler merges plain asm loads whose operands look alike.
 #pragma once
 #include <moe_xe/types.hpp>
+#include <utility>
 
 extern __attribute__((sycl_device)) unsigned short __spirv_ConvertFToBF16INTEL(float);
 
@@ -78,9 +79,42 @@ class Block {
                  :: "rw"(rows), "rw.u"(payload), "P"(x), "P"(y));
   }
 
+  // One row of 16 32-bit elements.
+  template <int x, int y> [[gnu::always_inline]] void store_row(float row) const {
+    asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d32.16x1nn"
+                 :: "rw"(row), "rw.u"(payload), "P"(x), "P"(y));
+  }
+  template <int x, int y> friend void load_columns_apart(const Block&, const Block&, vec<int32, 4>&, vec<int32, 4>&);
+
  private:
   int* payload;
 };
+
+// dpas operands A whose 16 elements along K are rows: 8 of the even and of the odd rows load apart, as pairs of 16-bit
+// columns (32 bytes a pair), and trade halves of their dwords. `first` has the first columns of the 8 pairs, `second` the
+// others.
+#define MOE_XE_TRADE_HALVES                                                                                            \
+  "mov (M1_NM,32) KEPT(0,1)<2> FIRST(0,1)<2;1,0>\nmov (M1_NM,32) KEPT(2,1)<2> FIRST(2,1)<2;1,0>\n"                     \
+  "mov (M1_NM,32) FIRST(0,1)<2> SECOND(0,0)<2;1,0>\nmov (M1_NM,32) FIRST(2,1)<2> SECOND(2,0)<2;1,0>\n"                 \
+  "mov (M1_NM,32) SECOND(0,0)<2> KEPT(0,1)<2;1,0>\nmov (M1_NM,32) SECOND(2,0)<2> KEPT(2,1)<2;1,0>\n}\n"
+#define MOE_XE_HALVES                                                                                                  \
+  "{\n.decl FIRST v_type=G type=UW num_elts=128 alias=<%0,0>\n.decl SECOND v_type=G type=UW num_elts=128 alias=<%1,0>\n" \
+  ".decl KEPT v_type=G type=UW num_elts=128\n"
+
+template <int x, int y>
+[[gnu::always_inline]] inline void load_columns_apart(const Block& even, const Block& odd, vec<int32, 4>& first, vec<int32, 4>& second) {
+  asm volatile(MOE_XE_HALVES "lsc_load_block2d.ugm (M1,1) %0:d32.8x8tn flat[%2+(%4,%5)]\n"
+               "lsc_load_block2d.ugm (M1,1) %1:d32.8x8tn flat[%3+(%4,%5)]\n" MOE_XE_TRADE_HALVES
+               : "=rw"(first), "=rw"(second) : "rw.u"(even.payload), "rw.u"(odd.payload), "P"(x), "P"(y));
+}
+// The same, each lane with an address of its own: lanes 0..7 are the rows' pairs 0..3, lanes 8..15 their pairs 4..7.
+template <int byte_offset>
+[[gnu::always_inline]] inline void load_columns_apart(int64 even, int64 odd, vec<int32, 4>& first, vec<int32, 4>& second) {
+  asm volatile(MOE_XE_HALVES "lsc_load.ugm (M1,16) %0:d32x4 flat[%2+%4]:a64\nlsc_load.ugm (M1,16) %1:d32x4 flat[%3+%4]:a64\n"
+               MOE_XE_TRADE_HALVES : "=rw"(first), "=rw"(second) : "rw"(even), "rw"(odd), "P"(byte_offset));
+}
+#undef MOE_XE_TRADE_HALVES
+#undef MOE_XE_HALVES
 
 // 32 addresses: of four 8-byte pieces of each of 8 rows. They stay in four registers and are changed in place; left to the
 // compiler, every load would pack them anew.
@@ -127,11 +161,18 @@ template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_lane
   asm volatile("lsc_load.ugm (M1,16) %0:d32x8 flat[%1+%2]:a64" : "=rw"(columns) : "rw"(address), "P"(byte_offset));
   return columns;
 }
-// The same where only 16 bytes are left: zeros follow.
-template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 8> load_half_lanes(int64 address) {
+// 16 bytes at each lane's address.
+template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 4> load_half_lanes(int64 address) {
   vec<int32, 4> columns;
   asm volatile("lsc_load.ugm (M1,16) %0:d32x4 flat[%1+%2]:a64" : "=rw"(columns) : "rw"(address), "P"(byte_offset));
-  return __builtin_shufflevector(columns, vec<int32, 4>(0), 0, 1, 2, 3, 4, 5, 6, 7);
+  return columns;
+}
+
+// Two 64-bit numbers at each lane's address.
+template <int byte_offset> [[gnu::always_inline]] inline vec<int64, 2> load_two(int64 address) {
+  vec<int64, 2> numbers;
+  asm volatile("lsc_load.ugm (M1,16) %0:d64x2 flat[%1+%2]:a64" : "=rw"(numbers) : "rw"(address), "P"(byte_offset));
+  return numbers;
 }
 
 // Brings the 64 bytes at each lane's address into the caches.
@@ -139,8 +180,25 @@ template <int byte_offset> [[gnu::always_inline]] inline void prefetch_lines(int
   asm volatile("lsc_load.ugm.ca.ca (M1,16) %%null:d32 flat[%0+%1]:a64" :: "rw"(address), "P"(byte_offset));
 }
 
+// The same value, but the compiler does not know: what each tile computes from it would be kept in registers through all
+// tiles, and spill.
+[[gnu::always_inline]] inline int unknown(int value) {
+  int copy;
+  asm volatile("mov (M1,16) %0(0,0)<1> %1(0,0)<1;1,0>" : "=rw"(copy) : "rw"(value));
+  return copy;
+}
+
+template <class Function, int... i>
+[[gnu::always_inline]] inline void unrolled(Function&& function, std::integer_sequence<int, i...>) {
+  (function(std::integral_constant<int, i>{}), ...);
+}
+template <int count, class Function> [[gnu::always_inline]] inline void unrolled(Function&& function) {
+  unrolled(function, std::make_integer_sequence<int, count>{});
+}
+
 // c += a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.
-[[gnu::always_inline]] inline void dpas(vec<float, 8>& c, vec<int16, 8> a, vec<int32, 8> b) {
+template <class Rows> [[gnu::always_inline]] inline void dpas(vec<float, 8>& c, Rows a, vec<int32, 8> b) {
+  static_assert(sizeof(Rows) == 16);
 #define MOE_XE_DPAS(type)                                              \
   asm("{\n.decl ROWS v_type=G type=UD num_elts=64 alias=<%1,0>\n"      \
       ".decl COLUMNS v_type=G type=UD num_elts=128 alias=<%2,0>\n"     \

@@ -3,7 +3,6 @@
 #include <moe_xe/atoms_xe.hpp>
 #include <moe_xe/expert_weights.hpp>
 #include <moe_xe/rows.hpp>
-#include <utility>
 
 namespace moe_xe {
 
@@ -19,14 +18,6 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
-
-template <class Function, int... i>
-[[gnu::always_inline]] inline void unrolled(Function&& function, std::integer_sequence<int, i...>) {
-  (function(std::integral_constant<int, i>{}), ...);
-}
-template <int count, class Function> [[gnu::always_inline]] inline void unrolled(Function&& function) {
-  unrolled(function, std::make_integer_sequence<int, count>{});
-}
 
 // A round is `unroll` steps: step<ahead, tail>() for each, then end_round(). `tail` says that the step's rows
 // end before 64 bytes. The last round may be shorter.
@@ -66,16 +57,23 @@ struct WeightRun {
   int column;
 };
 
+// Both sides of each choice are values before it is made. Branches on the same condition would be threaded through the
+// creation of a Block, and IGC loses the order of loads and moves where two creations of a payload meet.
 inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
-  constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
+  constexpr bool rows_are_k = problem::weights == WeightLayout::ekn, halves = problem::pairs == Pairs::halves;
   const bool is_shared = problem::shared > 0 && tile.expert < problem::shared;
-  const char* base = static_cast<const char*>(is_shared ? (run ? args.shared_up : args.shared_w) : args.w) +
-                     (is_shared ? tile.expert * args.shared_expert_stride : (tile.expert - problem::shared) * args.w_expert_stride) * element_bytes;
-  const int pitch = int(is_shared ? args.shared_stride : args.w_stride) * element_bytes;
-  constexpr bool halves = problem::pairs == Pairs::halves;
-  const int columns = int(is_shared && halves ? out_n : problem::n);
-  const int column = halves ? tile.column / 2 + (is_shared ? 0 : run * int(out_n)) : tile.column;
-  return {{base, (rows_are_k ? columns : int(problem::k)) * element_bytes, rows_are_k ? int(problem::k) : columns, pitch}, column};
+  const int64 first = reinterpret_cast<int64>(args.shared_w), second = reinterpret_cast<int64>(args.shared_up);
+  const int64 shared_base = (run ? second : first) + tile.expert * args.shared_expert_stride * element_bytes;
+  const int64 routed_base = reinterpret_cast<int64>(args.w) + (tile.expert - problem::shared) * args.w_expert_stride * element_bytes;
+  const int64 base = is_shared ? shared_base : routed_base;
+  const int shared_stride = int(args.shared_stride), routed_stride = int(args.w_stride);
+  const int pitch = (is_shared ? shared_stride : routed_stride) * element_bytes;
+  constexpr int shared_columns = int(halves ? out_n : problem::n), routed_columns = int(problem::n);
+  const int columns = is_shared ? shared_columns : routed_columns;
+  const int first_of_run = run * int(out_n), none = 0;
+  const int column = halves ? tile.column / 2 + (is_shared ? none : first_of_run) : tile.column;
+  return {{reinterpret_cast<const void*>(base), (rows_are_k ? columns : int(problem::k)) * element_bytes,
+           rows_are_k ? int(problem::k) : columns, pitch}, column};
 }
 
 // Address of the token of one of the tile's rows. Rows past the tile's last repeat it.

@@ -29,14 +29,6 @@ class Mainloop {
     product.store();
   }
 
-  // The same value, but the compiler does not know: what each height computes from it would be kept in registers
-  // through all tiles, and spill.
-  [[gnu::always_inline]] static int unknown(int value) {
-    int copy;
-    asm volatile("mov (M1,16) %0(0,0)<1> %1(0,0)<1;1,0>" : "=rw"(copy) : "rw"(value));
-    return copy;
-  }
-
   const Arguments& args;
   const int sub_group, lane;
 };

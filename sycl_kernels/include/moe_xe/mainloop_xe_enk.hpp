@@ -83,7 +83,7 @@ template <int variant> class FeaturesByTokens {
     } else {
       constexpr int left = tail ? tail_bytes - half * 32 : 32, offset = ahead * step_bytes + half * 32;
       if constexpr (left >= 32) return load_lanes<offset>(token[j]);
-      else if constexpr (left > 0) return load_half_lanes<offset>(token[j]);
+      else if constexpr (left > 0) return __builtin_shufflevector(load_half_lanes<offset>(token[j]), vec<int32, 4>(0), 0, 1, 2, 3, 4, 5, 6, 7);
       else return vec<int32, 8>(0);
     }
   }

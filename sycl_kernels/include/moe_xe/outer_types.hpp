@@ -4,7 +4,7 @@
 
 namespace moe_xe {
 
-enum class Gathered { none, left, right };
+
 
 // Base pointers, strides (in elements) and counts. problem::p, problem::q: columns of left and of right, rows and columns
 // of d. The rows of an expert may be shared out to config::splits tiles, each with a d of its own (fp32) to be summed.
@@ -14,6 +14,7 @@ struct OuterArguments {
   void* d;                     // [num_experts, P, Q]
   const void* rows;            // tokens per expert, or ends, [num_experts]
   const int32* row_indices;    // [total_rows] or null: of the operand that is gathered
+  const int64* row_addresses;  // [total_rows] or null: of that operand's rows, which a loop over rows had better not compute
   int32* tile_counter;         // zero in stream order before the launch
   void* scratch;               // config::scratch_bytes for each work-group
   int64 total_rows;            // no sorted row beyond is read, whatever the counts say

@@ -17,6 +17,7 @@ enum class RowsFormat { counts, ends };    // tokens per expert, or the cumulati
 enum class Schedule { dynamic, static_stride };
 enum class Pairs { none, halves, interleaved };   // columns c and N/2 + c, or 2c and 2c + 1, are one gate and one up value
 enum class Act { none, silu, gelu, gelu_tanh, relu2, swiglu_oai };
+enum class Gathered { none, left, right };          // which operand of the weights' gradient
 enum class RowScale { none, sums, outputs };       // a row's factor is applied before bias and activation, or after them
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };   // CPU device: the widest instructions that may be used
 
