@@ -3,7 +3,7 @@
 #include <moe_xe/activation.hpp>
 #include <moe_xe/expert_weights.hpp>
 #include <moe_xe/rows.hpp>
-
+#include <type_traits>
 
 namespace moe_xe {
 
@@ -12,8 +12,11 @@ struct ScalarMath {
   static float reciprocal(float x) { return __spirv_ocl_native_recip(x); }
 };
 
+// Volatile for pairs of 16-bit neighbours: IGC joins them to 32-bit messages, which an odd stride would misalign.
 inline float bias_at(const Arguments& args, int expert, int64 column, int part) {
-  const auto* biases = biases_of(args, expert);
+  constexpr bool alone = problem::pairs == Pairs::interleaved && problem::bias != Dtype::f32;
+  using Bias = Element<problem::bias>;
+  const std::conditional_t<alone, volatile Bias, Bias>* biases = biases_of(args, expert);
   return column < out_n && biases ? widened<problem::bias>(biases[weight_column(column, part)]) : 0.0f;
 }
 
