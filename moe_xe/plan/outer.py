@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .config import VECTOR_DWORDS, _round_up
 from .problem import Dtype, RowsFormat
 
 
@@ -99,3 +100,11 @@ class OuterCpuConfig(OuterConfig):
     @property
     def work_group_size(self) -> int:
         return 1
+
+    def scratch_bytes(self, problem: OuterProblem) -> int:
+        """Packed columns of left, one packed panel of right, and sums kept between row blocks (outer_cpu.hpp asserts it)."""
+        blocks = -(-self.tile_rows // self.micro_rows)
+        left = blocks * (self.row_block + 1) * _round_up(self.micro_rows, VECTOR_DWORDS[self.isa])
+        panel = self.row_block * self.micro_columns
+        sums = self.tile_rows * _round_up(self.tile_columns, self.micro_columns)
+        return 4 * _round_up(_round_up(left, 16) + _round_up(panel, 16) + sums, 16)
