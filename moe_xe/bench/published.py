@@ -1,0 +1,103 @@
+"""Other people's measurements (plan/data/published.yaml) beside what the cost model predicts for their kernels."""
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+import torch
+import yaml
+
+from ..plan import cost_model
+from ..plan.config import Schedule, XeConfig
+from ..plan.devices import DeviceRecord, find_record
+from ..plan.problem import Activation, Dtype, GroupedGemmProblem, WeightLayout
+from . import workloads
+
+TILE_INSTRUCTIONS = 720         # of a sub-group outside the K loop, counted in CUTLASS's MoE example
+REFERENCE_SUMS = 32 * 64        # of the sub-group that `step` was counted for
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published time and the predicted one, in seconds."""
+    source: str
+    device: str
+    case: str
+    measured: float
+    predicted: float
+    bound_by: str
+
+    @property
+    def error(self) -> float:
+        """Relative: positive where the prediction is too slow."""
+        return self.predicted / self.measured - 1
+
+
+@functools.cache
+def _data() -> dict:
+    return yaml.safe_load(files("moe_xe.plan").joinpath("data/published.yaml").read_text())
+
+
+def _pair(text: str) -> tuple[int, int]:
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def kernel(name: str) -> cost_model.Kernel:
+    """A library's kernel by its name in the data."""
+    entry = _data()["kernels"][name]
+    (height, width), (rows, columns) = _pair(entry["tile"]), _pair(entry["sub_group"])
+    config = XeConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8, schedule=Schedule(entry["schedule"]),
+                      sub_group_rows=(rows,), sub_group_columns=(columns,), prefetch_distance=3)
+    dpas = REFERENCE_SUMS / cost_model.STEP_DPAS_SUMS
+
+    def code(rows: int, columns: int) -> cost_model.Code:
+        multiplying, others = rows * columns / cost_model.STEP_DPAS_SUMS, entry["step"] - dpas
+        return cost_model.Code(multiplying + others + entry.get("convert", 0) * columns * 32, TILE_INSTRUCTIONS)
+
+    return cost_model.Kernel(config, code, entry["groups_per_core"], entry.get("weight_bytes"))
+
+
+def _problem(n: int, k: int, activation: Activation | None = None) -> GroupedGemmProblem:
+    return GroupedGemmProblem(n, k, Dtype.bf16, Dtype.bf16, WeightLayout.ekn, activation=activation)
+
+
+def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_model.Prediction]:
+    (n, k), experts = case["gemm"], case["experts"]
+    layers = workloads.recorded_layers() if case["rows"] == "recorded" else [[case["rows"]] * case.get("active", experts)]
+    predictions = [cost_model.predict(_problem(n, k), rows, kernel(case["kernel"]), device, case["launches"]) for rows in layers]
+    predicted = sorted(predictions, key=lambda p: p.seconds)[len(predictions) // 2]
+    flops = statistics.median(2 * sum(rows) * n * k for rows in layers)
+    measured = case["ms"] / 1e3 if "ms" in case else flops / case["tflops"] / 1e12
+    return f"{case['kernel']}, {experts} x {case['rows']} rows, {n} x {k} {case.get('name', '')}".strip(), measured, predicted
+
+
+def _compare_layer(device: DeviceRecord, case: dict) -> tuple[str, float, float, str]:
+    tokens, hidden, shard = case["tokens"], case["hidden"], case["shard"]
+    model = workloads.Model("", hidden, shard // 2, case["experts"], case["top_k"])
+    rows = workloads.routed_rows(model, tokens, torch.Generator().manual_seed(tokens))
+    fused = "fused" in case["kernels"][0]
+    gemms = [cost_model.predict(_problem(*shape), rows, kernel(name), device, 0) for shape, name in
+             zip([(shard, hidden, Activation() if fused else None), (hidden, shard // 2)], case["kernels"])]
+    elements = (tokens + sum(rows)) * hidden * 2 + (0 if fused else sum(rows) * shard * 3 // 2)     # copies in and out, activation
+    copies = 2 * elements / (device.bandwidth * 1e9)
+    launches = case["launches"] * cost_model.LAUNCH_SECONDS
+    parts = {"launch": launches, "copies": copies} | {gemm.bound_by: gemm.seconds for gemm in gemms}
+    name = f"layer of {tokens} tokens, {case['experts']} experts, top {case['top_k']}, {hidden} x {shard}"
+    return name, case["ms"] / 1e3, launches + copies + sum(gemm.seconds for gemm in gemms), max(parts, key=parts.get)
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Every published point."""
+    for group in _data()["points"]:
+        device = find_record(group["device"])
+        for case in group["cases"]:
+            name, measured, predicted = _compare_gemm(device, group["common"] | case)
+            yield Comparison(group["source"], device.name, name, measured, predicted.seconds, predicted.bound_by)
+    for group in _data()["layers"]:
+        device = find_record(group["device"])
+        for case in group["cases"]:
+            yield Comparison(group["source"], device.name, *_compare_layer(device, case))

@@ -1,0 +1,69 @@
+"""Counts the K loops of sub-group shapes from Intel's offline compiler: the table behind plan/cost_model.py.
+
+    python -m moe_xe.isa.counts > moe_xe/plan/data/instructions.yaml
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..jit.shipped_sources import sources_dir
+from ..jit.source import KERNEL_NAME, generate
+from ..plan.config import Schedule, XeConfig
+from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from . import ocloc, spirv
+from .kernels import LARGE_GRF
+from .listing import summarize
+
+TARGETS = ("bmg", "pvc")
+WIDTH, SUB_GROUPS = 256, 32
+K = 2048                        # a multiple of every round of the loop: no rest of steps outside it
+STEP_K = 32                     # of a step, 64 bytes of bf16
+
+# rows and columns of a sub-group whose sums leave room for operands in 256 registers
+SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64)),
+          WeightLayout.ekn: ((8, 16), (8, 32), (8, 64), (16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64))}
+
+HEADER = """\
+# Instructions of one sub-group, bf16, counted in machine code: target -> layout [+ gathered] -> rows x columns -> counts.
+# step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of a tile outside the K loop.
+# Written by: python -m moe_xe.isa.counts > moe_xe/plan/data/instructions.yaml
+"""
+
+
+def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets: tuple[str, ...] = TARGETS) -> Iterator[dict]:
+    """One entry of the table for each target. Raises RuntimeError for a shape that spills."""
+    rows, columns = shape
+    problem = GroupedGemmProblem(2 * WIDTH, K, Dtype.bf16, Dtype.bf16, layout, gathered=gathered)
+    config = XeConfig(heights=(SUB_GROUPS * columns // WIDTH * rows,), tile_width=WIDTH, raster_group=8, min_fill_eighths=7,
+                      schedule=Schedule.dynamic, sub_group_rows=(rows,), sub_group_columns=(columns,), prefetch_distance=3)
+    root = sources_dir()
+    image = spirv.compile_to_spirv(generate(problem, config), [f"-I{root / 'include'}", f"-I{root}"])
+    for target in targets:
+        summary = summarize(ocloc.build(image, target, LARGE_GRF), KERNEL_NAME)
+        loop, = summary.loops
+        if summary.spill_bytes:
+            raise RuntimeError(f"{target} {layout.value} {shape}: {summary.spill_bytes} bytes of spills")
+        steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
+        yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
+               "other": (loop.instructions - loop.dpas - loop.messages) / steps, "tile": summary.instructions - loop.instructions}
+
+
+def main() -> None:
+    table: dict[str, dict[str, dict[str, dict]]] = {target: {} for target in TARGETS}
+    for layout, shapes in SHAPES.items():
+        for gathered in (False, True):
+            for shape in shapes:
+                for target, entry in zip(TARGETS, count(layout, gathered, shape)):
+                    variant = layout.value + (" gathered" if gathered else "")
+                    table[target].setdefault(variant, {})["{}x{}".format(*shape)] = entry
+    print(HEADER, end="")
+    for target, variants in table.items():
+        print(f"{target}:")
+        for variant, shapes in variants.items():
+            print(f"  {variant}:")
+            for shape, entry in shapes.items():
+                print(f"    {shape}: {{{', '.join(f'{name}: {value:g}' for name, value in entry.items())}}}")
+
+
+if __name__ == "__main__":
+    main()

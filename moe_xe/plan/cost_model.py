@@ -1,0 +1,196 @@
+"""How long a grouped GEMM takes on an Xe GPU, from its tiles, counted instructions and the device's record.
+
+docs/choosing.md has the formulae, where the constants come from, and how far the predictions are from measurements.
+"""
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import yaml
+
+from .config import Schedule, XeConfig
+from .devices import DeviceRecord
+from .problem import GroupedGemmProblem
+from .schedule import cut_rows, tiles
+
+STEP_BYTES = 64             # along K, of a step of the K loop
+STEP_DPAS_SUMS = 64         # sums (rows x columns) that a step brings forward with one dpas: 128 sums, half a step each
+
+# Fitted to the published measurements (plan/data/published.yaml), all others come from the records.
+MATRIX_EFFICIENCY = 0.90    # share of the matrix engines' peak that remains when nothing else limits: clocks under load
+OVERLAP = 4.0               # exponent by which parts that overlap add up; infinite would be perfect overlap
+LAUNCH_SECONDS = 12e-6      # from one kernel's end to the next one's start, in a stream that the host feeds
+
+
+@dataclass(frozen=True)
+class Code:
+    """Instructions of one sub-group, dpas included: of a step of 64 bytes along K, and of a tile outside the K loop."""
+    step: float
+    tile: float
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What runs: tiles, the instructions of a sub-group of so many rows and columns, and what else differs between libraries.
+
+    groups_per_core: work-groups that share an Xe core. weight_bytes: of one weight in memory; None: as the input's.
+    """
+    config: XeConfig
+    code: Callable[[int, int], Code]
+    groups_per_core: int = 1
+    weight_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """seconds: of one launch. parts: what each resource would take alone, spread evenly; tail: what uneven work adds to it.
+
+    flops: useful ones.
+    """
+    seconds: float
+    parts: dict[str, float]
+    tail: float
+    flops: float
+    roofline_seconds: float
+
+    @property
+    def bound_by(self) -> str:
+        """The resource that takes the longest, or "tail" where uneven work adds more than that."""
+        return max({**self.parts, "tail": self.tail}.items(), key=lambda part: part[1])[0]
+
+    @property
+    def tflops(self) -> float:
+        return self.flops / self.seconds / 1e12
+
+    @property
+    def roofline_share(self) -> float:
+        """Of the least time that peak rate and bandwidth allow."""
+        return self.roofline_seconds / self.seconds
+
+
+def overlapped(*parts: float) -> float:
+    """The time of parts that mostly overlap: at least the longest, more where others come near it."""
+    longest = max(parts)
+    return longest * sum((part / longest) ** OVERLAP for part in parts) ** (1 / OVERLAP) if longest > 0 else 0.0
+
+
+@functools.cache
+def counted_instructions() -> dict:
+    """plan/data/instructions.yaml: target -> variant -> shape -> counts."""
+    return yaml.safe_load(files(__package__).joinpath("data/instructions.yaml").read_text())
+
+
+def variant_of(problem: GroupedGemmProblem) -> str:
+    """The kernel that instructions were counted for."""
+    return problem.weights.value + (" gathered" if problem.gathered else "")
+
+
+def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceRecord) -> Kernel:
+    """moe_xe's own kernel, with the instructions counted for it. Raises KeyError for a shape that was not counted."""
+    counted = counted_instructions()[device.architecture.counted][variant_of(problem)]
+
+    def code(rows: int, columns: int) -> Code:
+        entry = counted[f"{rows}x{columns}"]
+        return Code(entry["dpas"] + entry["messages"] + entry["other"], entry["tile"])
+
+    return Kernel(config, code)
+
+
+def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
+            launches: int = 1, even: bool = False) -> Prediction:
+    """The time of one grouped GEMM.
+
+    launches: kernels in whose wake it runs, itself included; 0 for its time on the device alone. even: as if its work could be
+    shared out evenly, a lower bound that needs no queue. Raises ValueError for a device that is no Xe GPU.
+    """
+    if device.architecture is None:
+        raise ValueError(f"device must be an Xe GPU with an architecture, got {device.name}")
+    config, size = kernel.config, problem.input.size
+    weight_bytes = kernel.weight_bytes or size
+    cuts = [cut_rows(count, config.heights, config.min_fill_eighths) for count in tokens_per_expert]
+    column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter(itertools.chain.from_iterable(cuts))
+    residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
+    costs = {height: _tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
+
+    def share(part: str) -> float:
+        return sum(getattr(costs[height], part) * number for height, number in row_tiles.items()) * column_tiles / device.xe_cores
+
+    rows, mean = sum(tokens_per_expert), share("seconds")
+    makespan = mean if even else _makespan(tokens_per_expert, problem.n, config, device.xe_cores,
+                                           {height: cost.seconds for height, cost in costs.items()})
+    l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
+    parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
+    parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
+    parts["memory"] = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes) / (device.bandwidth * 1e9)
+    parts["launch"] = launches * LAUNCH_SECONDS
+    flops = 2 * rows * problem.n * problem.k
+    active = sum(count > 0 for count in tokens_per_expert)
+    least_bytes = rows * (problem.k * size + problem.out_n * problem.output.size) + active * problem.n * problem.k * weight_bytes
+    return Prediction(overlapped(makespan, parts["L2"], parts["memory"]) + parts["launch"], parts, makespan - mean, flops,
+                      device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
+
+
+def _makespan(tokens_per_expert: Sequence[int], n: int, config: XeConfig, cores: int, seconds: dict[int, float]) -> float:
+    """When the last of the Xe cores is done with the queue; seconds: of a tile of each height."""
+    busy = [0.0] * cores
+    for number, tile in enumerate(tiles(tokens_per_expert, n, config)):
+        if config.schedule is Schedule.static:
+            busy[number % cores] += seconds[tile.height]
+        else:
+            heapq.heapreplace(busy, busy[0] + seconds[tile.height])
+    return max(busy)
+
+
+@dataclass(frozen=True)
+class _TileCost:
+    """Seconds that one tile takes of its Xe core, by what keeps the core busy; seconds: all of it."""
+    matrix: float
+    issue: float
+    L1: float
+    latency: float
+    seconds: float
+
+
+def _tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord, index: int, residents: int) -> _TileCost:
+    """Of the tile shape at this index of the heights, where `residents` work-groups share the core."""
+    arch, config, clock = device.architecture, kernel.config, device.clock * 1e9
+    rows, columns, sub_groups = config.sub_group_rows[index], config.sub_group_columns[index], config.sub_groups[index]
+    code = kernel.code(rows, columns)
+    steps = -(-problem.k * problem.input.size // STEP_BYTES)
+    threads = -(-sub_groups * residents // arch.engines)            # of an engine
+    # a thread waits for its own loads; the others of its engine multiply meanwhile
+    step_dpas = rows * columns / STEP_DPAS_SUMS * arch.dpas_cycles
+    matrix = steps * max(threads * step_dpas, step_dpas + arch.load_latency) / MATRIX_EFFICIENCY / clock
+    issue = steps * threads * code.step / clock
+    l1 = steps * sub_groups * residents * (rows + columns) * STEP_BYTES / arch.l1_rate / clock
+    # a step's lines are asked for prefetch_distance steps ahead
+    latency = steps * arch.memory_latency / max(config.prefetch_distance, 1)
+    ends = arch.memory_latency + threads * code.tile / clock        # first loads, epilogue
+    parts = (matrix, issue, l1, latency)
+    return _TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
+
+
+def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: XeConfig, weight_bytes: float,
+                 l2_bytes: int) -> float:
+    """What memory moves. An expert's weights are read again for each group of row tiles, unless L2 holds them meanwhile; a
+    group's tokens for each column of tiles, likewise (L2 in order of last use: what does not fit is gone when it is due)."""
+    total = 0.0
+    column_tiles = -(-problem.n // config.tile_width)
+    weights, column = problem.n * problem.k * weight_bytes, config.tile_width * problem.k * weight_bytes
+    for count in tokens_per_expert:
+        if count <= 0:
+            continue
+        row_tiles = cut_rows(count, config.heights, config.min_fill_eighths)
+        groups = -(-len(row_tiles) // config.raster_group)
+        tokens = count * problem.k * problem.input.size
+        group_tokens = min(sum(row_tiles[:config.raster_group]), count) * problem.k * problem.input.size
+        total += weights * (1 if weights + group_tokens <= l2_bytes else groups)
+        total += tokens * (1 if group_tokens + column <= l2_bytes else column_tiles)
+        total += count * problem.out_n * problem.output.size
+    return total
