@@ -209,7 +209,10 @@ class SubGroupOuter {
         unrolled<8>([&](auto c) __attribute__((always_inline)) {
           constexpr int column = eight * 8 + c, pair = column % 16 / 2;
           float value = sums[column / 16 * 2 + column % 2][j][row_of_pair(pair)];
-          if constexpr (problem::accumulate) value += widened<problem::output>(__builtin_bit_cast(Output, previous[int(c)]));
+          if constexpr (problem::accumulate) {
+            const auto element = previous[int(c)];   // a bit cast of a vector's element itself takes the first one
+            value += widened<problem::output>(__builtin_bit_cast(Output, element));
+          }
           if constexpr (problem::output == Dtype::f32) rounded[int(c)] = value;
           else rounded[int(c)] = round_to_output(value);
         });
