@@ -1,11 +1,12 @@
-"""The command line: moe-xe schedule | isa | bench | devices."""
+"""The command line: moe-xe schedule | isa | bench | predict | devices."""
 import typer
 
-from . import bench, devices, isa, schedule
+from . import bench, devices, isa, predict, schedule
 
 app = typer.Typer(help="MoE GEMMs for Intel Xe GPUs and the SYCL CPU device.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)
 app.command("schedule")(schedule.schedule)
 app.command("isa")(isa.isa)
 app.command("devices")(devices.devices)
+app.command("predict")(predict.predict)
 app.add_typer(bench.app, name="bench")

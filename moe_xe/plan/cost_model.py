@@ -14,10 +14,10 @@ from importlib.resources import files
 
 import yaml
 
-from .config import Schedule, XeConfig
+from .config import CpuConfig, Schedule, TileConfig, XeConfig
 from .devices import DeviceRecord
 from .problem import GroupedGemmProblem
-from .schedule import cut_rows, tiles
+from .schedule import Tile, cut_rows, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop
 STEP_DPAS_SUMS = 64         # sums (rows x columns) that a step brings forward with one dpas: 128 sums, half a step each
@@ -66,12 +66,12 @@ class Prediction:
 
     @property
     def tflops(self) -> float:
-        return self.flops / self.seconds / 1e12
+        return self.flops / self.seconds / 1e12 if self.seconds else 0.0
 
     @property
     def roofline_share(self) -> float:
-        """Of the least time that peak rate and bandwidth allow."""
-        return self.roofline_seconds / self.seconds
+        """The least time that peak rate and bandwidth allow / the predicted one."""
+        return self.roofline_seconds / self.seconds if self.seconds else 1.0
 
 
 def overlapped(*parts: float) -> float:
@@ -123,27 +123,47 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
 
     rows, mean = sum(tokens_per_expert), share("seconds")
     makespan = mean if even else _makespan(tokens_per_expert, problem.n, config, device.xe_cores,
-                                           {height: cost.seconds for height, cost in costs.items()})
+                                           lambda tile: costs[tile.height].seconds)
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
     parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
     parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
     parts["memory"] = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes) / (device.bandwidth * 1e9)
     parts["launch"] = launches * LAUNCH_SECONDS
+    seconds = overlapped(makespan, parts["L2"], parts["memory"]) + parts["launch"]
+    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - mean, weight_bytes)
+
+
+def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: CpuConfig, device: DeviceRecord) -> Prediction:
+    """The same for the SYCL CPU device: its multiply-add units and its memory, both as measured (bench/roofline.py)."""
+    core_rate = device.peak(problem.input) / device.xe_cores
+
+    def tile_seconds(tile: Tile) -> float:
+        return 2 * config.computed_rows(tile.height, tile.rows) * min(config.tile_width, problem.n - tile.column) * problem.k / core_rate
+
+    work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
+    makespan = _makespan(tokens_per_expert, problem.n, config, device.xe_cores, tile_seconds)
+    num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.input.size, device.l2_bytes)
+    parts = {"multiply-add": work, "memory": num_bytes / (device.bandwidth * 1e9)}
+    return _prediction(problem, tokens_per_expert, device, overlapped(makespan, parts["memory"]), parts, makespan - work, problem.input.size)
+
+
+def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], device: DeviceRecord, seconds: float,
+                parts: dict[str, float], tail: float, weight_bytes: float) -> Prediction:
+    rows, active = sum(tokens_per_expert), sum(count > 0 for count in tokens_per_expert)
     flops = 2 * rows * problem.n * problem.k
-    active = sum(count > 0 for count in tokens_per_expert)
-    least_bytes = rows * (problem.k * size + problem.out_n * problem.output.size) + active * problem.n * problem.k * weight_bytes
-    return Prediction(overlapped(makespan, parts["L2"], parts["memory"]) + parts["launch"], parts, makespan - mean, flops,
-                      device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
+    least_bytes = (rows * (problem.k * problem.input.size + problem.out_n * problem.output.size) +
+                   active * problem.n * problem.k * weight_bytes)
+    return Prediction(seconds, parts, tail, flops, device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
 
 
-def _makespan(tokens_per_expert: Sequence[int], n: int, config: XeConfig, cores: int, seconds: dict[int, float]) -> float:
-    """When the last of the Xe cores is done with the queue; seconds: of a tile of each height."""
+def _makespan(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int, seconds: Callable[[Tile], float]) -> float:
+    """When the last of the cores is done with the queue."""
     busy = [0.0] * cores
     for number, tile in enumerate(tiles(tokens_per_expert, n, config)):
         if config.schedule is Schedule.static:
-            busy[number % cores] += seconds[tile.height]
+            busy[number % cores] += seconds(tile)
         else:
-            heapq.heapreplace(busy, busy[0] + seconds[tile.height])
+            heapq.heapreplace(busy, busy[0] + seconds(tile))
     return max(busy)
 
 
@@ -176,7 +196,7 @@ def _tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord
     return _TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
 
 
-def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: XeConfig, weight_bytes: float,
+def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: TileConfig, weight_bytes: float,
                  l2_bytes: int) -> float:
     """What memory moves. An expert's weights are read again for each group of row tiles, unless L2 holds them meanwhile; a
     group's tokens for each column of tiles, likewise (L2 in order of last use: what does not fit is gone when it is due)."""

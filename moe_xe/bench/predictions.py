@@ -1,0 +1,79 @@
+"""What the cost model expects of moe_xe's own kernels for the models of workloads.py."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..device import facts_of, queue_for
+from ..plan.candidates import choose_xe_config
+from ..plan.config import TileConfig, XeConfig
+from ..plan.cost_model import own_kernel, predict, predict_cpu
+from ..plan.devices import DeviceRecord, record_named
+from ..plan.heuristics import cpu_config, fast_isa, xe_config
+from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from . import workloads
+from .roofline import record_for
+
+
+@dataclass(frozen=True)
+class Case:
+    """One predicted grouped GEMM. ms: milliseconds; roofline: share of it; bound_by: the resource that takes the longest."""
+    device: str
+    model: str
+    n: int
+    k: int
+    tokens: int
+    rows: int
+    config: str
+    ms: float
+    tflops: float
+    roofline: float
+    bound_by: str
+    parts_ms: dict[str, float]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def rows_of(model: workloads.Model, tokens: int) -> list[int]:
+    """Rows per expert as `moe-xe bench gemm` has them: random, or for gpt-oss-20b's prefill those recorded in its first layer."""
+    if model.name == "gpt-oss-20b" and tokens >= 1024:
+        recorded = workloads.recorded_layers()[0]
+        return [round(rows * tokens * model.top_k / sum(recorded)) for rows in recorded]
+    return workloads.routed_rows(model, tokens, torch.Generator().manual_seed(tokens))
+
+
+def device_record(name: str) -> DeviceRecord:
+    """By name; "cpu" is measured. Raises ValueError for any other name than a record's."""
+    return record_for(torch.device("cpu")) if name.lower() == "cpu" else record_named(name)
+
+
+def describe(config: TileConfig) -> str:
+    """Heights and width of the tiles; on a GPU also what a sub-group computes of the tallest and of the shortest."""
+    def ends(values: list) -> str:
+        return "-".join(str(value) for value in dict.fromkeys((values[0], values[-1])))
+
+    tiles = f"{ends(config.heights)} x {config.tile_width}"
+    if not isinstance(config, XeConfig):
+        return tiles
+    return f"{tiles}, {ends([f'{rows}x{columns}' for rows, columns in zip(config.sub_group_rows, config.sub_group_columns)])}"
+
+
+def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
+                 gathered: bool, choose: bool) -> Case:
+    """One of the model's two GEMMs (`gemm` 0 or 1) in today's configuration, or in the one that the model would choose."""
+    (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
+    problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0)
+    if device.architecture is None:
+        from ..runtime import cpu_isa
+
+        isa = fast_isa(cpu_isa(), facts_of(queue_for(torch.device("cpu"))).name)
+        config: TileConfig = cpu_config(problem, isa)
+        prediction = predict_cpu(problem, rows, config, device)
+    else:
+        config = choose_xe_config(problem, rows, model.num_experts, device) if choose else xe_config(problem, sum(rows))
+        prediction = predict(problem, rows, own_kernel(problem, config, device), device, launches=0)
+    return Case(device.name, model.name, n, k, tokens, sum(rows), describe(config), 1e3 * prediction.seconds, prediction.tflops,
+                prediction.roofline_share, prediction.bound_by,
+                {part: 1e3 * seconds for part, seconds in {**prediction.parts, "tail": prediction.tail}.items()})

@@ -1,0 +1,101 @@
+"""moe-xe predict: how long the grouped GEMM would take on a device that is not here."""
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..plan.problem import Dtype, WeightLayout
+from .bench import _token_counts
+from .tables import table_console
+
+DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16}
+
+
+def predict(
+    device: Annotated[str, typer.Option(help="Part of a record's name, as b60, b70, max1100, lunar-lake; or cpu, which is measured.")] = "b60",
+    model: Annotated[str, typer.Option(help="Comma-separated parts of the models' names.")] = "gpt-oss-20b",
+    tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,4,16,64,256,1024,4096,8192",
+    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
+    layout: Annotated[WeightLayout, typer.Option(help="Order of the weights in memory.")] = WeightLayout.enk,
+    gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
+    choose: Annotated[bool, typer.Option("--choose", help="The configuration that the cost model would choose, instead of today's.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="The cost model beside published measurements of other libraries, instead.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="Write a picture (PNG).")] = None,
+):
+    """Predicted time of both GEMMs of each model, from the cost model (docs/choosing.md). Nothing is run on the device."""
+    try:
+        if plot:
+            from ..bench.plot import require_matplotlib
+            require_matplotlib()
+        if check:
+            _check(json, plot)
+        else:
+            _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, choose, json, plot)
+    except (ImportError, OSError) as error:
+        Console(stderr=True).print(str(error), markup=False)
+        raise typer.Exit(1)
+
+
+def _models(text: str) -> list:
+    from ..bench.workloads import MODELS
+
+    found = []
+    for part in text.split(","):
+        named = [model for name, model in MODELS.items() if part.strip() and part.strip().lower() in name]
+        if not named:
+            raise typer.BadParameter(f"expected parts of {', '.join(MODELS)}, got {part.strip()!r}", param_hint="--model")
+        found += named
+    return found
+
+
+def _predict(device, models, token_counts, dtype, layout, gathered, choose, json, plot):
+    from ..bench.predictions import device_record, predict_case
+
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"expected {' or '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
+    try:
+        record = device_record(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device")
+    cases = [predict_case(model, gemm, count, record, DTYPES[dtype], layout, gathered, choose)
+             for model in models for gemm in (0, 1) for count in token_counts]
+    if plot:
+        from ..bench.plot_predictions import plot_cases
+        plot_cases(cases, plot)
+    if json:
+        print(jsonlib.dumps({"predicted": True, "device": record.name, "dtype": dtype, "layout": layout.value,
+                             "cases": [case.as_dict() for case in cases]}, indent=1))
+        return
+    table = Table("model", "N x K", "tokens", "rows", "tiles", "ms", "TFLOP/s", "roofline", "bound by", box=box.SIMPLE_HEAD,
+                  pad_edge=False, title=f"PREDICTED, not measured: {record.name}, {dtype}, {layout.value}; time on the device, without the launch")
+    for case in cases:
+        table.add_row(case.model, f"{case.n} x {case.k}", str(case.tokens), str(case.rows), case.config, f"{case.ms:.3f}",
+                      f"{case.tflops:.3g}", f"{case.roofline:.0%}", case.bound_by)
+    table_console().print(table)
+
+
+def _check(json, plot):
+    from ..bench.published import comparisons
+
+    found = list(comparisons())
+    close = sum(abs(comparison.error) <= 0.25 for comparison in found)
+    if plot:
+        from ..bench.plot_predictions import plot_comparisons
+        plot_comparisons(found, plot)
+    if json:
+        print(jsonlib.dumps({"within_25_percent": close, "points": [
+            {"source": c.source, "device": c.device, "case": c.case, "measured_ms": 1e3 * c.measured, "predicted_ms": 1e3 * c.predicted,
+             "error": c.error, "bound_by": c.bound_by} for c in found]}, indent=1))
+        return
+    console = table_console()
+    for source in dict.fromkeys(c.source for c in found):
+        table = Table("case", "measured ms", "predicted ms", "error", "bound by", box=box.SIMPLE_HEAD, pad_edge=False, title=source)
+        for c in (c for c in found if c.source == source):
+            table.add_row(c.case, f"{1e3 * c.measured:.3f}", f"{1e3 * c.predicted:.3f}", f"{c.error:+.0%}", c.bound_by)
+        console.print(table)
+    console.print(f"{close} of {len(found)} published points are predicted within 25 %", highlight=False)
