@@ -1,0 +1,49 @@
+// A row on the CPU device: one work-item has all of it, and takes a vector of columns after the other.
+#pragma once
+#include <moe_xe/team_cpu.hpp>
+#include <moe_xe/vector_cpu.hpp>
+
+namespace moe_xe {
+
+struct Math {
+  static Floats exp(Floats x) { return __spirv_ocl_exp(x); }
+  static Floats reciprocal(Floats x) { return 1.0f / x; }
+};
+
+template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
+  for (int64 row = team.group; row < rows; row += team.num_groups) work(row);
+}
+
+// work(first column, how many of a vector's columns exist), whole vectors without asking how many.
+template <class Work> void for_columns(const Team&, Work work) {
+  constexpr int whole = problem::intermediate_size / width * width;
+#pragma unroll 1
+  for (int column = 0; column < whole; column += width) work(column, width);
+  if constexpr (whole < problem::intermediate_size) {
+    int count = problem::intermediate_size - whole;
+    asm("" : "+r"(count));   // a constant would become vectors of as many elements, which the device may not have
+    work(whole, count);
+  }
+}
+
+inline void store_sum(const Team&, Floats values, float* to) { *to = sum_of(values); }
+
+// Elements 2i + part of two vectors.
+template <int part> struct EverySecond {
+  static constexpr int of(int i) { return 2 * i + part; }
+};
+inline void unweave(Floats low, Floats high, Floats& first, Floats& second) {
+  first = shuffle<EverySecond<0>>(low, high);
+  second = shuffle<EverySecond<1>>(low, high);
+}
+
+// The inverse, its low or its high vector.
+template <int half> struct Alternating {
+  static constexpr int of(int i) { return half * (width / 2) + i / 2 + i % 2 * width; }
+};
+inline void weave(Floats first, Floats second, Floats& low, Floats& high) {
+  low = shuffle<Alternating<0>>(first, second);
+  high = shuffle<Alternating<1>>(first, second);
+}
+
+}  // namespace moe_xe
