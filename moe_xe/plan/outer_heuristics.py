@@ -75,12 +75,12 @@ def choose_splits(problem: OuterProblem, operands: OuterOperands, tile_rows: int
     return max(1, min(-(-TILES_A_CORE * cores // tiles), MAX_SPLITS, affordable, operands.total_rows // MIN_SPLIT_ROWS))
 
 
-XE_SUB_GROUP = (32, 64)
+XE_SUB_GROUP = (32, 64)  # of dpas' left operand (two moves a column) and of its right one
 XE_ENGINES = 8           # of an Xe core, each of which runs sub-groups of its own
 
 
-def xe_tile(p: int, q: int) -> tuple[int, int]:
-    """Rows and columns of the tile that takes least time; of equals, the one that pads least, then the largest.
+def xe_tile(left_columns: int, right_columns: int) -> tuple[int, int]:
+    """The tile, in columns of dpas' operands, that takes least time; of equals, the one that pads least, then the largest.
 
     A tile takes as long as the engine with most sub-groups; fewer than two an engine do not hide loads.
     """
@@ -89,15 +89,18 @@ def xe_tile(p: int, q: int) -> tuple[int, int]:
 
     def cost(shape: tuple[int, int, int]) -> tuple[int, int, int]:
         r, c, sub_groups = shape
-        tiles = -(-p // r) * -(-q // c)
+        tiles = -(-left_columns // r) * -(-right_columns // c)
         return tiles * max(-(-sub_groups // XE_ENGINES), 2), tiles * r * c, -r * c
 
     return min((shape for shape in shapes if 4 <= shape[2] <= 32), key=cost)[:2]
 
 
 def xe_outer_config(problem: OuterProblem) -> OuterXeConfig:
-    rows, columns = XE_SUB_GROUP
-    return OuterXeConfig(*xe_tile(problem.p, problem.q), splits=1, sub_group_rows=rows, sub_group_columns=columns, prefetch_distance=3)
+    """A gathered operand is dpas' left one: with `right` gathered the product is d^T."""
+    swapped = problem.gathered is Gathered.right
+    tile = xe_tile(problem.q, problem.p) if swapped else xe_tile(problem.p, problem.q)
+    (tile_rows, tile_columns), (rows, columns) = (tile[::-1], XE_SUB_GROUP[::-1]) if swapped else (tile, XE_SUB_GROUP)
+    return OuterXeConfig(tile_rows, tile_columns, splits=1, sub_group_rows=rows, sub_group_columns=columns, prefetch_distance=3)
 
 
 def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
@@ -107,8 +110,7 @@ def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
 
 
 def cpu_outer_config(isa: str) -> OuterCpuConfig:
-    """isa: the CPU's vector instructions; sorted rows are not packed in pairs, so that those for pairs are not used."""
-    isa = "avx512" if isa == "avx512_bf16" else isa
+    """isa: the CPU's vector instructions."""
     micro_rows, micro_columns = CPU_KERNELS[isa][:2]
     return OuterCpuConfig(168, 192, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns, row_block=256)
 

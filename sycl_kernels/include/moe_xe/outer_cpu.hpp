@@ -9,25 +9,26 @@
 namespace moe_xe {
 
 constexpr int sums_stride = int(round_up(config::tile_columns, config::micro_columns));
-// A sorted row of a packed block of left: micro_rows columns in whole vectors. Blocks are a row more apart than they are
-// long: a power of two would map them to the same cache sets.
+constexpr int block_steps = config::row_block / elements_per_step;
+// A step of a packed block of left: micro_rows columns in whole vectors. Blocks are a step more apart than they are long: a
+// power of two would map them to the same cache sets.
 constexpr int left_step = int(round_up(config::micro_rows, width));
-constexpr int64 left_block = (config::row_block + 1) * left_step;
+constexpr int64 left_block = (block_steps + 1) * left_step;
 
-// A work-group's scratch, in floats.
-constexpr int64 packed_left_floats = round_up(round_up(config::tile_rows, config::micro_rows) / config::micro_rows * left_block, 16);
-constexpr int64 panel_floats = round_up(config::row_block * config::micro_columns, 16);
-constexpr int64 sums_floats = config::tile_rows * sums_stride;
-static_assert(config::micro_columns % width == 0 && !bf16_pairs);
-static_assert(4 * (packed_left_floats + panel_floats + sums_floats) <= config::scratch_bytes, "OuterCpuConfig.scratch_bytes");
+// A work-group's scratch, in dwords.
+constexpr int64 packed_left_dwords = round_up((config::tile_rows + config::micro_rows - 1) / config::micro_rows * left_block, 16);
+constexpr int64 panel_dwords = round_up(block_steps * config::micro_columns, 16);
+constexpr int64 sums_dwords = config::tile_rows * sums_stride;
+static_assert(config::micro_columns % width == 0 && config::row_block % elements_per_step == 0);
+static_assert(4 * (packed_left_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "OuterCpuConfig.scratch_bytes");
 
 class OuterMainloop {
  public:
   OuterMainloop(const OuterArguments& arguments, const Team& team) : args(arguments) {
-    auto* scratch = static_cast<char*>(args.scratch) + team.group * config::scratch_bytes;
-    packed_left = reinterpret_cast<float*>(scratch);
-    panel = reinterpret_cast<Floats*>(packed_left + packed_left_floats);
-    sums = packed_left + packed_left_floats + panel_floats;
+    auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
+    packed_left = reinterpret_cast<Packed*>(scratch);
+    panel = reinterpret_cast<PackedVector*>(scratch + packed_left_dwords);
+    sums = scratch + packed_left_dwords + panel_dwords;
   }
 
   void run(const OuterTile& tile) const {
@@ -41,16 +42,17 @@ class OuterMainloop {
     do {   // once for a tile without sorted rows, too: zeros
       const int depth = lesser(tile.end - begin, config::row_block);
       const bool last = begin + depth == tile.end;
-      pack_left(begin, depth, tile.row, rows, height);
+      pack_left(begin, begin + depth, tile.row, rows, height);
 #pragma unroll 1
       for (int column = 0; column < columns; column += config::micro_columns) {
-        pack_right(begin, depth, tile.column + column);
+        pack_right(begin, begin + depth, tile.column + column);
 #pragma unroll 1
         for (int row = 0, block = 0; row < rows; row += height, ++block) {
           const int count = lesser(rows - row, height);
           const SumsInMemory partial{sums + row * sums_stride + column, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
-          multiply<config::micro_rows, 1, left_step>(count, packed_left + block * left_block, panel, depth,
+          multiply<config::micro_rows, 1, left_step>(count, packed_left + block * left_block, panel,
+                                                     (depth + elements_per_step - 1) / elements_per_step,
                                                      begin > tile.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < count; ++i)
@@ -64,34 +66,54 @@ class OuterMainloop {
  private:
   static int lesser(int64 x, int64 y) { return int(x < y ? x : y); }
 
-  template <Gathered operand> const Input* row_of(const void* first, int64 stride, int64 sorted_row) const {
+  // The sorted rows of a step: one, or a pair, whose second is null past the last one.
+  struct Step {
+    const Input* first;
+    const Input* second;
+
+    // `width` columns from `column` on, of which `count` exist.
+    PackedVector load(int64 column, int64 count) const {
+      const int some = lesser(count, width);
+      Dwords loaded = __builtin_bit_cast(Dwords, load_floats<problem::input>(first + column, some));
+      if constexpr (bf16_pairs) {
+        loaded >>= 16;
+        if (second) loaded |= __builtin_bit_cast(Dwords, load_floats<problem::input>(second + column, some));
+      }
+      return __builtin_bit_cast(PackedVector, loaded);
+    }
+  };
+  template <Gathered operand> Step step_at(int64 sorted_row, int64 end) const {
+    const bool pair = bf16_pairs && sorted_row + 1 < end;
+    return {row_of<operand>(sorted_row), pair ? row_of<operand>(sorted_row + 1) : nullptr};
+  }
+  template <Gathered operand> const Input* row_of(int64 sorted_row) const {
     const int64 row = problem::gathered == operand ? outer_source_row(args, sorted_row) : sorted_row;
-    return static_cast<const Input*>(first) + row * stride;
+    if constexpr (operand == Gathered::left) return static_cast<const Input*>(args.left) + row * args.left_stride;
+    else return static_cast<const Input*>(args.right) + row * args.right_stride;
   }
 
   // Columns [column, column + rows) of left, which become rows of d.
-  void pack_left(int64 begin, int depth, int64 column, int rows, int height) const {
+  void pack_left(int64 begin, int64 end, int64 column, int rows, int height) const {
+    Packed* to = packed_left;
 #pragma unroll 1
-    for (int step = 0; step < depth; ++step) {
-      const Input* from = row_of<Gathered::left>(args.left, args.left_stride, begin + step) + column;
-      float* to = packed_left + step * left_step;
+    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step, to += left_step) {
+      const Step step = step_at<Gathered::left>(sorted_row, end);
+      Packed* block = to;
 #pragma unroll 1
-      for (int row = 0; row < rows; row += height, to += left_block)
+      for (int row = 0; row < rows; row += height, block += left_block)
 #pragma unroll
-        for (int i = 0; i < left_step; i += width)
-          store(to + i, load_floats<problem::input>(from + row + i, int(problem::p - column) - row - i));
+        for (int i = 0; i < left_step; i += width) store(block + i, step.load(column + row + i, problem::p - column - row - i));
     }
   }
 
   // A panel of right's columns.
-  void pack_right(int64 begin, int depth, int64 column) const {
-    Floats* to = panel;
+  void pack_right(int64 begin, int64 end, int64 column) const {
+    PackedVector* to = panel;
 #pragma unroll 1
-    for (int step = 0; step < depth; ++step) {
-      const Input* from = row_of<Gathered::right>(args.right, args.right_stride, begin + step) + column;
+    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step) {
+      const Step step = step_at<Gathered::right>(sorted_row, end);
 #pragma unroll
-      for (int v = 0; v < panel_vectors; ++v)
-        *to++ = load_floats<problem::input>(from + v * width, int(problem::q - column) - v * width);
+      for (int i = 0; i < config::micro_columns; i += width) *to++ = step.load(column + i, problem::q - column - i);
     }
   }
 
@@ -110,8 +132,8 @@ class OuterMainloop {
   }
 
   const OuterArguments& args;
-  float* packed_left;
-  Floats* panel;
+  Packed* packed_left;
+  PackedVector* panel;
   float* sums;
 };
 
