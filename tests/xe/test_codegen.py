@@ -10,8 +10,8 @@ from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.source import generate
-from moe_xe.plan.heuristics import xe_config
-from moe_xe.plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from moe_xe.plan.heuristics import generic_config, xe_config
+from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
@@ -70,3 +70,53 @@ def test_decode_inner_loop(layout, limit):
     summary = summarize(kernels.build(problem, config, "bmg"), "grouped_gemm")
     loop, = summary.loops
     assert summary.spill_bytes == 0 and loop.other_per_dpas <= limit
+
+
+SILU = Activation()
+OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=7.0)
+BF16, F32 = Dtype.bf16, Dtype.f32
+
+
+def block_gemms(layout: WeightLayout) -> dict[str, GroupedGemmProblem]:
+    """The two GEMMs of Qwen3's and gpt-oss' blocks, with everything that the block fuses into them."""
+    first = dict(weights=layout, gathered=True)
+    second = dict(weights=layout, scattered=True, row_scale=RowScale.outputs)
+    return {
+        "qwen3 first": GroupedGemmProblem(1536, 2048, BF16, BF16, activation=SILU, slots=8, **first),
+        "qwen3 second": GroupedGemmProblem(2048, 768, BF16, F32, **second),
+        "one slot, second": GroupedGemmProblem(2048, 768, BF16, BF16, **second),
+        "shared, first": GroupedGemmProblem(1536, 2048, BF16, BF16, activation=SILU, slots=9, shared=1, row_scale=RowScale.sums, **first),
+        "shared, second": GroupedGemmProblem(2048, 768, BF16, F32, shared=1, **second),
+        "gpt-oss first": GroupedGemmProblem(5760, 2880, BF16, BF16, activation=OAI, slots=4, bias=BF16, **first),
+        "gpt-oss second": GroupedGemmProblem(2880, 2880, BF16, F32, bias=BF16, **second),
+    }
+
+
+BLOCK_GEMMS = [pytest.param(problem, id=f"{name}-{layout.value}") for layout in WeightLayout for name, problem in block_gemms(layout).items()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("problem", BLOCK_GEMMS)
+def test_no_spills_of_the_block(problem, device):
+    summary = summary_of(problem, device)
+    assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
+    assert summary.grf == 256
+    if device == "bmg":
+        assert kernels.prefill_loop(summary.loops).other_per_dpas <= 0.65
+
+
+@pytest.mark.parametrize("layout, activation", [*((WeightLayout.enk, kind) for kind in ActivationKind), (WeightLayout.ekn, ActivationKind.gelu)])
+def test_no_spills_of_activations(layout, activation):
+    """Of neighbours, with biases, factors and tails: the most that the epilogue can have."""
+    problem = GroupedGemmProblem(1016, 1000, BF16, F32, layout, bias=F32, gathered=True, slots=3, row_scale=RowScale.sums,
+                                 activation=Activation(activation, interleaved=True, alpha=1.702, limit=7.0))
+    summary = summary_of(problem, "bmg")
+    assert (summary.spill_bytes, summary.private_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["qwen3 first", "gpt-oss first", "shared, first", "gpt-oss second"])
+@pytest.mark.parametrize("layout", list(WeightLayout))
+def test_no_spills_of_the_generic_main_loop(layout, name):
+    problem = block_gemms(layout)[name]
+    summary = summarize(kernels.build(problem, generic_config(problem, 8192), "bmg"), "grouped_gemm")
+    assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
