@@ -5,6 +5,7 @@ import torch
 
 from ..plan.problem import Activation, ActivationKind
 from . import checks
+from .fused_moe_training import differentiable_moe, wants_gradient
 from .grouped_gemm import logical_weights
 from .moe_stages import BlockCall, Fusions, SharedExpert, run_block, workspace_bytes
 from .token_sort import check_routing
@@ -17,7 +18,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
               limit: float | None = None, b13: torch.Tensor | None = None, b2: torch.Tensor | None = None,
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
-              out: torch.Tensor | None = None, workspace: torch.Tensor | None = None,
+              out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
               fusions: Fusions = Fusions()) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
@@ -32,10 +33,18 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     out: [T, H] in hidden_states' dtype, to write to; shares no memory with the inputs. workspace: uint8, at least
     `fused_moe_workspace_bytes` long, for everything in between; by default torch's allocator is asked.
 
+    Differentiable in hidden_states, the weights, biases, topk_weights and the shared expert; in training the shared expert
+    uses torch's linear layers, and out and workspace are refused. recompute: backward computes the first GEMM again
+    instead of keeping its output, [T * k, 2I].
+
     Returns out, or a new [T, H]: float32 sums, rounded once. Raises TypeError or ValueError naming the argument.
     """
     call = validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map,
                     shared, routed_scaling_factor, weight_on_input, weight_layout)
+    if wants_gradient(call):
+        if out is not None or workspace is not None:
+            raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
+        return differentiable_moe(call, recompute)
     arguments = _op_arguments(call, fusions)
     if workspace is not None:
         _check_workspace(workspace, call)

@@ -26,9 +26,10 @@ static_assert(size_of(problem::input) == 2 && a_part % 16 == 0 && b_part % 32 ==
 
 // Prefetch of an operand's rows: 64-byte lines of the whole tile's columns, shared out to the sub-groups.
 template <int columns> class RowPrefetch {
-  static constexpr int across = columns / 32, sharers = outer_sub_groups / across;
+  static constexpr int lines = columns / 32, messages = lines > outer_sub_groups ? lines / outer_sub_groups : 1;
+  static constexpr int across = lines / messages, sharers = outer_sub_groups / across;
   static constexpr int down = sharers >= 4 ? 4 : sharers >= 2 ? 2 : 1, rows = row_step / down;
-  static_assert(across * 32 == columns && sharers >= 1);
+  static_assert(across * messages * 32 == columns && across <= outer_sub_groups);
 
  public:
   [[gnu::always_inline]] RowPrefetch(const Surface& surface, int column, int row, int sub_group)
@@ -36,7 +37,7 @@ template <int columns> class RowPrefetch {
     unrolled<config::prefetch_distance>([&](auto) __attribute__((always_inline)) { step(); });
   }
   [[gnu::always_inline]] void step() const {
-    block.template prefetch<rows, 0, 0>();
+    unrolled<messages>([&](auto i) __attribute__((always_inline)) { block.template prefetch<rows, i * across * 32, 0>(); });
     block.move_y(row_step);
   }
 

@@ -1,0 +1,193 @@
+"""The block in training: a forward pass that keeps what backward needs, and the gradients of everything it reads."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..device import queue_for
+from ..plan.problem import RowScale
+from . import checks
+from .activate import activate_backward, launch_activate
+from .activation import apply_activation
+from .checks import DTYPES
+from .grouped_gemm import grouped_gemm
+from .grouped_outer import grouped_outer
+from .launch import Call, finish, submit
+from .moe_stages import BlockCall, SharedExpert
+from .token_sort import Routing, combine, launch_combine, launch_sort
+
+__all__ = ["GRADIENTS", "Saved", "backward", "forward", "shared_expert"]
+
+# what can have a gradient, in the order in which ops pass flags and results
+GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py), and the first GEMM's output z
+    ([rows, 2I or I], before the activation), empty where backward is to compute it again."""
+    tokens_per_expert: torch.Tensor
+    row_pairs: torch.Tensor
+    row_scales: torch.Tensor
+    z: torch.Tensor
+
+
+def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
+    """The routed experts' part of the block; the launches of inference, and one more for the activation if z is kept."""
+    x = call.hidden_states
+    num_tokens, hidden_size = x.shape
+    num_experts, n13, _ = call.w13.shape
+    routing = Routing(call.topk_ids, num_experts, call.expert_map, 0, call.topk_weights, None, call.routed_scaling_factor)
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    rows = routing.num_pairs
+    counts, pairs = empty(num_experts, dtype=torch.int32), empty(rows, dtype=torch.int32)
+    scales, counters = empty(rows, dtype=torch.float32), empty(2, dtype=torch.int32)
+    out = empty(num_tokens, hidden_size, dtype=x.dtype)
+    z = empty(0 if recompute else rows, n13, dtype=x.dtype)
+    saved = Saved(counts, pairs, scales, z)
+    if rows == 0 or out.numel() == 0:
+        return out, saved
+    queue = queue_for(x.device)
+    launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                tile_counters=counters.data_ptr(), num_counters=2)
+    h, y = empty(rows, call.w2.shape[2], dtype=x.dtype), empty(rows, hidden_size, dtype=torch.float32)
+    gemm1 = Call(x, call.w13, counts, rows, call.b13, pairs, gathered=True, slots=routing.slots, row_scales=scales,
+                 row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=call.activation if recompute else None)
+    used = [submit(queue, gemm1, h if recompute else z, counters[:1])]
+    if not recompute:
+        launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
+    gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
+                 row_scale=RowScale.none if call.weight_on_input else RowScale.outputs)
+    used.append(submit(queue, gemm2, y, counters[1:]))
+    launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+    finish(queue, x.device, *used)
+    return out, saved
+
+
+def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
+    """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
+    x, counts, pairs, scales = call.hidden_states, saved.tokens_per_expert, saved.row_pairs, saved.row_scales
+    num_experts, slots = call.w13.shape[0], call.topk_ids.shape[1]
+    if pairs.numel() == 0 or x.numel() == 0:
+        return {name: torch.zeros_like(getattr(call, name)) for name in GRADIENTS if needed[name]}
+    grad_out = grad_out.contiguous().to(x.dtype)
+    gathered = {"gather_indices": pairs, "gather_divisor": slots}
+    z = saved.z if saved.z.numel() else _sums(call, saved, gathered)
+    on_input = call.weight_on_input
+    needs_dz = needed["hidden_states"] or needed["w13"] or needed["b13"] or (on_input and needed["topk_weights"])
+    want = [name for name, wanted in (("dz", needs_dz), ("hs", needed["w2"]), ("dscale", needed["topk_weights"] and not on_input)) if wanted]
+    result = {}
+    if want:
+        # of a row without its factor; activate_backward multiplies
+        g = grouped_gemm(grad_out, call.w2.transpose(1, 2), counts, **gathered)
+        grads = activate_backward(z, g, call.activation, row_scales=None if on_input else scales, row_pairs=pairs, want=want)
+        del g
+        if needed["w2"]:
+            result["w2"] = _weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots)
+        if needs_dz:
+            if on_input:
+                _backward_on_input(call, saved, grads.dz, needed, result)
+            else:
+                _backward_of_first_gemm(call, saved, grads.dz, None, needed, result)
+        if needed["topk_weights"] and not on_input:
+            result["topk_weights"] = _topk_gradient(call, saved, grads.dscale, grad_out)
+    if needed["b2"]:
+        ones = torch.ones_like(scales) if on_input else scales
+        result["b2"] = grouped_outer(ones[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)[:, 0].to(call.b2.dtype)
+    return result
+
+
+def _sums(call: BlockCall, saved: Saved, gathered: dict) -> torch.Tensor:
+    """z again, as the forward pass computed it."""
+    if not call.weight_on_input:
+        return grouped_gemm(call.hidden_states, call.w13, saved.tokens_per_expert, bias=call.b13, **gathered)
+    z = grouped_gemm(call.hidden_states, call.w13, saved.tokens_per_expert, row_scales=saved.row_scales, **gathered)
+    return z if call.b13 is None else (z.float() + call.b13.float()[_experts_of_rows(call, saved)]).to(z.dtype)
+
+
+def _experts_of_rows(call: BlockCall, saved: Saved) -> torch.Tensor:
+    """[rows] int64, each sorted row's local expert; any for rows that are not used."""
+    ids = call.topk_ids.flatten()[saved.row_pairs.clamp(min=0).long()].long()
+    if call.expert_map is not None:
+        ids = call.expert_map[ids.clamp(0, call.expert_map.shape[0] - 1)].long()
+    return ids.clamp(0, call.w13.shape[0] - 1)
+
+
+def _weights_gradient(w, grad_rows, input_rows, counts, grad_indices, input_indices, slots) -> torch.Tensor:
+    """Of logical [E, N, K] weights, in their layout; rows of the GEMM's gradient and input, one of them gathered."""
+    if checks.weight_layout("w", w)[0].value == "enk":
+        return grouped_outer(grad_rows, input_rows, counts, gather_indices_left=grad_indices, gather_indices_right=input_indices,
+                             gather_divisor=slots)
+    return grouped_outer(input_rows, grad_rows, counts, gather_indices_left=input_indices, gather_indices_right=grad_indices,
+                         gather_divisor=slots).transpose(1, 2)
+
+
+def _backward_of_first_gemm(call: BlockCall, saved: Saved, dz: torch.Tensor, dx_pairs: torch.Tensor | None,
+                            needed: dict[str, bool], result: dict[str, torch.Tensor]) -> None:
+    """dx_pairs: float32 [rows, H] in order of pairs, if it is known already."""
+    counts, pairs, slots = saved.tokens_per_expert, saved.row_pairs, call.topk_ids.shape[1]
+    if needed["w13"]:
+        result["w13"] = _weights_gradient(call.w13, dz, call.hidden_states, counts, None, pairs, slots)
+    if needed["b13"]:
+        ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
+        result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(call.b13.dtype)
+    if needed["hidden_states"]:
+        if dx_pairs is None:
+            dx_pairs = grouped_gemm(dz, call.w13.transpose(1, 2), counts, scatter_indices=pairs, out_dtype=torch.float32)
+        result["hidden_states"] = combine(dx_pairs, call.topk_ids, call.w13.shape[0], expert_map=call.expert_map,
+                                          out_dtype=call.hidden_states.dtype)
+
+
+def _backward_on_input(call: BlockCall, saved: Saved, dz: torch.Tensor, needed: dict[str, bool],
+                       result: dict[str, torch.Tensor]) -> None:
+    """Weights that scale the first GEMM's input: its sums' gradient is dz times the weight."""
+    counts, pairs, slots = saved.tokens_per_expert, saved.row_pairs, call.topk_ids.shape[1]
+    if needed["b13"]:
+        _backward_of_first_gemm(call, saved, dz, None, {**dict.fromkeys(GRADIENTS, False), "b13": True}, result)
+    dx_pairs = None
+    if needed["topk_weights"] or needed["hidden_states"]:
+        dx_pairs = grouped_gemm(dz, call.w13.transpose(1, 2), counts, scatter_indices=pairs, out_dtype=torch.float32)
+    if needed["topk_weights"]:
+        x = call.hidden_states.float()[:, None]
+        dscale = (dx_pairs.view(len(x), slots, -1) * x).sum(-1).flatten()
+        result["topk_weights"] = _of_pairs(call, saved, dscale)
+    if dx_pairs is not None:
+        dx_pairs = dx_pairs * (call.topk_weights.float() * call.routed_scaling_factor).view(-1, 1)
+    scaled = (dz * saved.row_scales[:, None]).to(dz.dtype)
+    _backward_of_first_gemm(call, saved, scaled, dx_pairs, {**needed, "b13": False}, result)
+
+
+def _topk_gradient(call: BlockCall, saved: Saved, dscale: torch.Tensor, grad_out: torch.Tensor) -> torch.Tensor:
+    """From the gradient of each sorted row's factor, to which the second GEMM's bias adds its share."""
+    unused = len(dscale)      # one more place, for rows that no pair has
+    places = torch.where(saved.row_pairs < 0, unused, saved.row_pairs.long())
+    of_pairs = torch.zeros(unused + 1, dtype=torch.float32, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    if call.b2 is not None:
+        shares = grad_out.float() @ call.b2.float().T
+        ids = call.topk_ids.long()
+        if call.expert_map is not None:
+            size = call.expert_map.shape[0]
+            ids = torch.where((ids >= 0) & (ids < size), call.expert_map.long()[ids.clamp(0, size - 1)], -1)
+        of_pairs = of_pairs + shares.gather(1, ids.clamp(0, shares.shape[1] - 1)).flatten()
+    return _of_pairs(call, saved, of_pairs)
+
+
+def _of_pairs(call: BlockCall, saved: Saved, gradient: torch.Tensor) -> torch.Tensor:
+    """[rows] in order of pairs -> topk_weights' gradient; zero for pairs that were dropped."""
+    used = torch.zeros(len(gradient) + 1, dtype=torch.bool, device=gradient.device)
+    used.scatter_(0, torch.where(saved.row_pairs < 0, len(gradient), saved.row_pairs.long()), True)
+    gradient = torch.where(used[:-1], gradient, 0.0) * call.routed_scaling_factor
+    return gradient.view(call.topk_weights.shape).to(call.topk_weights.dtype)
+
+
+def shared_expert(hidden_states: torch.Tensor, shared: SharedExpert, activation) -> torch.Tensor:
+    """The shared expert with torch's own linear layers, which bring its gradients."""
+    linear = torch.nn.functional.linear
+    parts = [shared.up_proj] if shared.gate_proj is None else [shared.gate_proj, shared.up_proj]
+    h = apply_activation(torch.cat([linear(hidden_states, w) for w in parts], dim=-1), activation)
+    y = linear(h, shared.down_proj)
+    return y if shared.weights is None else y * shared.weights.view(-1, 1).to(y.dtype)
