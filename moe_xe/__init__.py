@@ -3,7 +3,9 @@ from .device import devices, on_queue
 from .grouped_gemm import interface as _interface, reference as _reference    # before the function takes the package's name
 from .ops.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
 from .ops.grouped_gemm import explain, grouped_gemm
+from .ops import grouped_gemm_gradient as _gradient    # registers itself
 from .ops.grouped_mm import grouped_mm
+from .ops.grouped_outer import grouped_outer
 from .ops.route import route
 from .ops.token_sort import combine, sort_tokens
 
@@ -12,4 +14,4 @@ grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 
 __version__ = "0.1.0"
 __all__ = ["Fusions", "SharedExpert", "combine", "devices", "explain", "fused_moe", "fused_moe_workspace_bytes", "grouped_gemm",
-           "grouped_mm", "on_queue", "route", "sort_tokens"]
+           "grouped_mm", "grouped_outer", "on_queue", "route", "sort_tokens"]

@@ -1,25 +1,66 @@
-"""A drop-in for torch.nn.functional.grouped_mm in its 2D x 3D form."""
+"""A drop-in for torch.nn.functional.grouped_mm, with gradients."""
 from __future__ import annotations
 
 import torch
 
 from . import checks
 from .grouped_gemm import dispatch, validate
+from .grouped_outer import OuterCall, dispatch as dispatch_outer, validate as validate_outer
 
 __all__ = ["grouped_mm"]
 
 
-def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor, bias: torch.Tensor | None = None,
+def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor | None = None, bias: torch.Tensor | None = None,
                out_dtype: torch.dtype | None = None) -> torch.Tensor:
-    """``out[offs[e-1]:offs[e]] = mat_a[offs[e-1]:offs[e]] @ mat_b[e] (+ bias[e])``.
+    """Matrix products of groups, in torch's four forms; offs [E] int32 holds each group's cumulative end.
 
-    mat_a: [total_rows, K], bfloat16, float16 or float32. mat_b: [E, K, N] of the same dtype; either of its last two
-    dimensions may be the contiguous one. offs: [E] int32, each expert's cumulative end. bias: [E, N]. Returns
-    [total_rows, N] of out_dtype (mat_a's dtype by default); rows from offs[-1] on are undefined, as in torch.
+    2D x 3D: mat_a [total_rows, K], mat_b [E, K, N] -> [total_rows, N], group e's rows of mat_a times mat_b[e].
+    2D x 2D: mat_a [M, total], mat_b [total, N] -> [E, M, N], group e's columns of mat_a times its rows of mat_b.
+    3D x 2D: mat_a [E, M, K], mat_b [K, total] -> [M, total], mat_a[e] times group e's columns of mat_b.
+    3D x 3D: mat_a [E, M, K], mat_b [E, K, N] -> [E, M, N]; without offs.
+
+    bfloat16, float16 or float32, both alike. Of a 3D matrix either of the last two dimensions may be the contiguous one; a 2D
+    one is read in place where its groups are runs of contiguous rows, else copied. bias: [E, N], for 2D x 3D only.
+    Rows or columns from offs[-1] on are undefined, as in torch. out_dtype: mat_a's by default.
     Raises TypeError or ValueError naming the argument.
     """
-    checks.check_tensor("mat_a", mat_a, 2, "[total_rows, K] (other forms of torch's grouped_mm are not there yet)")
-    checks.check_tensor("mat_b", mat_b, 3, "[E, K, N] (other forms of torch's grouped_mm are not there yet)")
-    call = validate(mat_a, mat_b.transpose(1, 2), offs, bias, None, out_dtype, None, "dynamic", rows_dtypes=(torch.int32,),
-                    rows_name="offs", a_name="mat_a", w_name="mat_b", rows_format="ends")
+    for name, mat in (("mat_a", mat_a), ("mat_b", mat_b)):
+        if not isinstance(mat, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(mat).__name__}")
+        if mat.dim() not in (2, 3):
+            raise ValueError(f"{name} must have 2 or 3 dimensions, got {checks.shape_of(mat)}")
+    form = mat_a.dim(), mat_b.dim()
+    if (offs is None) != (form == (3, 3)):
+        raise ValueError(f"offs must be {'None' if form == (3, 3) else 'given'} for a {form[0]}D x {form[1]}D product, got {offs if offs is None else checks.shape_of(offs)}")
+    if bias is not None and form != (2, 3):
+        raise ValueError(f"bias must be None for a {form[0]}D x {form[1]}D product")
+    if form == (2, 2):
+        return _products_of_columns(mat_a, mat_b, offs, out_dtype)
+    if form == (3, 3):
+        return _batched(mat_a, mat_b, out_dtype)
+    if form == (3, 2):      # the transposed of a 2D x 3D product
+        swapped = _rows_by_weights(mat_b.T.contiguous(), mat_a, offs, None, out_dtype, "mat_b", "mat_a")
+        return swapped.T
+    return _rows_by_weights(mat_a, mat_b.transpose(1, 2), offs, bias, out_dtype, "mat_a", "mat_b")
+
+
+def _rows_by_weights(rows, w, offs, bias, out_dtype, rows_name: str, w_name: str) -> torch.Tensor:
+    call = validate(rows, w, offs, bias, None, out_dtype, None, "dynamic", rows_dtypes=(torch.int32,), rows_name="offs",
+                    a_name=rows_name, w_name=w_name, rows_format="ends")
     return dispatch(call, out_dtype, None)
+
+
+def _products_of_columns(mat_a, mat_b, offs, out_dtype) -> torch.Tensor:
+    call = OuterCall(mat_a.T if mat_a.stride(0) == 1 else mat_a.T.contiguous(), mat_b if mat_b.stride(1) == 1 else mat_b.contiguous(),
+                     offs, rows_format="ends")
+    validate_outer(call, out_dtype, None, False, rows_dtypes=(torch.int32,), left_name="mat_a", right_name="mat_b", rows_name="offs")
+    return dispatch_outer(call, out_dtype, None, False)
+
+
+def _batched(mat_a, mat_b, out_dtype) -> torch.Tensor:
+    (groups, m, k), n = mat_a.shape, mat_b.shape[2]
+    if mat_b.shape[0] != groups:
+        raise ValueError(f"mat_a and mat_b must have as many groups, got {checks.shape_of(mat_a)} and {checks.shape_of(mat_b)}")
+    ends = torch.arange(m, m * groups + 1, m, dtype=torch.int32, device=mat_a.device) if m else torch.zeros(groups, dtype=torch.int32, device=mat_a.device)
+    out = _rows_by_weights(mat_a.reshape(groups * m, k), mat_b.transpose(1, 2), ends, None, out_dtype, "mat_a", "mat_b")
+    return out.view(groups, m, n)

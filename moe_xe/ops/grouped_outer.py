@@ -10,14 +10,14 @@ from ..jit import compile_kernel
 from ..jit.outer_source import grouped_outer_source
 from ..plan.outer import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
 from ..plan.outer_heuristics import choose_outer_config, choose_outer_family
-from ..plan.problem import Dtype, RowsFormat
+from ..plan.problem import Dtype, RowsFormat, WeightLayout
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
 from .launch import finish, target_of
 from .token_sort import Routing, launch_combine
 
-__all__ = ["grouped_outer"]
+__all__ = ["grouped_outer", "weights_gradient"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,20 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
     call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor)
     validate(call, out_dtype, out, accumulate)
     return dispatch(call, out_dtype, out, accumulate)
+
+
+def weights_gradient(w: torch.Tensor, grad_rows: torch.Tensor, input_rows: torch.Tensor, rows: torch.Tensor,
+                     grad_indices: torch.Tensor | None, input_indices: torch.Tensor | None, gather_divisor: int,
+                     rows_format: str = "counts") -> torch.Tensor:
+    """The gradient of logical [E, N, K] weights, in their memory layout and dtype.
+
+    grad_rows, input_rows: the rows of a grouped GEMM's result and of its input, sorted by expert; one of them may be
+    gathered, as in `grouped_outer`.
+    """
+    if checks.weight_layout("w", w)[0] is WeightLayout.enk:
+        return torch.ops.moe_xe.grouped_outer(grad_rows, input_rows, rows, grad_indices, input_indices, gather_divisor, rows_format, w.dtype)
+    return torch.ops.moe_xe.grouped_outer(input_rows, grad_rows, rows, input_indices, grad_indices, gather_divisor, rows_format,
+                                          w.dtype).transpose(1, 2)
 
 
 def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.int32, torch.int64), left_name="left",

@@ -7,12 +7,11 @@ import torch
 
 from ..device import queue_for
 from ..plan.problem import RowScale
-from . import checks
 from .activate import activate_backward, launch_activate
 from .activation import apply_activation
 from .checks import DTYPES
 from .grouped_gemm import grouped_gemm
-from .grouped_outer import grouped_outer
+from .grouped_outer import grouped_outer, weights_gradient
 from .launch import Call, finish, submit
 from .moe_stages import BlockCall, SharedExpert
 from .token_sort import Routing, combine, launch_combine, launch_sort
@@ -87,7 +86,7 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
         grads = activate_backward(z, g, call.activation, row_scales=None if on_input else scales, row_pairs=pairs, want=want)
         del g
         if needed["w2"]:
-            result["w2"] = _weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots)
+            result["w2"] = weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots)
         if needs_dz:
             if on_input:
                 _backward_on_input(call, saved, grads.dz, needed, result)
@@ -117,21 +116,12 @@ def _experts_of_rows(call: BlockCall, saved: Saved) -> torch.Tensor:
     return ids.clamp(0, call.w13.shape[0] - 1)
 
 
-def _weights_gradient(w, grad_rows, input_rows, counts, grad_indices, input_indices, slots) -> torch.Tensor:
-    """Of logical [E, N, K] weights, in their layout; rows of the GEMM's gradient and input, one of them gathered."""
-    if checks.weight_layout("w", w)[0].value == "enk":
-        return grouped_outer(grad_rows, input_rows, counts, gather_indices_left=grad_indices, gather_indices_right=input_indices,
-                             gather_divisor=slots)
-    return grouped_outer(input_rows, grad_rows, counts, gather_indices_left=input_indices, gather_indices_right=grad_indices,
-                         gather_divisor=slots).transpose(1, 2)
-
-
 def _backward_of_first_gemm(call: BlockCall, saved: Saved, dz: torch.Tensor, dx_pairs: torch.Tensor | None,
                             needed: dict[str, bool], result: dict[str, torch.Tensor]) -> None:
     """dx_pairs: float32 [rows, H] in order of pairs, if it is known already."""
     counts, pairs, slots = saved.tokens_per_expert, saved.row_pairs, call.topk_ids.shape[1]
     if needed["w13"]:
-        result["w13"] = _weights_gradient(call.w13, dz, call.hidden_states, counts, None, pairs, slots)
+        result["w13"] = weights_gradient(call.w13, dz, call.hidden_states, counts, None, pairs, slots)
     if needed["b13"]:
         ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
         result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(call.b13.dtype)
