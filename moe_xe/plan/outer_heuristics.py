@@ -104,8 +104,8 @@ def xe_outer_config(problem: OuterProblem) -> OuterXeConfig:
 
 
 def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
-    rows, columns = 16, 32
-    return OuterGenericConfig(min(128, _round_up(problem.p, rows)), min(128, _round_up(problem.q, columns)), splits=1,
+    rows, columns = 32, 32
+    return OuterGenericConfig(min(256, _round_up(problem.p, rows)), min(128, _round_up(problem.q, columns)), splits=1,
                               sub_group_rows=rows, sub_group_columns=columns)
 
 
