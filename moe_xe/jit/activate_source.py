@@ -26,10 +26,12 @@ def activate_source(problem: ActivateProblem, isa: str | None) -> KernelSource:
         f"inline constexpr Pairs pairs = Pairs::{pairs};",
         f"inline constexpr Act act = Act::{act.kind.value};",
         f"inline constexpr float act_alpha = {float(act.alpha)!r}f, act_limit = {float(act.limit or 0)!r}f;",
-    ], [f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int sub_groups = {sub_groups(problem)};"],
-        "activate.cpp")
+    ], [
+        f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int sub_groups = {sub_groups(problem)};",
+    ], "activate.cpp")
     return KernelSource("activate", SIGNATURE, text)
 
 
 def _flags(**flags) -> str:
-    return "inline constexpr bool " + ", ".join(f"{name} = {str(bool(value)).lower()}" for name, value in flags.items()) + ";"
+    values = ", ".join(f"{name} = {str(bool(value)).lower()}" for name, value in flags.items())
+    return f"inline constexpr bool {values};"

@@ -1,4 +1,4 @@
-"""The activation between the two GEMMs as a launch of its own, and its gradients: for training, which keeps the sums."""
+"""The activation between the two GEMMs as a launch of its own, and its gradients: for training, which keeps z."""
 from __future__ import annotations
 
 import math
@@ -46,8 +46,9 @@ def activate(z: torch.Tensor, activation: Activation, *, row_pairs: torch.Tensor
     return torch.ops.moe_xe.activate(z, row_pairs, *_flat(activation), out_dtype or z.dtype)
 
 
-def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, *, row_scales: torch.Tensor | None = None,
-                      row_pairs: torch.Tensor | None = None, want: Collection[str] = ActivationGradients._fields,
+def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, *,
+                      row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
+                      want: Collection[str] = ActivationGradients._fields,
                       out_dtype: torch.dtype | None = None) -> ActivationGradients:
     """Gradients of ``row_scales * (act(z) @ w)``, given ``g = gradient @ w^T``, in one pass over z and g.
 
@@ -64,18 +65,23 @@ def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, 
     if isinstance(want, str) or not want or not set(want) <= set(fields):
         raise ValueError(f"want must be some of {fields}, got {want!r}")
     wanted = [name in want for name in fields]
-    results = iter(torch.ops.moe_xe.activate_backward(z, g, row_scales, row_pairs, *_flat(activation), out_dtype or z.dtype, wanted))
+    results = iter(torch.ops.moe_xe.activate_backward(z, g, row_scales, row_pairs, *_flat(activation), out_dtype or z.dtype,
+                                                      wanted))
     return ActivationGradients(*(next(results) if is_wanted else None for is_wanted in wanted))
 
 
 def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g: torch.Tensor | None = None,
                     row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
-                    dz: torch.Tensor | None = None, hs: torch.Tensor | None = None, dscale: torch.Tensor | None = None) -> None:
+                    dz: torch.Tensor | None = None, hs: torch.Tensor | None = None,
+                    dscale: torch.Tensor | None = None) -> None:
     """Submits the kernel that fills dz, hs and dscale, those that are given, and returns.
 
-    Shapes as in `ActivationGradients`, each matrix with contiguous rows and of a dtype of its own. g is needed for dz and
-    dscale. dz may be z, and hs may be g: the same memory, strides and dtype. Without row_scales, hs is act(z).
+    Shapes as in `ActivationGradients`; each matrix has contiguous rows and a dtype of its own. dz may be z, and hs may be
+    g: the same memory, strides and dtype. Without row_scales, hs is act(z). The arguments are checked ones; ValueError
+    where g is missing, which dz and dscale need.
     """
+    if g is None and (dz is not None or dscale is not None):
+        raise ValueError("g must be given for dz and dscale, got None")
     if z.shape[0] == 0 or (dz is None and hs is None and dscale is None):
         return
     matrices = {name: tensor for name, tensor in (("z", z), ("g", g), ("dz", dz), ("hs", hs)) if tensor is not None}
@@ -109,18 +115,18 @@ def _check(z, activation, out_dtype, *, g=None, row_scales=None, row_pairs=None)
     checks.check_tensor("z", z, 2, "[rows, 2I]" if activation.gated else "[rows, I]")
     checks.check_dtype("z", z.dtype)
     rows, columns = z.shape
+    size = columns // 2 if activation.gated else columns
     if columns == 0 or (activation.gated and columns % 2):
-        raise ValueError(f"z must have {'pairs of columns, as the activation is gated' if activation.gated else 'columns'}, "
-                         f"got {checks.shape_of(z)}")
+        wanted = "pairs of columns, as the activation is gated" if activation.gated else "columns"
+        raise ValueError(f"z must have {wanted}, got {checks.shape_of(z)}")
     if rows > MAX_ROWS:
         raise ValueError(f"z must have at most {MAX_ROWS} rows, got {rows}")
     row_stride("z", z)
     if g is not None:
         checks.check_tensor("g", g, 2, "[rows, I]")
         checks.check_dtype("g", g.dtype)
-        if tuple(g.shape) != (rows, columns // 2 if activation.gated else columns):
-            raise ValueError(f"g must be [rows, I] = {[rows, columns // 2 if activation.gated else columns]}, "
-                             f"got {checks.shape_of(g)}")
+        if tuple(g.shape) != (rows, size):
+            raise ValueError(f"g must be [rows, I] = {[rows, size]}, got {checks.shape_of(g)}")
         row_stride("g", g)
     if row_scales is not None:
         checks.check_indices("row_scales", row_scales, rows, "rows", (torch.float32,))
@@ -140,8 +146,7 @@ def _activation(kind: str, *rest) -> Activation:
     return Activation(ActivationKind(kind), *rest)
 
 
-def _half_if(gated: bool, z: torch.Tensor) -> tuple[int, int]:
-    """The shape of hs."""
+def _hs_shape(z: torch.Tensor, gated: bool) -> tuple[int, int]:
     return z.shape[0], z.shape[1] // 2 if gated else z.shape[1]
 
 
@@ -151,7 +156,7 @@ _ACTIVATION = "str kind, bool gated, bool interleaved, float alpha, float? limit
 @torch.library.custom_op("moe_xe::activate", mutates_args=(), device_types=("cpu", "xpu"),
                          schema=f"(Tensor z, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype) -> Tensor")
 def activate_op(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
-    h = torch.empty(_half_if(gated, z), dtype=out_dtype, device=z.device)
+    h = torch.empty(_hs_shape(z, gated), dtype=out_dtype, device=z.device)
     queue = queue_for(z.device)
     launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
     finish(queue, z.device)
@@ -159,7 +164,8 @@ def activate_op(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype)
 
 
 @torch.library.custom_op("moe_xe::activate_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-    f"(Tensor z, Tensor g, Tensor? row_scales, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype, bool[3] wanted) -> Tensor[]"))
+    f"(Tensor z, Tensor g, Tensor? row_scales, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype, bool[3] wanted) "
+    "-> Tensor[]"))
 def activate_backward_op(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
     """The wanted ones of dz, hs and dscale, in this order."""
     results = _empty_gradients(z, gated, out_dtype, wanted)
@@ -172,7 +178,7 @@ def activate_backward_op(z, g, row_scales, row_pairs, kind, gated, interleaved, 
 
 @torch.library.register_fake("moe_xe::activate")
 def _(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
-    return z.new_empty(_half_if(gated, z), dtype=out_dtype)
+    return z.new_empty(_hs_shape(z, gated), dtype=out_dtype)
 
 
 @torch.library.register_fake("moe_xe::activate_backward")
@@ -181,6 +187,6 @@ def _(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_d
 
 
 def _empty_gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: list[bool]) -> dict[str, torch.Tensor]:
-    shapes = {"dz": (tuple(z.shape), dtype), "hs": (_half_if(gated, z), dtype), "dscale": (z.shape[:1], torch.float32)}
+    shapes = {"dz": (tuple(z.shape), dtype), "hs": (_hs_shape(z, gated), dtype), "dscale": (z.shape[:1], torch.float32)}
     return {name: z.new_empty(shape, dtype=dtype)
             for (name, (shape, dtype)), is_wanted in zip(shapes.items(), wanted) if is_wanted}

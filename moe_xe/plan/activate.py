@@ -15,10 +15,10 @@ CPU_ROWS = 8                                      # of a work-group, at the leas
 
 @dataclass(frozen=True)
 class ActivateProblem:
-    """``hs = scale * act(z)``, ``dz = scale * g * act'(z)``, ``dscale = <g, act(z)>``: None (False) for what is left out.
+    """``hs = scale * act(z)``, ``dz = scale * g * act'(z)``, ``dscale = <g, act(z)>``; None or False: left out.
 
-    intermediate_size: columns of hs and g; z and dz have twice as many if the activation is gated. has_row_pairs: some rows
-    are unused. columns: consecutive ones that a GPU's lane takes at once.
+    intermediate_size: columns of hs and g; z and dz have twice as many if the activation is gated. has_row_pairs: some
+    rows are unused. columns: consecutive ones that a GPU's lane takes at once.
     """
     intermediate_size: int
     activation: Activation

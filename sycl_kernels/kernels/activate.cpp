@@ -1,4 +1,4 @@
-// Of each used row of z: hs = scale * act(z), dz = scale * g * act'(z) and dscale = <g, act(z)>; any of them may be left out.
+// Of each used row: hs = scale * act(z), dz = scale * g * act'(z), dscale = <g, act(z)>; any of them may be left out.
 #include <moe_xe/types.hpp>
 #include <moe_xe/activate.hpp>
 

@@ -85,7 +85,8 @@ inline void activate_row(const ActivateArguments& args, const Team& team, int64 
     if constexpr (problem::has_dz || problem::has_dscale)
       g = load_floats<problem::g>(args.g + row * args.g_stride + column, count);
     const Floats h = activated_columns(z);
-    if constexpr (problem::has_hs) store_rounded<problem::hs>(args.hs + row * args.hs_stride + column, h * scale, count);
+    if constexpr (problem::has_hs)
+      store_rounded<problem::hs>(args.hs + row * args.hs_stride + column, h * scale, count);
     if constexpr (problem::has_dz)
       store_columns<problem::dz>(args.dz + row * args.dz_stride, column, count, gradient_columns(z, g * scale));
     if constexpr (problem::has_dscale) dscale += g * h;

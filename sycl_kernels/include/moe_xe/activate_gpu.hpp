@@ -6,10 +6,19 @@
 namespace moe_xe {
 
 constexpr int width = problem::columns;
-// A single column is no vector: compilers of GPUs know none of one element.
-template <class T, int size> struct VectorOf { using type = T __attribute__((ext_vector_type(size))); };
-template <class T> struct VectorOf<T, 1> { using type = T; };
+
+// A single column is no vector: the GPU's compiler knows none of one element. It lies anywhere, and volatile accesses
+// are not joined with a neighbour's to wider ones that the address is not aligned for.
+template <class T, int size> struct VectorOf {
+  using type = T __attribute__((ext_vector_type(size)));
+  using in_memory = type;
+};
+template <class T> struct VectorOf<T, 1> {
+  using type = T;
+  using in_memory = volatile T;
+};
 template <class T> using Vector = typename VectorOf<T, width>::type;
+template <class T> using VectorInMemory = typename VectorOf<T, width>::in_memory;
 using Floats = Vector<float>;
 
 template <class V> auto element(const V& values, int i) {
@@ -40,18 +49,18 @@ template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
 
 // A lane's columns exist all or not at all, so that their count is always `width`, and loads and stores need none.
 template <class Work> void for_columns(const Team& team, Work work) {
-  constexpr int step = config::sub_groups * Team::lanes * width;
+  const int first = (team.sub_group * Team::lanes + team.lane()) * width;
 #pragma unroll 1
-  for (int column = (team.sub_group * Team::lanes + team.lane()) * width; column < problem::intermediate_size; column += step)
+  for (int column = first; column < problem::intermediate_size; column += config::sub_groups * Team::lanes * width)
     work(column, width);
 }
 
 template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int) {
-  const auto values = *reinterpret_cast<const Vector<Element<dtype>>*>(from);
+  const Vector<Element<dtype>> values = *reinterpret_cast<const VectorInMemory<Element<dtype>>*>(from);
   return vector_of<float>([values](int i) { return widened<dtype>(element(values, i)); });
 }
 template <Dtype dtype> void store_rounded(Element<dtype>* to, Floats values, int) {
-  *reinterpret_cast<Vector<Element<dtype>>*>(to) =
+  *reinterpret_cast<VectorInMemory<Element<dtype>>*>(to) =
       vector_of<Element<dtype>>([values](int i) { return rounded<dtype>(element(values, i)); });
 }
 
@@ -78,8 +87,8 @@ inline void store_sum(const Team& team, Floats values, float* to) {
   if constexpr (config::sub_groups > 1) {
     float* partial = *&partial_sums;
     if (team.lane() == 0) partial[team.sub_group] = sum;
-    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup),
-                           __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory);
+    constexpr auto order = __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory;
+    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup), order);
     sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < config::sub_groups; ++i) sum += partial[i];

@@ -28,7 +28,8 @@ template <class Math, class Value> inline Value slope(Value gate) {
   else if constexpr (problem::act == Act::swiglu_oai)
     result = sigmoid_slope<Math>(x, Value(problem::act_alpha * x), Value(problem::act_alpha));
   else if constexpr (problem::act == Act::gelu_tanh)
-    result = sigmoid_slope<Math>(x, Value(1.59576912f * (x + 0.044715f * x * x * x)), Value(1.59576912f + 0.21406449f * x * x));
+    result = sigmoid_slope<Math>(x, Value(1.59576912f * (x + 0.044715f * x * x * x)),
+                                 Value(1.59576912f + 0.21406449f * x * x));
   else if constexpr (problem::act == Act::gelu) {
     const Value u = x * 0.70710678f, size = u < 0.0f ? -u : u;
     result = 0.5f * (1.0f + erf<Math>(u)) + 0.39894228f * x * Math::exp(-size * size);
