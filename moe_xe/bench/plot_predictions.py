@@ -15,7 +15,8 @@ def plot_cases(cases: Sequence[Case], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     rates, shares = figure.subplots(1, 2)
     for model, n, k in dict.fromkeys((case.model, case.n, case.k) for case in cases):
-        points = sorted((case.tokens, case.tflops, case.roofline) for case in cases if (case.model, case.n, case.k) == (model, n, k))
+        points = sorted((case.tokens, case.tflops, case.roofline) for case in cases
+                        if (case.model, case.n, case.k) == (model, n, k))
         tokens, tflops, roofline = zip(*points)
         rates.plot(tokens, tflops, marker="o", markersize=3, label=f"{model}, {n} x {k}")
         shares.plot(tokens, [100 * share for share in roofline], marker="o", markersize=3)

@@ -37,7 +37,7 @@ class Case:
 
 
 def rows_of(model: workloads.Model, tokens: int) -> list[int]:
-    """Rows per expert as `moe-xe bench gemm` has them: random, or for gpt-oss-20b's prefill those recorded in its first layer."""
+    """Rows per expert as `moe-xe bench gemm` has them: random, or those recorded for gpt-oss-20b's prefill."""
     if model.name == "gpt-oss-20b" and tokens >= 1024:
         recorded = workloads.recorded_layers()[0]
         return [round(rows * tokens * model.top_k / sum(recorded)) for rows in recorded]
@@ -57,7 +57,8 @@ def describe(config: TileConfig) -> str:
     tiles = f"{ends(config.heights)} x {config.tile_width}"
     if not isinstance(config, XeConfig):
         return tiles
-    return f"{tiles}, {ends([f'{rows}x{columns}' for rows, columns in zip(config.sub_group_rows, config.sub_group_columns)])}"
+    shapes = [f"{rows}x{columns}" for rows, columns in zip(config.sub_group_rows, config.sub_group_columns)]
+    return f"{tiles}, {ends(shapes)}"
 
 
 def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,

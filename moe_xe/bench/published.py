@@ -50,8 +50,8 @@ def kernel(name: str) -> cost_model.Kernel:
     """A library's kernel by its name in the data."""
     entry = _data()["kernels"][name]
     (height, width), (rows, columns) = _pair(entry["tile"]), _pair(entry["sub_group"])
-    config = XeConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8, schedule=Schedule(entry["schedule"]),
-                      sub_group_rows=(rows,), sub_group_columns=(columns,), prefetch_distance=3)
+    config = XeConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8,
+                      schedule=Schedule(entry["schedule"]), sub_group_rows=(rows,), sub_group_columns=(columns,), prefetch_distance=3)
     dpas = REFERENCE_SUMS / cost_model.STEP_DPAS_SUMS
 
     def code(rows: int, columns: int) -> cost_model.Code:
@@ -68,11 +68,12 @@ def _problem(n: int, k: int, activation: Activation | None = None) -> GroupedGem
 def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_model.Prediction]:
     (n, k), experts = case["gemm"], case["experts"]
     layers = workloads.recorded_layers() if case["rows"] == "recorded" else [[case["rows"]] * case.get("active", experts)]
-    predictions = [cost_model.predict(_problem(n, k), rows, kernel(case["kernel"]), device, case["launches"]) for rows in layers]
-    predicted = sorted(predictions, key=lambda p: p.seconds)[len(predictions) // 2]
+    predictions = sorted((cost_model.predict(_problem(n, k), rows, kernel(case["kernel"]), device, case["launches"])
+                          for rows in layers), key=lambda prediction: prediction.seconds)
     flops = statistics.median(2 * sum(rows) * n * k for rows in layers)
     measured = case["ms"] / 1e3 if "ms" in case else flops / case["tflops"] / 1e12
-    return f"{case['kernel']}, {experts} x {case['rows']} rows, {n} x {k} {case.get('name', '')}".strip(), measured, predicted
+    name = f"{case['kernel']}, {experts} x {case['rows']} rows, {n} x {k} {case.get('name', '')}".strip()
+    return name, measured, predictions[len(predictions) // 2]
 
 
 def _compare_layer(device: DeviceRecord, case: dict) -> tuple[str, float, float, str]:
@@ -82,7 +83,9 @@ def _compare_layer(device: DeviceRecord, case: dict) -> tuple[str, float, float,
     fused = "fused" in case["kernels"][0]
     gemms = [cost_model.predict(_problem(*shape), rows, kernel(name), device, 0) for shape, name in
              zip([(shard, hidden, Activation() if fused else None), (hidden, shard // 2)], case["kernels"])]
-    elements = (tokens + sum(rows)) * hidden * 2 + (0 if fused else sum(rows) * shard * 3 // 2)     # copies in and out, activation
+    elements = (tokens + sum(rows)) * hidden * 2                    # copies to the experts and back
+    if not fused:
+        elements += sum(rows) * shard * 3 // 2                      # the activation
     copies = 2 * elements / (device.bandwidth * 1e9)
     launches = case["launches"] * cost_model.LAUNCH_SECONDS
     parts = {"launch": launches, "copies": copies} | {gemm.bound_by: gemm.seconds for gemm in gemms}

@@ -16,14 +16,14 @@ DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16}
 
 
 def predict(
-    device: Annotated[str, typer.Option(help="Part of a record's name, as b60, b70, max1100, lunar-lake; or cpu, which is measured.")] = "b60",
+    device: Annotated[str, typer.Option(help="Part of a name: b60, b70, max1100, lunar-lake, ...; or cpu, which is measured.")] = "b60",
     model: Annotated[str, typer.Option(help="Comma-separated parts of the models' names.")] = "gpt-oss-20b",
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,4,16,64,256,1024,4096,8192",
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     layout: Annotated[WeightLayout, typer.Option(help="Order of the weights in memory.")] = WeightLayout.enk,
     gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
-    choose: Annotated[bool, typer.Option("--choose", help="The configuration that the cost model would choose, instead of today's.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="The cost model beside published measurements of other libraries, instead.")] = False,
+    choose: Annotated[bool, typer.Option("--choose", help="In the configuration that the cost model would choose.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write a picture (PNG).")] = None,
 ):
@@ -71,8 +71,9 @@ def _predict(device, models, token_counts, dtype, layout, gathered, choose, json
         print(jsonlib.dumps({"predicted": True, "device": record.name, "dtype": dtype, "layout": layout.value,
                              "cases": [case.as_dict() for case in cases]}, indent=1))
         return
-    table = Table("model", "N x K", "tokens", "rows", "tiles", "ms", "TFLOP/s", "roofline", "bound by", box=box.SIMPLE_HEAD,
-                  pad_edge=False, title=f"PREDICTED, not measured: {record.name}, {dtype}, {layout.value}; time on the device, without the launch")
+    table = Table("model", "N x K", "tokens", "rows", "tiles", "ms", "TFLOP/s", "roofline", "bound by",
+                  box=box.SIMPLE_HEAD, pad_edge=False, title=f"PREDICTED, not measured: {record.name}, {dtype}, {layout.value}; "
+                                                             "time on the device, without the launch")
     for case in cases:
         table.add_row(case.model, f"{case.n} x {case.k}", str(case.tokens), str(case.rows), case.config, f"{case.ms:.3f}",
                       f"{case.tflops:.3g}", f"{case.roofline:.0%}", case.bound_by)
@@ -89,12 +90,13 @@ def _check(json, plot):
         plot_comparisons(found, plot)
     if json:
         print(jsonlib.dumps({"within_25_percent": close, "points": [
-            {"source": c.source, "device": c.device, "case": c.case, "measured_ms": 1e3 * c.measured, "predicted_ms": 1e3 * c.predicted,
-             "error": c.error, "bound_by": c.bound_by} for c in found]}, indent=1))
+            {"source": c.source, "device": c.device, "case": c.case, "measured_ms": 1e3 * c.measured,
+             "predicted_ms": 1e3 * c.predicted, "error": c.error, "bound_by": c.bound_by} for c in found]}, indent=1))
         return
     console = table_console()
     for source in dict.fromkeys(c.source for c in found):
-        table = Table("case", "measured ms", "predicted ms", "error", "bound by", box=box.SIMPLE_HEAD, pad_edge=False, title=source)
+        table = Table("case", "measured ms", "predicted ms", "error", "bound by", box=box.SIMPLE_HEAD, pad_edge=False,
+                      title=source)
         for c in (c for c in found if c.source == source):
             table.add_row(c.case, f"{1e3 * c.measured:.3f}", f"{1e3 * c.predicted:.3f}", f"{c.error:+.0%}", c.bound_by)
         console.print(table)

@@ -1,4 +1,4 @@
-"""Which configurations there are for a problem on an Xe GPU, which of them are out and why, and which one the cost model prefers.
+"""The configurations for a problem on an Xe GPU: which are out and why, and which one the cost model prefers.
 
 enumerate -> filter, each rule with its reason -> score. heuristics.py decides whether to ask.
 """
@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .config import Schedule, XeConfig
-from .cost_model import STEP_BYTES, Prediction, counted_instructions, own_kernel, predict, variant_of
+from .cost_model import STEP_BYTES, Prediction, TileCost, counted_instructions, own_kernel, predict, tile_cost, variant_of
 from .devices import DeviceRecord
 from .problem import GroupedGemmProblem, WeightLayout
+
+Key = TypeVar("Key")
+Cost = TypeVar("Cost", TileCost, Prediction)
 
 HEIGHTS = (256, 128, 64, 32, 16)
 WIDTHS = (512, 384, 256, 192, 128, 64)
@@ -48,7 +52,8 @@ def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, devic
     return None
 
 
-def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int, columns: int, device: DeviceRecord) -> str | None:
+def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int, columns: int,
+                device: DeviceRecord) -> str | None:
     """Why a tile cannot be shared out to sub-groups of rows x columns; None if it can."""
     if height % rows or width % columns:
         return "sub-groups: do not divide the tile"
@@ -137,23 +142,28 @@ def _one_tile(height: int, width: int, shape: tuple[int, int], schedule: Schedul
 def _with_shorter_tiles(problem: GroupedGemmProblem, config: XeConfig, fitting: dict[int, list[tuple[int, int]]],
                         device: DeviceRecord) -> XeConfig:
     for height in sorted(fitting, reverse=True):
-        fewer = [(rows, columns) for rows, columns in fitting[height]
-                 if height // rows * (config.tile_width // columns) <= config.sub_groups[0]]
-        if height < config.heights[0] and fewer:
-            rows, columns = min(fewer, key=lambda shape: _tile_seconds(problem, height, config.tile_width, shape, device))
+        costs = {(rows, columns): _tile_cost(problem, height, config.tile_width, (rows, columns), device)
+                 for rows, columns in fitting[height] if height // rows * (config.tile_width // columns) <= config.sub_groups[0]}
+        if height < config.heights[0] and costs:
+            rows, columns = _fastest(costs, lambda cost: cost.issue)
             config = replace(config, heights=(*config.heights, height), sub_group_rows=(*config.sub_group_rows, rows),
                              sub_group_columns=(*config.sub_group_columns, columns))
     return config
 
 
 @functools.lru_cache(maxsize=4096)
-def _tile_seconds(problem: GroupedGemmProblem, height: int, width: int, shape: tuple[int, int], device: DeviceRecord) -> float:
-    """Of one tile, with nothing to wait for but its Xe core."""
-    return predict(problem, [height], own_kernel(problem, _one_tile(height, width, shape), device), device, launches=0, even=True).seconds
+def _tile_cost(problem: GroupedGemmProblem, height: int, width: int, shape: tuple[int, int], device: DeviceRecord) -> TileCost:
+    return tile_cost(problem, own_kernel(problem, _one_tile(height, width, shape), device), device, 0)
+
+
+def _fastest(costs: dict[Key, Cost], issue: Callable[[Cost], float]) -> Key:
+    """The key of the least seconds; of those that are alike, the one of the fewest instructions."""
+    best = min(cost.seconds for cost in costs.values())
+    return min((key for key, cost in costs.items() if cost.seconds <= best * ALIKE), key=lambda key: issue(costs[key]))
 
 
 def expected_rows(rows_per_expert: float, num_experts: int) -> tuple[int, ...]:
-    """Rows of each expert where only their mean is known: all alike, or where that is below one, as many experts with one."""
+    """Rows of each expert where only the mean is known: all alike, or below one, as many experts with one row."""
     if rows_per_expert < 1:
         return (1,) * max(round(rows_per_expert * num_experts), 1)
     return (round(rows_per_expert),) * num_experts
@@ -161,24 +171,25 @@ def expected_rows(rows_per_expert: float, num_experts: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _choose(problem: GroupedGemmProblem, rows: tuple[int, ...], device: DeviceRecord, schedule: Schedule) -> XeConfig:
-    """Simulates the queue only of what could still be the best: the least time that each one's work allows says when to stop."""
+    """Simulates the queue only of what could still be best: the least time that each one's work allows says when to stop."""
     configs, _ = enumerate_configs(problem, device, max(rows, default=1), schedule)
-    least = {config: predict(problem, rows, own_kernel(problem, config, device), device, even=True).seconds for config in configs}
+    kernels = {config: own_kernel(problem, config, device) for config in configs}
+    least = {config: predict(problem, rows, kernel, device, even=True).seconds for config, kernel in kernels.items()}
     found: dict[XeConfig, Prediction] = {}
     best = math.inf
     for config in sorted(configs, key=least.get):
         if least[config] > best * ALIKE:
             break
-        found[config] = predict(problem, rows, own_kernel(problem, config, device), device)
+        found[config] = predict(problem, rows, kernels[config], device)
         best = min(best, found[config].seconds)
-    alike = [config for config in found if found[config].seconds <= best * ALIKE]
-    return min(alike, key=lambda config: found[config].parts["issue"])
+    return _fastest(found, lambda prediction: prediction.parts["issue"])
 
 
-def choose_xe_config(problem: GroupedGemmProblem, rows_per_expert: float | Sequence[int], num_experts: int, device: DeviceRecord,
-                     schedule: Schedule = Schedule.dynamic) -> XeConfig:
-    """The configuration with the least predicted time for these rows of each expert, or for their mean; of those within 1 %
-    of it, the one that issues the fewest instructions.
+def choose_xe_config(problem: GroupedGemmProblem, rows_per_expert: float | Sequence[int], num_experts: int,
+                     device: DeviceRecord, schedule: Schedule = Schedule.dynamic) -> XeConfig:
+    """The configuration with the least predicted time for these rows of each expert, or for their mean.
+
+    Of those within 1 % of it, the one that issues the fewest instructions.
 
     Equal calls share the result. A caller that knows the mean only should round it coarsely: each configuration is a kernel.
     Raises ValueError for a device without an architecture.

@@ -22,7 +22,7 @@ from .schedule import Tile, cut_rows, tiles
 STEP_BYTES = 64             # along K, of a step of the K loop
 STEP_DPAS_SUMS = 64         # sums (rows x columns) that a step brings forward with one dpas: 128 sums, half a step each
 
-# Fitted to the published measurements (plan/data/published.yaml), all others come from the records.
+# Fitted to the published measurements (plan/data/published.yaml); all else comes from the records.
 MATRIX_EFFICIENCY = 0.90    # share of the matrix engines' peak that remains when nothing else limits: clocks under load
 OVERLAP = 4.0               # exponent by which parts that overlap add up; infinite would be perfect overlap
 LAUNCH_SECONDS = 12e-6      # from one kernel's end to the next one's start, in a stream that the host feeds
@@ -116,10 +116,11 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     cuts = [cut_rows(count, config.heights, config.min_fill_eighths) for count in tokens_per_expert]
     column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter(itertools.chain.from_iterable(cuts))
     residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
-    costs = {height: _tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
+    costs = {height: tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
 
     def share(part: str) -> float:
-        return sum(getattr(costs[height], part) * number for height, number in row_tiles.items()) * column_tiles / device.xe_cores
+        total = sum(getattr(costs[height], part) * number for height, number in row_tiles.items())
+        return total * column_tiles / device.xe_cores
 
     rows, mean = sum(tokens_per_expert), share("seconds")
     makespan = mean if even else _makespan(tokens_per_expert, problem.n, config, device.xe_cores,
@@ -127,24 +128,28 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
     parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
     parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
-    parts["memory"] = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes) / (device.bandwidth * 1e9)
+    moved = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes)
+    parts["memory"] = moved / (device.bandwidth * 1e9)
     parts["launch"] = launches * LAUNCH_SECONDS
     seconds = overlapped(makespan, parts["L2"], parts["memory"]) + parts["launch"]
     return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - mean, weight_bytes)
 
 
-def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: CpuConfig, device: DeviceRecord) -> Prediction:
+def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: CpuConfig,
+                device: DeviceRecord) -> Prediction:
     """The same for the SYCL CPU device: its multiply-add units and its memory, both as measured (bench/roofline.py)."""
     core_rate = device.peak(problem.input) / device.xe_cores
 
     def tile_seconds(tile: Tile) -> float:
-        return 2 * config.computed_rows(tile.height, tile.rows) * min(config.tile_width, problem.n - tile.column) * problem.k / core_rate
+        columns = min(config.tile_width, problem.n - tile.column)
+        return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / core_rate
 
     work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
     makespan = _makespan(tokens_per_expert, problem.n, config, device.xe_cores, tile_seconds)
     num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.input.size, device.l2_bytes)
     parts = {"multiply-add": work, "memory": num_bytes / (device.bandwidth * 1e9)}
-    return _prediction(problem, tokens_per_expert, device, overlapped(makespan, parts["memory"]), parts, makespan - work, problem.input.size)
+    seconds = overlapped(makespan, parts["memory"])
+    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.input.size)
 
 
 def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], device: DeviceRecord, seconds: float,
@@ -156,7 +161,8 @@ def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], d
     return Prediction(seconds, parts, tail, flops, device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
 
 
-def _makespan(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int, seconds: Callable[[Tile], float]) -> float:
+def _makespan(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int,
+              seconds: Callable[[Tile], float]) -> float:
     """When the last of the cores is done with the queue."""
     busy = [0.0] * cores
     for number, tile in enumerate(tiles(tokens_per_expert, n, config)):
@@ -168,7 +174,7 @@ def _makespan(tokens_per_expert: Sequence[int], n: int, config: TileConfig, core
 
 
 @dataclass(frozen=True)
-class _TileCost:
+class TileCost:
     """Seconds that one tile takes of its Xe core, by what keeps the core busy; seconds: all of it."""
     matrix: float
     issue: float
@@ -177,7 +183,7 @@ class _TileCost:
     seconds: float
 
 
-def _tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord, index: int, residents: int) -> _TileCost:
+def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord, index: int, residents: int = 1) -> TileCost:
     """Of the tile shape at this index of the heights, where `residents` work-groups share the core."""
     arch, config, clock = device.architecture, kernel.config, device.clock * 1e9
     rows, columns, sub_groups = config.sub_group_rows[index], config.sub_group_columns[index], config.sub_groups[index]
@@ -193,7 +199,7 @@ def _tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord
     latency = steps * arch.memory_latency / max(config.prefetch_distance, 1)
     ends = arch.memory_latency + threads * code.tile / clock        # first loads, epilogue
     parts = (matrix, issue, l1, latency)
-    return _TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
+    return TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
 
 
 def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: TileConfig, weight_bytes: float,

@@ -57,13 +57,16 @@ class DeviceRecord:
 
 _ASSUMED = "assumed: no published figure"
 XE2 = XeArchitecture(
-    engines=8, dpas_cycles=16, l1_bytes=256 << 10, l1_rate=256, l2_rate=64, load_latency=100, memory_latency=0.5e-6, counted="bmg",
-    sources={"engines": "Intel, Xe2: 8 vector and 8 matrix engines a core", "dpas_cycles": "Intel, Xe2: 2048 16-bit operations a clock and core",
+    engines=8, dpas_cycles=16, l1_bytes=256 << 10, l1_rate=256, l2_rate=64, load_latency=100, memory_latency=0.5e-6,
+    counted="bmg",
+    sources={"engines": "Intel, Xe2: 8 vector and 8 matrix engines a core",
+             "dpas_cycles": "Intel, Xe2: 2048 16-bit operations a clock and core",
              "l1_bytes": "Intel, Xe2: 256 KB of L1 and SLM", "l1_rate": f"{_ASSUMED}; half of Xe-HPC's, as the matrix rate is",
              "l2_rate": f"{_ASSUMED}; one line a clock", "load_latency": _ASSUMED, "memory_latency": _ASSUMED})
 XE3 = XE2      # Panther Lake: the same engines a core; ocloc counts the same instructions
 XE_HPC = XeArchitecture(
-    engines=8, dpas_cycles=8, l1_bytes=512 << 10, l1_rate=512, l2_rate=64, load_latency=100, memory_latency=0.5e-6, counted="pvc",
+    engines=8, dpas_cycles=8, l1_bytes=512 << 10, l1_rate=512, l2_rate=64, load_latency=100, memory_latency=0.5e-6,
+    counted="pvc",
     sources={"engines": "Intel, Hot Chips 33: 8 vector and 8 matrix engines a core",
              "dpas_cycles": "Intel, Hot Chips 33: 4096 16-bit operations a clock and core",
              "l1_bytes": "Intel, Hot Chips 33: 512 KB of L1 and SLM", "l1_rate": "Intel, Hot Chips 33: 512 bytes a clock",
@@ -76,9 +79,9 @@ def _xe(name: str, xe_cores: int, int8_tops: float, f32_tflops: float, bandwidth
         architecture: XeArchitecture, l2_megabytes: int, l2_source: str, codename: str) -> DeviceRecord:
     """dpas does half as many 16-bit operations as int8 ones, and a quarter in tf32."""
     int8_operations = 2 * 2 * 8 * 16 * 16 * architecture.engines // architecture.dpas_cycles     # of a core and clock
-    return DeviceRecord(name, xe_cores, {"bf16": int8_tops / 2, "f16": int8_tops / 2, "tf32": int8_tops / 4, "f32": f32_tflops},
-                        bandwidth, source, architecture, int8_tops * 1e3 / (xe_cores * int8_operations), l2_megabytes << 20,
-                        {"clock": _CLOCK, "l2_bytes": l2_source}, codename)
+    tflops = {"bf16": int8_tops / 2, "f16": int8_tops / 2, "tf32": int8_tops / 4, "f32": f32_tflops}
+    return DeviceRecord(name, xe_cores, tflops, bandwidth, source, architecture, int8_tops * 1e3 / (xe_cores * int8_operations),
+                        l2_megabytes << 20, {"clock": _CLOCK, "l2_bytes": l2_source}, codename)
 
 
 RECORDS = (
@@ -108,7 +111,8 @@ def record_named(text: str) -> DeviceRecord:
 
     found = [record for record in RECORDS if plain(text) in plain(record.name) or plain(text) in plain(record.codename)]
     if len(found) != 1 or not plain(text):
-        raise ValueError(f"device must be part of one of these names: {', '.join(r.name for r in found or RECORDS)}; got {text!r}")
+        names = ", ".join(record.name for record in found or RECORDS)
+        raise ValueError(f"device must be part of one of these names: {names}; got {text!r}")
     return found[0]
 
 
