@@ -104,7 +104,7 @@ def xe_outer_config(problem: OuterProblem) -> OuterXeConfig:
 
 
 def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
-    rows, columns = 32, 32
+    rows, columns = min(32, 1 << (problem.p - 1).bit_length()), 16 if problem.q <= 16 else 32
     return OuterGenericConfig(min(256, _round_up(problem.p, rows)), min(128, _round_up(problem.q, columns)), splits=1,
                               sub_group_rows=rows, sub_group_columns=columns)
 
