@@ -3,7 +3,7 @@ from .device import devices, on_queue
 from .grouped_gemm import interface as _interface, reference as _reference    # before the function takes the package's name
 from .ops.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
 from .ops.grouped_gemm import explain, grouped_gemm
-from .ops import grouped_gemm_gradient as _gradient    # registers itself
+from .ops import grouped_gemm_gradient as _gemm_gradient, route_gradient as _route_gradient    # register themselves
 from .ops.grouped_mm import grouped_mm
 from .ops.grouped_outer import grouped_outer
 from .ops.route import route

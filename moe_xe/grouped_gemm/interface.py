@@ -7,10 +7,13 @@ import torch
 
 from ..ops import checks
 from ..ops.grouped_gemm import grouped_gemm as expert_order_gemm, validate
+from ..ops.grouped_outer import grouped_outer
 from ..plan.config import TileConfig
 from ..plan.heuristics import force_config
+from ..plan.outer import OuterConfig
+from ..plan.outer_heuristics import force_outer_config
 
-__all__ = ["grouped_gemm", "grouped_gemm_forward"]
+__all__ = ["grouped_gemm", "grouped_gemm_dW", "grouped_gemm_dX", "grouped_gemm_forward"]
 
 
 def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
@@ -21,17 +24,14 @@ def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: 
                  is_first_gemm: bool = True) -> torch.Tensor:
     """One of the two grouped GEMMs of an MoE MLP: `grouped_gemm_forward` with the arguments that a training step has.
 
-    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs; the forward pass only checks their type.
+    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs, for `grouped_gemm_dX` and `grouped_gemm_dW`; autograd
+    leaves the choice to plan.heuristics, and here only their type is checked.
     is_first_gemm: says which of the two GEMMs the caller means. The permutations already determine what is computed, so
-    that it changes nothing. The rest, the result and the errors: see `grouped_gemm_forward`. fuse_mul_post where a
-    gradient is asked for is a ValueError: the weights' gradient needs the products without them.
+    that it changes nothing. The rest, the result and the errors: see `grouped_gemm_forward`. Differentiable in X, W and,
+    with fuse_mul_post, topk_weights (whose gradient computes the products again, without them).
     """
     for name, config in (("kernel_config_bwd_dX", kernel_config_bwd_dX), ("kernel_config_bwd_dW", kernel_config_bwd_dW)):
         _check_config(name, config)
-    trained = [x for x in (X, W, topk_weights) if isinstance(x, torch.Tensor) and x.requires_grad]
-    if fuse_mul_post and trained and torch.is_grad_enabled():
-        raise ValueError("fuse_mul_post is for inference, got tensors that require gradients: call it under "
-                         "torch.no_grad(), or multiply by topk_weights outside")
     return grouped_gemm_forward(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post,
                                 kernel_config_fwd, autotune)
 
@@ -68,23 +68,56 @@ def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor
         return expert_order_gemm(X, W, m_sizes, scatter_indices=indices, row_scales=scales)
 
 
-def _check_config(name: str, config) -> None:
-    if config is not None and not isinstance(config, TileConfig):
-        raise TypeError(f"{name} must be a moe_xe.plan.config.TileConfig or None, got {type(config).__name__}")
+def grouped_gemm_dX(dY: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
+                    gather_indices: torch.Tensor | None = None, permute_x: bool = False, permute_y: bool = False,
+                    kernel_config_bwd_dX: TileConfig | None = None) -> torch.Tensor:
+    """The gradient of X in `grouped_gemm_forward`, given that of its result; arguments as there.
+
+    dY: [total_rows, N], sorted by expert, or in token order with permute_y (then its rows are gathered). Returns
+    [total_rows, K] in dY's dtype: sorted by expert, or with permute_x in token order, one row for each of a token's topk
+    choices (``.view(tokens, topk, K).sum(1)`` is X's gradient). Rows beyond the sum of m_sizes are zero.
+    """
+    _check(dY, W.transpose(1, 2) if isinstance(W, torch.Tensor) and W.dim() == 3 else W, m_sizes, topk, gather_indices,
+           permute_x, permute_y, None, False, kernel_config_bwd_dX, False, x_name="dY", x_rows_are_pairs=True)
+    indices = None if gather_indices is None else gather_indices.to(torch.int32)
+    with nullcontext() if kernel_config_bwd_dX is None else force_config(kernel_config_bwd_dX):
+        dX = dY.new_zeros(dY.shape[0], W.shape[2])
+        return expert_order_gemm(dY, W, m_sizes, weight_layout="ekn", out=dX, gather_indices=indices if permute_y else None,
+                                 scatter_indices=indices if permute_x else None)
+
+
+def grouped_gemm_dW(X: torch.Tensor, dY: torch.Tensor, m_sizes: torch.Tensor, topk: int,
+                    gather_indices: torch.Tensor | None = None, permute_x: bool = False, permute_y: bool = False,
+                    kernel_config_bwd_dW: OuterConfig | None = None) -> torch.Tensor:
+    """The gradient of W in `grouped_gemm_forward`: [E, N, K] in X's dtype; arguments as there and in `grouped_gemm_dX`."""
+    if permute_x and permute_y:
+        raise ValueError("permute_x and permute_y exclude each other, got both")
+    if (permute_x or permute_y) and gather_indices is None:
+        raise ValueError(f"gather_indices must be given for {'permute_x' if permute_x else 'permute_y'}, got None")
+    _check_config("kernel_config_bwd_dW", kernel_config_bwd_dW, OuterConfig)
+    indices = None if gather_indices is None else gather_indices.to(torch.int32)
+    with nullcontext() if kernel_config_bwd_dW is None else force_outer_config(kernel_config_bwd_dW):
+        return grouped_outer(dY, X, m_sizes, gather_indices_left=indices if permute_y else None,
+                             gather_indices_right=indices if permute_x else None, gather_divisor=topk if permute_x else 1)
+
+
+def _check_config(name: str, config, kind: type = TileConfig) -> None:
+    if config is not None and not isinstance(config, kind):
+        raise TypeError(f"{name} must be a {kind.__module__}.{kind.__name__} or None, got {type(config).__name__}")
 
 
 def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
-           autotune) -> None:
-    checks.check_tensor("X", X, 2, "[tokens, K]" if permute_x else "[total_rows, K]")
+           autotune, x_name="X", x_rows_are_pairs=False) -> None:
+    checks.check_tensor(x_name, X, 2, "[tokens, K]" if permute_x and not x_rows_are_pairs else "[total_rows, K]")
     checks.check_tensor("W", W, 3, "[E, N, K]")
     validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64),
-             rows_name="m_sizes", a_name="X", w_name="W")
+             rows_name="m_sizes", a_name=x_name, w_name="W")
     if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
         raise ValueError(f"topk must be a positive int, got {topk!r}")
     if permute_x and permute_y:
         raise ValueError("permute_x and permute_y exclude each other (an MLP's first GEMM permutes X, its second permutes "
                          "Y), got both")
-    total_rows = X.shape[0] * topk if permute_x else X.shape[0]
+    total_rows = X.shape[0] * topk if permute_x and not x_rows_are_pairs else X.shape[0]
     if gather_indices is not None:
         checks.check_indices("gather_indices", gather_indices, total_rows, "total_rows", (torch.int32, torch.int64))
     elif permute_x or permute_y:
@@ -94,7 +127,7 @@ def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weigh
     _check_config("kernel_config_fwd", kernel_config_fwd)
     if autotune and kernel_config_fwd is not None:
         raise ValueError(f"kernel_config_fwd must be None with autotune=True, got {kernel_config_fwd}")
-    checks.check_same_device(X=X, gather_indices=gather_indices, topk_weights=topk_weights if fuse_mul_post else None)
+    checks.check_same_device(**{x_name: X}, gather_indices=gather_indices, topk_weights=topk_weights if fuse_mul_post else None)
 
 
 def _check_topk_weights(topk_weights, permute_y, total_rows) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from . import grouped_gemm as _grouped_gemm    # which defines the op
 from .grouped_outer import weights_gradient
 
 __all__: list[str] = []

@@ -39,9 +39,14 @@ def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor |
     if form == (3, 3):
         return _batched(mat_a, mat_b, out_dtype)
     if form == (3, 2):      # the transposed of a 2D x 3D product
-        swapped = _rows_by_weights(mat_b.T.contiguous(), mat_a, offs, None, out_dtype, "mat_b", "mat_a")
+        swapped = _rows_by_weights(_with_rows(mat_b.T), mat_a, offs, None, out_dtype, "mat_b", "mat_a")
         return swapped.T
-    return _rows_by_weights(mat_a, mat_b.transpose(1, 2), offs, bias, out_dtype, "mat_a", "mat_b")
+    return _rows_by_weights(_with_rows(mat_a), mat_b.transpose(1, 2), offs, bias, out_dtype, "mat_a", "mat_b")
+
+
+def _with_rows(mat: torch.Tensor) -> torch.Tensor:
+    """The 2D matrix with contiguous rows; a copy if need be."""
+    return mat if mat.stride(1) == 1 or mat.shape[1] <= 1 else mat.contiguous()
 
 
 def _rows_by_weights(rows, w, offs, bias, out_dtype, rows_name: str, w_name: str) -> torch.Tensor:
@@ -51,8 +56,7 @@ def _rows_by_weights(rows, w, offs, bias, out_dtype, rows_name: str, w_name: str
 
 
 def _products_of_columns(mat_a, mat_b, offs, out_dtype) -> torch.Tensor:
-    call = OuterCall(mat_a.T if mat_a.stride(0) == 1 else mat_a.T.contiguous(), mat_b if mat_b.stride(1) == 1 else mat_b.contiguous(),
-                     offs, rows_format="ends")
+    call = OuterCall(_with_rows(mat_a.T), _with_rows(mat_b), offs, rows_format="ends")
     validate_outer(call, out_dtype, None, False, rows_dtypes=(torch.int32,), left_name="mat_a", right_name="mat_b", rows_name="offs")
     return dispatch_outer(call, out_dtype, None, False)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import moe_xe
-from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_forward
+from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_dW, grouped_gemm_dX, grouped_gemm_forward
 from moe_xe.grouped_gemm.reference.moe_ops import get_routing_indices
 from moe_xe.plan import heuristics
 
@@ -126,10 +126,40 @@ def test_bad_input(case):
         grouped_gemm(**dict(X=X, W=W, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
 
 
-def test_weights_are_multiplied_only_where_no_gradient_is_asked_for():
-    trained = SORTED.clone().requires_grad_()
-    arguments = (W, SIZES, 2, INDICES, False, True, WEIGHTS, True)
-    with pytest.raises(ValueError, match="fuse_mul_post is for inference"):
-        grouped_gemm(trained, *arguments)
-    with torch.no_grad():
-        assert torch.equal(grouped_gemm(trained, *arguments), grouped_gemm(SORTED, *arguments))
+@pytest.mark.parametrize("options", [{}, dict(permute_x=True), dict(permute_y=True), dict(permute_y=True, fuse_mul_post=True)], ids=str)
+def test_gradients(options):
+    topk = 3
+    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, 43, 50)
+    if not options.get("permute_x"):
+        x = x[indices.long() // topk]
+    ours = [t.clone().requires_grad_() for t in (x, w, weights)]
+    y = grouped_gemm(ours[0], ours[1], m_sizes, topk, indices, topk_weights=ours[2] if options.get("fuse_mul_post") else None, **options)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+
+    x64, w64, weights64 = (t.double().requires_grad_() for t in (x, w, weights))
+    rows = x64[indices.long() // topk] if options.get("permute_x") else x64
+    experts = ids.flatten()[indices.long()].long()
+    expected = torch.einsum("rk,rnk->rn", rows, w64[experts])
+    if options.get("permute_y"):
+        expected = torch.zeros_like(expected).index_copy(0, indices.long(), expected)
+    if options.get("fuse_mul_post"):
+        expected = expected * weights64.view(-1, 1)
+    expected.backward(dy.double())
+    for t, t64 in zip(ours, (x64, w64, weights64)):
+        if t64.grad is not None:
+            assert_close(t.grad, t64.grad, torch.float32)
+
+    if not options.get("fuse_mul_post"):
+        dx = grouped_gemm_dX(dy, w, m_sizes, topk, indices, **options)
+        if options.get("permute_x"):
+            dx = dx.view(37, topk, 50).sum(1)
+        assert_close(dx, x64.grad, torch.float32)
+        assert_close(grouped_gemm_dW(x, dy, m_sizes, topk, indices, **options), w64.grad, torch.float32)
+
+
+def test_gradients_refuse_both_permutations():
+    for wrapper, operands in ((grouped_gemm_dX, (SORTED, W.transpose(1, 2))), (grouped_gemm_dW, (SORTED, SORTED))):
+        with pytest.raises(ValueError, match="permute_x and permute_y exclude each other"):
+            wrapper(*operands, SIZES, 2, INDICES, permute_x=True, permute_y=True)
+
