@@ -1,10 +1,13 @@
 """The MoE MLP block: ``sum over a token's experts of weight * down(act(gate_up(token)))``, in as few launches as possible."""
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..plan.problem import Activation, ActivationKind
 from . import checks
+from .autocast import autocast
 from .fused_moe_training import differentiable_moe, wants_gradient
 from .grouped_gemm import logical_weights
 from .moe_stages import BlockCall, Fusions, SharedExpert, run_block, workspace_bytes
@@ -37,14 +40,22 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     uses torch's linear layers, and out and workspace are refused. recompute: backward computes the first GEMM again
     instead of keeping its output, [T * k, 2I].
 
+    Under torch.autocast, hidden_states, w13, w2 and the shared expert's projections are cast to its dtype, which the
+    result then has.
+
     Returns out, or a new [T, H]: float32 sums, rounded once. Raises TypeError or ValueError naming the argument.
     """
+    hidden_states, w13, w2 = autocast(hidden_states, w13, w2)
+    if isinstance(shared, SharedExpert):
+        shared = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
     call = validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map,
                     shared, routed_scaling_factor, weight_on_input, weight_layout)
     if wants_gradient(call):
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
         return differentiable_moe(call, recompute)
+    if not isinstance(fusions, Fusions):
+        raise TypeError(f"fusions must be a Fusions, got {type(fusions).__name__}")
     arguments = _op_arguments(call, fusions)
     if workspace is not None:
         _check_workspace(workspace, call)
@@ -115,10 +126,13 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
             checks.row_stride(name, bias)
     if activation not in ActivationKind.__members__:
         raise ValueError(f"activation must be one of {', '.join(ActivationKind.__members__)}, got {activation!r}")
+    for name, value in (("alpha", alpha), ("limit", limit)):
+        if not isinstance(value, (int, float)) and not (name == "limit" and value is None):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(alpha) or (limit is not None and not 0 < limit < math.inf):
+        raise ValueError(f"alpha must be finite and limit positive and finite, got alpha = {alpha}, limit = {limit}")
     gated = n13 == 2 * intermediate_size
     act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
-    if limit is not None and not limit > 0:
-        raise ValueError(f"limit must be positive, got {limit}")
     if shared is not None:
         _check_shared(shared, hidden_states, gated)
     checks.check_same_device(hidden_states=hidden_states, w13=w13, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, b13=b13, b2=b2,
@@ -144,6 +158,8 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
             raise ValueError(f"shared.{name} must be {str(hidden_states.dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(w)}")
         checks.row_stride(f"shared.{name}", w)
     if shared.weights is not None:
+        if not isinstance(shared.weights, torch.Tensor):
+            raise TypeError(f"shared.weights must be a torch.Tensor [T] or [T, 1], got {type(shared.weights).__name__}")
         checks.check_dtype("shared.weights", shared.weights.dtype)
         if tuple(shared.weights.shape) not in ((num_tokens,), (num_tokens, 1)):
             raise ValueError(f"shared.weights must be [T] or [T, 1] with T = {num_tokens}, got {list(shared.weights.shape)}")
@@ -183,8 +199,9 @@ def fused_moe_new(hidden_states, *arguments):
 def fused_moe_out(*arguments):
     *rest, fusions, out, workspace = arguments
     call = _block_call(*rest)
-    inputs = {name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}
-    checks.check_no_overlap(out, **inputs)
+    shared = {} if call.shared is None else {f"shared.{name}": value for name, value in vars(call.shared).items()}
+    inputs = {name: value for name, value in (vars(call) | shared).items() if isinstance(value, torch.Tensor)}
+    checks.check_no_overlap(out, **inputs, workspace=workspace)
     run_block(call, Fusions(*fusions), out, workspace)
 
 

@@ -59,9 +59,14 @@ WRONG = {
     "expert_map empty": (dict(expert_map=torch.zeros(0, dtype=torch.int32)), ValueError, "expert_map must have at least one entry"),
     "factor": (dict(routed_scaling_factor="2"), TypeError, "routed_scaling_factor must be a float, got str"),
     "activation": (dict(activation="swish"), ValueError, "activation must be one of silu, .* got 'swish'"),
-    "limit 0": (dict(limit=0.0), ValueError, "limit must be positive, got 0.0"),
-    "limit negative": (dict(limit=-7), ValueError, "limit must be positive, got -7"),
-    "limit NaN": (dict(limit=float("nan")), ValueError, "limit must be positive, got nan"),
+    "limit 0": (dict(limit=0.0), ValueError, "limit positive and finite, .* limit = 0.0"),
+    "limit negative": (dict(limit=-7), ValueError, "limit positive and finite, .* limit = -7"),
+    "limit NaN": (dict(limit=float("nan")), ValueError, "limit positive and finite, .* limit = nan"),
+    "limit infinite": (dict(limit=float("inf")), ValueError, "limit positive and finite, .* limit = inf"),
+    "alpha infinite": (dict(alpha=float("inf")), ValueError, "alpha must be finite .* alpha = inf"),
+    "limit a string": (dict(limit="7"), TypeError, "limit must be a number, got '7'"),
+    "fusions": (dict(fusions="all"), TypeError, "fusions must be a Fusions, got str"),
+    "shared.weights no tensor": (dict(shared=replace(SHARED, weights=1.0)), TypeError, "shared.weights must be a torch.Tensor"),
     "shared no expert": (dict(shared=(SHARED.up_proj, SHARED.down_proj)), TypeError, "shared must be a SharedExpert, got tuple"),
     "shared without a gate": (dict(shared=NO_GATE), ValueError, "shared.gate_proj must be given, as the routed experts have a gate"),
     "shared with a gate": (dict(shared=SHARED, w13=W13[:, :I]), ValueError, "shared.gate_proj must be None, as the routed experts have no gate"),
@@ -127,3 +132,13 @@ def test_out_within_an_input(name):
 def test_workspace_bytes():
     with pytest.raises(TypeError, match="dtype must be bfloat16, float16 or float32, got torch.float64"):
         moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float64)
+
+
+def test_out_in_a_shared_expert_or_the_workspace():
+    memory = torch.randn(I, H)
+    with pytest.raises(ValueError, match="out must not share memory with shared.up_proj"):
+        moe_xe.fused_moe(X, W13, W2, TOPK_WEIGHTS, TOPK_IDS, shared=replace(SHARED, up_proj=memory), out=memory[:T])
+    workspace = torch.empty(BYTES + T * H * 4 + 1024, dtype=torch.uint8)
+    out = workspace[-T * H * 4:].view(torch.float32).view(T, H)
+    with pytest.raises(ValueError, match="out must not share memory with workspace"):
+        moe_xe.fused_moe(X, W13, W2, TOPK_WEIGHTS, TOPK_IDS, out=out, workspace=workspace)

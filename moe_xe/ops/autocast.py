@@ -1,0 +1,23 @@
+"""torch.autocast for ops of ours, of which torch has no list."""
+from __future__ import annotations
+
+import torch
+
+__all__ = ["autocast"]
+
+
+def autocast(*tensors):
+    """The same values, each tensor of a floating dtype in torch's autocast dtype where autocast is on for its device.
+
+    float64 stays, as with torch's own ops; so does all that is not a tensor.
+    """
+    return tuple(_cast(tensor) for tensor in tensors)
+
+
+def _cast(tensor):
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    kind = tensor.device.type
+    if kind not in ("cpu", "xpu"):      # is told later, by name
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
