@@ -111,10 +111,12 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
                 raise ValueError(f"{side} has no rows, but gather_indices_{side} asks for {indices.shape[0]}")
         elif operand.shape[0] != call.total_rows:
             other = "gather_indices" if call.row_indices is not None else left_name
-            raise ValueError(f"{side} must have one row for each of the {call.total_rows} of {other}, got {checks.shape_of(operand)}")
+            raise ValueError(f"{side} must have as many rows as {other}, {call.total_rows}, got {checks.shape_of(operand)}")
     divisor = call.gather_divisor
     if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
         raise ValueError(f"gather_divisor must be a positive int, got {divisor!r}")
+    if out is not None:
+        checks.check_tensor("out", out, 3, "[E, P, Q]")
     checks.check_same_device(**{left_name: left, right_name: right, rows_name: rows}, row_indices=call.row_indices, out=out)
     row_stride(left_name, left)
     row_stride(right_name, right)
@@ -129,7 +131,6 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
 
 
 def _check_out(out, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    checks.check_tensor("out", out, 3, "[E, P, Q]")
     if tuple(out.shape) != shape or out.dtype != dtype:
         raise ValueError(f"out must be {str(dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(out)}")
     if shape[2] > 1 and out.stride(2) != 1:
