@@ -7,7 +7,7 @@ from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands, WeightLayou
 
 PROBLEM = GroupedGemmProblem(n=256, k=128, input=Dtype.bf16, output=Dtype.bf16)
 ALIGNED = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,
-                   w_expert_stride=256 * 128, d_stride=256)
+                   w_expert_stride=256 * 128, d_stride=256, d_rows=100)
 
 
 def family(problem=PROBLEM, is_cpu=False, has_dpas=True, **changes):

@@ -1,5 +1,17 @@
-"""Dynamic instruction counts of the simulated kernels, after the tests."""
+"""Dynamic instruction counts of the simulated kernels, after the tests, whichever worker ran them."""
+import pytest
+
 from . import case
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["simulated"] = case.REPORT
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    case.REPORT += getattr(node, "workeroutput", {}).get("simulated", [])
 
 
 def pytest_terminal_summary(terminalreporter):
