@@ -9,9 +9,10 @@ import weakref
 import torch
 
 from ..nn.activations import recognise
+from ..ops.autocast import autocast
 from ..ops.fused_moe import fused_moe
 from ..ops.grouped_gemm import grouped_gemm
-from ..ops.token_sort import combine, sort_tokens
+from ..ops.token_sort import sort_tokens
 
 __all__ = ["experts_forward", "fused_activation", "register"]
 
@@ -42,18 +43,18 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
 
     experts: a module under Transformers' use_experts_implementation. Its weights are read in place. Ids that are not of
     its experts contribute nothing. One `fused_moe` where the gate is one of its activations, else grouped GEMMs around
-    the module's own gate.
+    the module's own gate. Differentiable in hidden_states, top_k_weights and the module's parameters.
     """
-    x = hidden_states.to(experts.down_proj.dtype)  # under autocast they may differ
     w13, b13 = _first_projection(experts)
+    x, w13, w2 = autocast(hidden_states.to(w13.dtype), w13, experts.down_proj)
     b2 = experts.down_proj_bias if experts.has_bias else None
     layout = "ekn" if experts.is_transposed else "enk"
     fused = None if experts.has_post_expert_norm else fused_activation(experts)
     if fused is None:
-        out = _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights)
+        out = _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights)
     else:
         activation, alpha, limit = fused
-        out = fused_moe(x, w13, experts.down_proj, top_k_weights, top_k_index, activation=activation, alpha=alpha,
+        out = fused_moe(x, w13, w2, top_k_weights, top_k_index, activation=activation, alpha=alpha,
                         limit=limit, interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout)
     return out.to(hidden_states.dtype)
 
@@ -98,19 +99,22 @@ def _numbers(module: torch.nn.Module, suffix: str) -> list[float]:
             if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
 
 
-def _around_own_gate(experts, x, w13, b13, b2, layout, top_k_index, top_k_weights) -> torch.Tensor:
-    """Rows sorted by expert, two grouped GEMMs with the module's own operations between and behind, rows put back."""
+def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights) -> torch.Tensor:
+    """Rows sorted by expert, two grouped GEMMs with the module's own operations between and behind, a token's rows summed.
+
+    GEMMs leave the rows of dropped pairs unwritten. They become zeros, as NaNs would reach the gradients of the module's
+    own parameters.
+    """
     num_experts, (num_tokens, k) = w13.shape[0], top_k_index.shape
-    sorted_tokens = sort_tokens(top_k_index, num_experts, topk_weights=top_k_weights)
+    sorted_tokens = sort_tokens(top_k_index, num_experts)
     tokens_per_expert, pairs = sorted_tokens.tokens_per_expert, sorted_tokens.row_pairs
-    tokens = (pairs // k).clamp(min=0)  # rows without a pair are behind the last expert's, and never read
-    h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=tokens, weight_layout=layout)
-    h = _own_gate(experts, h).contiguous()
-    y = grouped_gemm(h, experts.down_proj, tokens_per_expert, bias=b2, weight_layout=layout, out_dtype=torch.float32)
+    h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=pairs.clamp(min=0), gather_divisor=k,
+                     weight_layout=layout)
+    h = _own_gate(experts, h.masked_fill((pairs < 0)[:, None], 0)).to(x.dtype).contiguous()
+    y = grouped_gemm(h, w2, tokens_per_expert, bias=b2, scatter_indices=pairs, weight_layout=layout, out_dtype=torch.float32)
+    dropped = (top_k_index < 0) | (top_k_index >= num_experts)
+    y = y.masked_fill(dropped.view(-1, 1), 0)
     if experts.has_post_expert_norm:
         y = experts.post_expert_norm(y.to(x.dtype)).float()
-    y = y * sorted_tokens.row_scales[:, None]
-    num_pairs = num_tokens * k
-    places = torch.where(pairs < 0, num_pairs, pairs).long()  # one row more, for those without a pair
-    in_order = y.new_empty(num_pairs + 1, y.shape[1]).index_copy(0, places, y)[:num_pairs]
-    return combine(in_order, top_k_index, num_experts, out_dtype=x.dtype)
+    weights = top_k_weights.float().masked_fill(dropped, 0)
+    return (y.view(num_tokens, k, -1) * weights[..., None]).sum(1).to(x.dtype)
