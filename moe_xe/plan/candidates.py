@@ -27,6 +27,7 @@ OTHER_REGISTERS = 16            # addresses and payloads, what a thread needs be
 THREADS_PER_ENGINE = 4          # with 256 registers each
 MOST_PADDING = 1.25             # of N, beside the width that pads least
 LINES = 32                      # of a prefetch message
+GATHERED_SUMS = 32 * 64         # of a sub-group that has no registers to spare (compiled beside a shorter tile: 192 bytes spill)
 QUEUE_SLM = 1 << 10             # the tile queue's share of L1, at most
 ALIKE = 1.01                    # times that the model cannot tell apart: then fewer instructions are better
 
@@ -62,6 +63,9 @@ def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int,
         return f"threads: {sub_groups} sub-groups, an Xe core has {most}"
     if width % sub_groups or (width // sub_groups > LINES and width // sub_groups % LINES):
         return "prefetch: the columns' lines cannot be shared out evenly"
+    if (problem.weights is WeightLayout.enk and problem.gathered and rows * columns >= GATHERED_SUMS and
+            width // sub_groups > LINES):
+        return "spills: gathered tokens' addresses leave no registers for two messages of prefetched columns"
     if -(-height // sub_groups) > LINES:
         return f"prefetch: more than {LINES} rows a sub-group"
     if problem.pairs and sub_groups % 2:
