@@ -129,7 +129,7 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
     for name, value in (("alpha", alpha), ("limit", limit)):
         if not isinstance(value, (int, float)) and not (name == "limit" and value is None):
             raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(alpha) or (limit is not None and not 0 < limit < math.inf):
+    if not -math.inf < alpha < math.inf or (limit is not None and not 0 < limit < math.inf):
         raise ValueError(f"alpha must be finite and limit positive and finite, got alpha = {alpha}, limit = {limit}")
     gated = n13 == 2 * intermediate_size
     act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
