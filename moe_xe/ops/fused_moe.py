@@ -106,7 +106,8 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
             raise TypeError(f"{name} must have hidden_states' dtype {hidden_states.dtype}, got {w.dtype}")
         checks.weight_layout(name, w)
     if hidden_states.shape[1] != hidden_size:
-        raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, w13 has H = {hidden_size}")
+        raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, "
+                         f"w13 has H = {hidden_size}")
     intermediate_size = w2.shape[2]
     if w2.shape[:2] != (num_experts, hidden_size) or n13 not in (intermediate_size, 2 * intermediate_size) or not w13.numel():
         raise ValueError(f"w13 [E, 2I or I, H] and w2 [E, H, I] must fit together and not be empty, got (as [E, N, K]) "
@@ -138,7 +139,8 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
     checks.check_same_device(hidden_states=hidden_states, w13=w13, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, b13=b13, b2=b2,
                              expert_map=expert_map, **({} if shared is None else {f"shared.{k}": v for k, v in vars(shared).items()}))
     checks.row_stride("hidden_states", hidden_states)
-    return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routed_scaling_factor, weight_on_input)
+    return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routed_scaling_factor,
+                     weight_on_input)
 
 
 def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool) -> None:
@@ -146,7 +148,8 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
         raise TypeError(f"shared must be a SharedExpert, got {type(shared).__name__}")
     num_tokens, hidden_size = hidden_states.shape
     if gated != (shared.gate_proj is not None):
-        raise ValueError(f"shared.gate_proj must be {'given' if gated else 'None'}, as the routed experts have {'a' if gated else 'no'} gate")
+        raise ValueError(f"shared.gate_proj must be {'given' if gated else 'None'}, as the routed experts have "
+                         f"{'a' if gated else 'no'} gate")
     checks.check_tensor("shared.up_proj", shared.up_proj, 2, "[I_s, H]")
     size = shared.up_proj.shape[0]
     for name, shape in (("gate_proj", (size, hidden_size)), ("up_proj", (size, hidden_size)), ("down_proj", (hidden_size, size))):
@@ -155,7 +158,8 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
             continue
         checks.check_tensor(f"shared.{name}", w, 2, str(list(shape)))
         if tuple(w.shape) != shape or w.dtype != hidden_states.dtype:
-            raise ValueError(f"shared.{name} must be {str(hidden_states.dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(w)}")
+            raise ValueError(f"shared.{name} must be {str(hidden_states.dtype).removeprefix('torch.')}{list(shape)}, "
+                             f"got {checks.shape_of(w)}")
         checks.row_stride(f"shared.{name}", w)
     if shared.weights is not None:
         if not isinstance(shared.weights, torch.Tensor):

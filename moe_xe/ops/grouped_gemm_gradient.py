@@ -72,7 +72,8 @@ def _outer_backward(ctx, grad):
             continue
         total_rows = len(own if own_indices is None else own_indices)
         of_rows = torch.zeros(total_rows, own.shape[1], dtype=own.dtype if own_indices is None else torch.float32, device=own.device)
-        torch.ops.moe_xe.grouped_gemm_out(other, w, rows, None, other_indices, None, None, ctx.gather_divisor, of_rows, ctx.rows_format, "dynamic")
+        torch.ops.moe_xe.grouped_gemm_out(other, w, rows, None, other_indices, None, None, ctx.gather_divisor, of_rows,
+                                          ctx.rows_format, "dynamic")
         if own_indices is not None:
             sums = torch.zeros(own.shape, dtype=torch.float32, device=own.device)
             of_rows = sums.index_add(0, own_indices.long() // ctx.gather_divisor, of_rows).to(own.dtype)

@@ -31,7 +31,8 @@ def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor |
             raise ValueError(f"{name} must have 2 or 3 dimensions, got {checks.shape_of(mat)}")
     form = mat_a.dim(), mat_b.dim()
     if (offs is None) != (form == (3, 3)):
-        raise ValueError(f"offs must be {'None' if form == (3, 3) else 'given'} for a {form[0]}D x {form[1]}D product, got {offs if offs is None else checks.shape_of(offs)}")
+        raise ValueError(f"offs must be {'None' if form == (3, 3) else 'given'} for a {form[0]}D x {form[1]}D product, "
+                         f"got {offs if offs is None else checks.shape_of(offs)}")
     if bias is not None and form != (2, 3):
         raise ValueError(f"bias must be None for a {form[0]}D x {form[1]}D product")
     if form == (2, 2):
@@ -65,6 +66,6 @@ def _batched(mat_a, mat_b, out_dtype) -> torch.Tensor:
     (groups, m, k), n = mat_a.shape, mat_b.shape[2]
     if mat_b.shape[0] != groups:
         raise ValueError(f"mat_a and mat_b must have as many groups, got {checks.shape_of(mat_a)} and {checks.shape_of(mat_b)}")
-    ends = torch.arange(m, m * groups + 1, m, dtype=torch.int32, device=mat_a.device) if m else torch.zeros(groups, dtype=torch.int32, device=mat_a.device)
+    ends = torch.full((groups,), m, dtype=torch.int32, device=mat_a.device).cumsum(0, dtype=torch.int32)
     out = _rows_by_weights(mat_a.reshape(groups * m, k), mat_b.transpose(1, 2), ends, None, out_dtype, "mat_a", "mat_b")
     return out.view(groups, m, n)

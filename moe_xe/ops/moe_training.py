@@ -78,7 +78,8 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
     z = saved.z if saved.z.numel() else _sums(call, saved, gathered)
     on_input = call.weight_on_input
     needs_dz = needed["hidden_states"] or needed["w13"] or needed["b13"] or (on_input and needed["topk_weights"])
-    want = [name for name, wanted in (("dz", needs_dz), ("hs", needed["w2"]), ("dscale", needed["topk_weights"] and not on_input)) if wanted]
+    wanted = {"dz": needs_dz, "hs": needed["w2"], "dscale": needed["topk_weights"] and not on_input}
+    want = [name for name, is_wanted in wanted.items() if is_wanted]
     result = {}
     if want:
         # of a row without its factor; activate_backward multiplies
@@ -96,7 +97,8 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
             result["topk_weights"] = _topk_gradient(call, saved, grads.dscale, grad_out)
     if needed["b2"]:
         ones = torch.ones_like(scales) if on_input else scales
-        result["b2"] = grouped_outer(ones[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)[:, 0].to(call.b2.dtype)
+        sums = grouped_outer(ones[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)
+        result["b2"] = sums[:, 0].to(call.b2.dtype)
     return result
 
 

@@ -30,7 +30,9 @@ def _backward(ctx, grad_weights, _):
         total = chosen.sum(-1, keepdim=True) + _TINY
         grad = (grad - (grad * chosen).sum(-1, keepdim=True) / total) / total
     if of_all:              # ds_i/dx_j = s_i (delta_ij - s_j)
-        return (torch.zeros_like(x).scatter_add(1, ids, grad * chosen) - scores * (grad * chosen).sum(-1, keepdim=True)).to(logits.dtype), *_NONE
+        weighted = grad * chosen
+        of_logits = torch.zeros_like(x).scatter_add(1, ids, weighted) - scores * weighted.sum(-1, keepdim=True)
+        return of_logits.to(logits.dtype), *_NONE
     if scoring is Scoring.topk_softmax:
         grad = chosen * (grad - (grad * chosen).sum(-1, keepdim=True))
     elif scoring is Scoring.sigmoid:

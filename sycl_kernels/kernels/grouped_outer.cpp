@@ -13,7 +13,8 @@
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_outer(
     const void* left, const void* right, void* d, const void* rows, const int* row_indices,
-    const long* row_addresses, int* tile_counter, void* scratch, long total_rows, long left_rows, long right_rows, long left_stride, long right_stride, long d_stride,
+    const long* row_addresses, int* tile_counter, void* scratch, long total_rows, long left_rows, long right_rows,
+    long left_stride, long right_stride, long d_stride,
     long d_expert_stride, long d_split_stride, int num_experts) {
   using namespace moe_xe;
   const OuterArguments args{left, right, d, rows, row_indices, row_addresses, tile_counter, scratch, total_rows, left_rows, right_rows,

@@ -37,7 +37,8 @@ void run_dots(const Arguments& args, int expert, const FewRows& few, int first, 
 }
 
 template <int rows>
-void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w, int64 column, int columns) {
+void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w,
+              int64 column, int columns) {
   if constexpr (rows > 1)
     if (wanted < rows) return run_dots<rows - 1>(wanted, args, expert, few, first, w, column, columns);
   run_dots<rows>(args, expert, few, first, w, column, columns);
@@ -63,9 +64,11 @@ struct StreamedSums {
       int column = 0;
       if (k + depth <= problem::k)
 #pragma unroll 1
-        for (; column + block <= columns; column += block) add_block<block / width, true>(few, tokens, from, row_stride, first_sum, column, block);
+        for (; column + block <= columns; column += block)
+          add_block<block / width, true>(few, tokens, from, row_stride, first_sum, column, block);
 #pragma unroll 1
-      for (; column < columns; column += width) add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
+      for (; column < columns; column += width)
+        add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
     }
   }
 
