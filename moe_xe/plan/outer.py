@@ -102,9 +102,9 @@ class OuterCpuConfig(OuterConfig):
         return 1
 
     def scratch_bytes(self, problem: OuterProblem) -> int:
-        """Packed columns of left, one packed panel of right, and sums kept between row blocks (outer_cpu.hpp asserts it)."""
+        """Packed columns of left and of right, and sums kept between row blocks (outer_cpu.hpp asserts it)."""
         steps = self.row_block // (2 if problem.input is Dtype.bf16 and self.isa == "avx512_bf16" else 1)
         left = -(-self.tile_rows // self.micro_rows) * (steps + 1) * _round_up(self.micro_rows, VECTOR_DWORDS[self.isa])
-        panel = steps * self.micro_columns
-        sums = self.tile_rows * _round_up(self.tile_columns, self.micro_columns)
-        return 4 * _round_up(_round_up(left, 16) + _round_up(panel, 16) + sums, 16)
+        columns = _round_up(self.tile_columns, self.micro_columns)
+        right, sums = columns * (steps + 1), self.tile_rows * columns
+        return 4 * _round_up(_round_up(left, 16) + _round_up(right, 16) + sums, 16)

@@ -1,6 +1,6 @@
 // A tile of the weights' gradient on the CPU device: a block of sorted rows at a time, left's columns are packed in blocks
-// of the micro-kernel's height, then each panel of right's columns is packed and multiplied with all of them. The sums of
-// one element are always added in the same order.
+// of the micro-kernel's height and right's in panels, whose products are summed. The sums of one element are always added
+// in the same order.
 #pragma once
 #include <moe_xe/micro_kernel_cpu.hpp>
 #include <moe_xe/outer_types.hpp>
@@ -9,26 +9,26 @@
 namespace moe_xe {
 
 constexpr int sums_stride = int(round_up(config::tile_columns, config::micro_columns));
+// A step of a packed block: micro_rows columns of left, or micro_columns of right, in whole vectors. Blocks are a step more
+// apart than they are long: a power of two would map them to the same cache sets.
 constexpr int block_steps = config::row_block / elements_per_step;
-// A step of a packed block of left: micro_rows columns in whole vectors. Blocks are a step more apart than they are long: a
-// power of two would map them to the same cache sets.
-constexpr int left_step = int(round_up(config::micro_rows, width));
-constexpr int64 left_block = (block_steps + 1) * left_step;
+constexpr int left_step = int(round_up(config::micro_rows, width)), right_step = config::micro_columns;
+constexpr int64 left_block = (block_steps + 1) * left_step, right_block = (block_steps + 1) * right_step;
 
 // A work-group's scratch, in dwords.
-constexpr int64 packed_left_dwords = round_up((config::tile_rows + config::micro_rows - 1) / config::micro_rows * left_block, 16);
-constexpr int64 panel_dwords = round_up(block_steps * config::micro_columns, 16);
+constexpr int64 left_dwords = round_up((config::tile_rows + config::micro_rows - 1) / config::micro_rows * left_block, 16);
+constexpr int64 right_dwords = round_up(sums_stride / config::micro_columns * right_block, 16);
 constexpr int64 sums_dwords = config::tile_rows * sums_stride;
 static_assert(config::micro_columns % width == 0 && config::row_block % elements_per_step == 0);
-static_assert(4 * (packed_left_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "OuterCpuConfig.scratch_bytes");
+static_assert(4 * (left_dwords + right_dwords + sums_dwords) <= config::scratch_bytes, "OuterCpuConfig.scratch_bytes");
 
 class OuterMainloop {
  public:
   OuterMainloop(const OuterArguments& arguments, const Team& team) : args(arguments) {
     auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
     packed_left = reinterpret_cast<Packed*>(scratch);
-    panel = reinterpret_cast<PackedVector*>(scratch + packed_left_dwords);
-    sums = scratch + packed_left_dwords + panel_dwords;
+    packed_right = packed_left + left_dwords;
+    sums = scratch + left_dwords + right_dwords;
   }
 
   void run(const OuterTile& tile) const {
@@ -41,18 +41,20 @@ class OuterMainloop {
     int64 begin = tile.begin;
     do {   // once for a tile without sorted rows, too: zeros
       const int depth = lesser(tile.end - begin, config::row_block);
+      const int steps = (depth + elements_per_step - 1) / elements_per_step;
       const bool last = begin + depth == tile.end;
-      pack_left(begin, begin + depth, tile.row, rows, height);
+      pack<Gathered::left, left_step>(begin, begin + depth, tile.row, rows, height, packed_left, left_block);
+      pack<Gathered::right, right_step>(begin, begin + depth, tile.column, columns, config::micro_columns, packed_right, right_block);
+      const Packed* panel = packed_right;
 #pragma unroll 1
-      for (int column = 0; column < columns; column += config::micro_columns) {
-        pack_right(begin, begin + depth, tile.column + column);
+      for (int column = 0; column < columns; column += config::micro_columns, panel += right_block) {
 #pragma unroll 1
         for (int row = 0, block = 0; row < rows; row += height, ++block) {
           const int count = lesser(rows - row, height);
           const SumsInMemory partial{sums + row * sums_stride + column, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
-          multiply<config::micro_rows, 1, left_step>(count, packed_left + block * left_block, panel,
-                                                     (depth + elements_per_step - 1) / elements_per_step,
+          multiply<config::micro_rows, 1, left_step>(count, packed_left + block * left_block,
+                                                     reinterpret_cast<const PackedVector*>(panel), steps,
                                                      begin > tile.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < count; ++i)
@@ -92,28 +94,18 @@ class OuterMainloop {
     else return static_cast<const Input*>(args.right) + row * args.right_stride;
   }
 
-  // Columns [column, column + rows) of left, which become rows of d.
-  void pack_left(int64 begin, int64 end, int64 column, int rows, int height) const {
-    Packed* to = packed_left;
+  // `columns` columns of an operand from `column` on, in blocks of `height` of them.
+  template <Gathered operand, int step_size>
+  void pack(int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
+    constexpr int64 all_columns = operand == Gathered::left ? problem::p : problem::q;
 #pragma unroll 1
-    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step, to += left_step) {
-      const Step step = step_at<Gathered::left>(sorted_row, end);
+    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step, to += step_size) {
+      const Step step = step_at<operand>(sorted_row, end);
       Packed* block = to;
 #pragma unroll 1
-      for (int row = 0; row < rows; row += height, block += left_block)
+      for (int first = 0; first < columns; first += height, block += block_size)
 #pragma unroll
-        for (int i = 0; i < left_step; i += width) store(block + i, step.load(column + row + i, problem::p - column - row - i));
-    }
-  }
-
-  // A panel of right's columns.
-  void pack_right(int64 begin, int64 end, int64 column) const {
-    PackedVector* to = panel;
-#pragma unroll 1
-    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step) {
-      const Step step = step_at<Gathered::right>(sorted_row, end);
-#pragma unroll
-      for (int i = 0; i < config::micro_columns; i += width) *to++ = step.load(column + i, problem::q - column - i);
+        for (int i = 0; i < step_size; i += width) store(block + i, step.load(column + first + i, all_columns - column - first - i));
     }
   }
 
@@ -133,7 +125,7 @@ class OuterMainloop {
 
   const OuterArguments& args;
   Packed* packed_left;
-  PackedVector* panel;
+  Packed* packed_right;
   float* sums;
 };
 
