@@ -78,11 +78,13 @@ class SubGroupOuter {
   }
 
  private:
+  // Empty experts in front end at row 0, and no surface is empty.
+  int height() const { return tile.end > 0 ? int(tile.end) : 1; }
   Surface a_surface() const {
-    return {swapped ? args.right : args.left, int(a_columns) * 2, int(tile.end), int(swapped ? args.right_stride : args.left_stride) * 2};
+    return {swapped ? args.right : args.left, int(a_columns) * 2, height(), int(swapped ? args.right_stride : args.left_stride) * 2};
   }
   Surface b_surface() const {
-    return {swapped ? args.left : args.right, int(b_columns) * 2, int(tile.end), int(swapped ? args.left_stride : args.right_stride) * 2};
+    return {swapped ? args.left : args.right, int(b_columns) * 2, height(), int(swapped ? args.left_stride : args.right_stride) * 2};
   }
 
   // The left operand's rows of one parity as a surface of their own, from the tile's first row on.
