@@ -9,6 +9,7 @@ import torch
 from ..ops.fused_moe import Fusions
 from ..plan.problem import Dtype
 from . import block_models, block_peers
+from .block_gradients import Gradients
 from .block_models import Family, Inputs, Weights
 from .gemm import DTYPES
 from .memory import available_bytes, peak_bytes
@@ -17,6 +18,7 @@ from .roofline import record_for
 from .timing import interleaved_medians
 
 _PLAN_DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16, "fp32": Dtype.f32}
+MODES = {"forward": 1, "backward": 2, "both": 3}    # and how many times forward's matrix products each has
 _SAMPLE = 8    # tokens whose outputs are compared with the reference
 
 
@@ -24,13 +26,16 @@ _SAMPLE = 8    # tokens whose outputs are compared with the reference
 class Result:
     """One case. *_ms: median milliseconds, None where a peer was not run; not_run says why.
 
-    rows: routed rows. active_experts: experts that have rows. permute_x, permute_y: whether gather and scatter are fused.
-    speedup: the fastest peer's time / moe_xe's. gbytes_per_s: least bytes (active experts' weights, hidden states in and
-    out) / time. roofline: the least time that the device's peaks allow / time, None for a device without a record; it can
+    mode: "forward", "backward" (of a forward pass that is not timed) or "both", with the gradients of hidden states,
+    routing weights and all parameters. rows: routed rows. active_experts: experts that have rows. permute_x, permute_y: whether gather and scatter are fused.
+    speedup: the fastest peer's time / moe_xe's. gflops: operations that the mathematics needs, so not what backward computes
+    again / time. gbytes_per_s: least bytes (active experts' weights, hidden states in and out; of the gradients, those
+    of all weights) / time. roofline: the least time that the device's peaks allow / time, None for a device without a record; it can
     exceed 1 where weights stay in a cache. *_peak_bytes: `memory.peak_bytes` of one call. wrong: which outputs differ from
     the reference by more than roundings.
     """
     model: str
+    mode: str
     device: str
     dtype: str
     hidden_size: int
@@ -65,52 +70,62 @@ class Result:
         return dict(asdict(self), correct=self.correct)
 
 
-def needed_bytes(family: Family, tokens: int, dtype: torch.dtype) -> int:
-    """About what a case takes: weights, one call's intermediate values in float32, an expert's weights for the reference."""
+def needed_bytes(family: Family, tokens: int, dtype: torch.dtype, training: bool = False) -> int:
+    """About what a case takes: weights, one call's intermediate values in float32, an expert's weights for the reference.
+
+    In training also what each way keeps for backward, one way's gradients, and those that eager adds up.
+    """
     model, rows = family.model, tokens * family.model.top_k
     calls = 4 * (rows * (4 * model.hidden_size + 5 * model.intermediate_size) + 5 * tokens * family.shared_intermediate_size)
     expert = 3 * model.hidden_size * max(model.intermediate_size, family.shared_intermediate_size) * 8
-    return family.num_weights() * dtype.itemsize + calls + expert
+    weights = family.num_weights() * dtype.itemsize
+    return 4 * (weights + calls + expert) if training else weights + calls + expert
 
 
-def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, device: torch.device,
+                 training: bool = False) -> None:
     """MemoryError, with a scale that fits, if family `name`, scaled by `factor`, does not."""
     family, available = block_models.FAMILIES[name], available_bytes(device)
-    needed = needed_bytes(block_models.scaled(family, factor), tokens, dtype)
+
+    def at_scale(factor: float) -> int:
+        return needed_bytes(block_models.scaled(family, factor), tokens, dtype, training)
+
+    needed = at_scale(factor)
     if needed <= available:
         return
     factors = (2**power for power in range(1, 8))
-    fits = next((f for f in factors if needed_bytes(block_models.scaled(family, f), tokens, dtype) <= available), None)
+    fits = next((factor for factor in factors if at_scale(factor) <= available), None)
     advice = "too many tokens for any scale" if fits is None else f"--scale {fits} would fit"
     raise MemoryError(f"{name} with {tokens} tokens needs about {needed / 1e9:.1f} GB at scale {factor:g}, and "
                       f"{available / 1e9:.1f} GB are free on {device.type}: {advice}")
 
 
 def run_family(name: str, factor: float, token_counts: list[int], dtype_name: str, device: torch.device, fusions: Fusions,
-               seconds: float) -> Iterator[Result]:
-    """Times one family for each token count, on one set of weights."""
+               seconds: float, mode: str = "forward") -> Iterator[Result]:
+    """Times one family for each token count, on one set of weights. In training both permutations are always fused."""
+    training = mode != "forward"
     family = block_models.scaled(block_models.FAMILIES[name], factor)
-    weights = block_models.make_weights(family, DTYPES[dtype_name], device)
+    weights = block_models.make_weights(family, DTYPES[dtype_name], device, training)
     for tokens in token_counts:
-        with torch.inference_mode():
-            inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device)
-            result = _run_case(name, family, weights, inputs, dtype_name, fusions, seconds)
+        with torch.inference_mode(not training):
+            inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device, training)
+            result = _run_case(name, family, weights, inputs, dtype_name, Fusions() if training else fusions, seconds, mode)
         yield result
 
 
 def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype_name: str, fusions: Fusions,
-              seconds: float) -> Result:
+              seconds: float, mode: str) -> Result:
     device, model = inputs.hidden_states.device, family.model
     tokens, itemsize = len(inputs.hidden_states), inputs.hidden_states.itemsize
-    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions)
+    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions, mode)
     medians = interleaved_medians(calls, device, seconds)
     fastest = min((peer for peer in calls if peer != "moe_xe"), key=medians.__getitem__)
     ours = medians["moe_xe"]
-    flops, active_experts = family.flops(tokens), len(inputs.topk_ids.unique())
-    num_bytes = family.least_bytes(tokens, active_experts, itemsize)
+    flops, active_experts = MODES[mode] * family.flops(tokens), len(inputs.topk_ids.unique())
+    num_bytes = _least_bytes(family, tokens, active_experts, itemsize, mode)
     record = record_for(device)
     return Result(
-        model=name, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
+        model=name, mode=mode, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size, shared_intermediate_size=family.shared_intermediate_size,
         num_experts=model.num_experts, top_k=model.top_k, tokens=tokens, rows=tokens * model.top_k,
         active_experts=active_experts, permute_x=fusions.gather, permute_y=fusions.scatter, moe_xe_ms=1e3 * ours,
@@ -122,43 +137,69 @@ def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype
         wrong=wrong)
 
 
-Calls = dict[str, Callable[[], torch.Tensor]]
+def _least_bytes(family: Family, tokens: int, active_experts: int, itemsize: int, mode: str) -> int:
+    """Backward reads what forward does, and the output's gradient, and writes gradients of all weights and the input."""
+    forward = family.least_bytes(tokens, active_experts, itemsize)
+    backward = forward + (family.num_weights() + tokens * family.model.hidden_size) * itemsize
+    return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
 
 
-def _checked_calls(family: Family, weights: Weights, inputs: Inputs,
-                   fusions: Fusions) -> tuple[Calls, dict[str, str], list[str]]:
+Calls = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What is timed and checked where no gradients are asked for: the forward pass, and its rows `sample`."""
+    sample: torch.Tensor
+    expected: dict[str, torch.Tensor]
+
+    def call(self, forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        return forward
+
+    def sampled(self, out: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"output": out[self.sample]}
+
+
+def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions,
+                   mode: str) -> tuple[Calls, dict[str, str], list[str]]:
     """moe_xe and the peers that run here, why others do not, and whose output is wrong."""
     hidden_states = inputs.hidden_states
     tokens = len(hidden_states)
     sample = torch.linspace(0, tokens - 1, min(tokens, _SAMPLE), device=hidden_states.device).long()
-    expected = block_models.reference(family, weights, inputs, sample)
+    training = mode != "forward"
+    measured = (Gradients(family, weights, inputs, sample, with_forward=mode == "both") if training else
+                _Outputs(sample, {"output": block_models.reference(family, weights, inputs, sample)}))
 
-    def right(out: torch.Tensor, roundings: int) -> bool:
+    def right(results, roundings: int) -> bool:
         """Independent roundings, one after another, add as squares."""
-        found = difference(out[sample].cpu(), expected)
-        once = tolerance(out.dtype, family.model.intermediate_size)
-        return bool(found.max_error <= once.max_error * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings
-                    and torch.isfinite(out).all())
+        for name, result in measured.sampled(results).items():
+            found = difference(result.cpu(), measured.expected[name])
+            once = tolerance(hidden_states.dtype, family.model.intermediate_size)
+            if not (found.max_error <= once.max_error * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings):
+                return False
+        return all(torch.isfinite(tensor).all() for tensor in (results.values() if training else [results]))
 
-    # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part
-    calls: Calls = {"moe_xe": lambda: block_models.run_fused(family, weights, inputs, fusions)}
-    wrong = [] if right(calls["moe_xe"](), 3) else ["moe_xe"]
+    # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part;
+    # a gradient has the roundings of the forward pass and then its own
+    passes = 2 if training else 1
+    calls: Calls = {"moe_xe": measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions))}
+    wrong = [] if right(calls["moe_xe"](), 3 * passes) else ["moe_xe"]
     not_run = {}
     for peer in block_peers.PEERS:
-        temporary = block_peers.temporary_bytes(peer, family, tokens, hidden_states.itemsize)
+        temporary = block_peers.temporary_bytes(peer, family, tokens, hidden_states.itemsize, training)
         available = available_bytes(hidden_states.device)
         if temporary > available:
             not_run[peer] = (f"it would need {temporary / 1e9:.1f} GB beside the weights, and {available / 1e9:.1f} GB "
                              "are free")
             continue
-        call = block_peers.make_peer(peer, family, weights, inputs)
         try:
-            out = call()
+            call = measured.call(block_peers.make_peer(peer, family, weights, inputs))
+            results = call()
         except RuntimeError as error:    # what the device's torch cannot do
             not_run[peer] = str(error).partition("\n")[0]
             continue
         calls[peer] = call
-        if not right(out, 6 + family.model.top_k):
+        if not right(results, passes * (6 + family.model.top_k)):
             wrong.append(peer)
     if len(calls) == 1:
         raise RuntimeError(f"none of Transformers' ways runs here: {not_run}")

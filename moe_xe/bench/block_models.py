@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from ..ops.fused_moe import Fusions, SharedExpert, fused_moe
 from ..ops.route import route
@@ -74,11 +75,14 @@ def scaled(family: Family, factor: float) -> Family:
 
 @dataclass(frozen=True)
 class Weights:
-    """w13: [E, 2I, H], w2: [E, H, I], or, for a transposed family, [E, H, 2I] and [E, I, H]; b13: [E, 2I], b2: [E, H]."""
-    w13: torch.Tensor
-    w2: torch.Tensor
-    b13: torch.Tensor | None
-    b2: torch.Tensor | None
+    """w13: [E, 2I, H], w2: [E, H, I], or, for a transposed family, [E, H, 2I] and [E, I, H]; b13: [E, 2I], b2: [E, H].
+
+    Parameters, so that Transformers' modules take these very tensors, and gradients are theirs.
+    """
+    w13: nn.Parameter
+    w2: nn.Parameter
+    b13: nn.Parameter | None
+    b2: nn.Parameter | None
     shared: SharedExpert | None
 
 
@@ -90,16 +94,18 @@ class Inputs:
     topk_ids: torch.Tensor
 
 
-def make_weights(family: Family, dtype: torch.dtype, device: torch.device) -> Weights:
-    """Random weights of a size that keeps values near one."""
+def make_weights(family: Family, dtype: torch.dtype, device: torch.device, training: bool = False) -> Weights:
+    """Random weights of a size that keeps values near one; training: they want gradients."""
     model = family.model
 
-    def linear(n: int, k: int, *experts: int, transposed: bool = False) -> torch.Tensor:
-        shape = (*experts, k, n) if transposed else (*experts, n, k)
-        return torch.randn(shape, dtype=dtype, device=device).mul_(k**-0.5)
+    def parameter(*shape: int, scale: float = 1.0) -> nn.Parameter:
+        return nn.Parameter(torch.randn(shape, dtype=dtype, device=device).mul_(scale), requires_grad=training)
 
-    def bias(n: int) -> torch.Tensor | None:
-        return torch.randn(model.num_experts, n, dtype=dtype, device=device) if family.bias else None
+    def linear(n: int, k: int, *experts: int, transposed: bool = False) -> nn.Parameter:
+        return parameter(*experts, *((k, n) if transposed else (n, k)), scale=k**-0.5)
+
+    def bias(n: int) -> nn.Parameter | None:
+        return parameter(model.num_experts, n) if family.bias else None
 
     (n13, k13), (n2, k2) = model.gemms()
     hidden_size, shared_size = model.hidden_size, family.shared_intermediate_size
@@ -109,13 +115,14 @@ def make_weights(family: Family, dtype: torch.dtype, device: torch.device) -> We
                    linear(n2, k2, model.num_experts, transposed=family.transposed), bias(n13), bias(n2), shared)
 
 
-def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Random hidden states, and the family's own routing of random logits."""
+def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.device, training: bool = False) -> Inputs:
+    """Random hidden states, and the family's own routing of random logits; training: both want gradients."""
     model = family.model
     logits = torch.randn(tokens, model.num_experts, device=device)
     topk_weights, topk_ids = route(logits, model.top_k, ids_dtype=torch.int64, **family.routing)
-    return Inputs(torch.randn(tokens, model.hidden_size, dtype=dtype, device=device),
-                  topk_weights if family.float_weights else topk_weights.to(dtype), topk_ids)
+    topk_weights = topk_weights if family.float_weights else topk_weights.to(dtype)
+    return Inputs(torch.randn(tokens, model.hidden_size, dtype=dtype, device=device, requires_grad=training),
+                  topk_weights.requires_grad_(training), topk_ids)
 
 
 def run_fused(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions) -> torch.Tensor:
@@ -128,31 +135,47 @@ def run_fused(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions
 
 def reference(family: Family, weights: Weights, inputs: Inputs, tokens: torch.Tensor) -> torch.Tensor:
     """Rows `tokens` of the block's output, [len(tokens), H], in float32 (float64 for float32 inputs) on the CPU."""
-    dtype = torch.float64 if inputs.hidden_states.dtype == torch.float32 else torch.float32
+    x, factors = (wide(tensor.detach()[tokens], inputs) for tensor in (inputs.hidden_states, inputs.topk_weights))
+    return reference_of(family, weights, x, factors, inputs.topk_ids[tokens].cpu())
 
+
+def wide(tensor: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """On the CPU, in the type of references for these inputs."""
+    return tensor.detach().cpu().to(torch.float64 if inputs.hidden_states.dtype == torch.float32 else torch.float32)
+
+
+def reference_of(family: Family, weights: Weights, x: torch.Tensor, factors: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The output for tokens [n, H] with weights and ids [n, k], all on the CPU, in x's type; differentiable in these."""
     def wide(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.cpu().to(dtype)
+        return tensor.detach().cpu().to(x.dtype)
 
-    x, factors = wide(inputs.hidden_states[tokens]), wide(inputs.topk_weights[tokens])
-    ids = inputs.topk_ids[tokens].cpu()
     out = torch.zeros_like(x)
     for expert in ids.unique().tolist():
         rows, slots = (ids == expert).nonzero(as_tuple=True)
-        factor = factors[rows, slots, None]
-        w13, w2 = wide(weights.w13[expert]), wide(weights.w2[expert])
-        if not family.transposed:
-            w13, w2 = w13.T, w2.T
-        h = (x[rows] * factor if family.weight_on_input else x[rows]) @ w13
-        if weights.b13 is not None:
-            h += wide(weights.b13[expert])
-        y = _gated(family, *((h[:, 0::2], h[:, 1::2]) if family.interleaved else h.chunk(2, 1))) @ w2
-        if weights.b2 is not None:
-            y += wide(weights.b2[expert])
-        out.index_add_(0, rows, y if family.weight_on_input else y * factor)
+        parameters = {name: wide(tensor[expert]) for name, tensor in experts_parameters(weights).items()}
+        out.index_add_(0, rows, reference_of_expert(family, x[rows], factors[rows, slots, None], **parameters))
     if weights.shared is not None:
         gate, up, down = (wide(w) for w in (weights.shared.gate_proj, weights.shared.up_proj, weights.shared.down_proj))
         out += _gated(family, x @ gate.T, x @ up.T) @ down.T
     return out
+
+
+def experts_parameters(weights: Weights) -> dict[str, nn.Parameter]:
+    """Those that the routed experts have, by name."""
+    named = {"w13": weights.w13, "w2": weights.w2, "b13": weights.b13, "b2": weights.b2}
+    return {name: parameter for name, parameter in named.items() if parameter is not None}
+
+
+def reference_of_expert(family: Family, x: torch.Tensor, factor: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor,
+                        b13: torch.Tensor | None = None, b2: torch.Tensor | None = None) -> torch.Tensor:
+    """One expert's share for rows [n, H] with factors [n, 1]."""
+    if not family.transposed:
+        w13, w2 = w13.T, w2.T
+    h = (x * factor if family.weight_on_input else x) @ w13
+    h = h if b13 is None else h + b13
+    y = _gated(family, *((h[:, 0::2], h[:, 1::2]) if family.interleaved else h.chunk(2, 1))) @ w2
+    y = y if b2 is None else y + b2
+    return y if family.weight_on_input else y * factor
 
 
 def _gated(family: Family, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -22,15 +22,15 @@ def require_transformers() -> None:
         raise ImportError(f"{needs}, found {__version__}")
 
 
-def temporary_bytes(name: str, family: Family, tokens: int, itemsize: int) -> int:
+def temporary_bytes(name: str, family: Family, tokens: int, itemsize: int, training: bool = False) -> int:
     """What a peer needs beyond what any way does: batched_mm copies the weights of each row's expert, and Llama-4's eager
-    experts compute every token.
+    experts compute every token. In training there are gradients of all that as well.
     """
-    model = family.model
+    model, copies = family.model, 2 if training else 1
     if name == "batched_mm":
-        return 3 * tokens * model.top_k * model.hidden_size * model.intermediate_size * itemsize
+        return copies * 3 * tokens * model.top_k * model.hidden_size * model.intermediate_size * itemsize
     if name == "eager" and family.model.name == "llama-4-scout":
-        return tokens * model.num_experts * (3 * model.hidden_size + 4 * model.intermediate_size) * itemsize
+        return copies * tokens * model.num_experts * (3 * model.hidden_size + 4 * model.intermediate_size) * itemsize
     return 0
 
 
@@ -44,11 +44,11 @@ def make_peer(name: str, family: Family, weights: Weights, inputs: Inputs) -> Ca
     for attribute, tensor in (("gate_up_proj", weights.w13), ("down_proj", weights.w2),
                               ("gate_up_proj_bias", weights.b13), ("down_proj_bias", weights.b2)):
         if tensor is not None:
-            setattr(block.experts, attribute, nn.Parameter(tensor, requires_grad=False))
+            setattr(block.experts, attribute, tensor)
     if weights.shared is not None:
         shared = block.shared_experts if hasattr(block, "shared_experts") else block.shared_expert
         for part in ("gate_proj", "up_proj", "down_proj"):
-            getattr(shared, part).weight = nn.Parameter(getattr(weights.shared, part), requires_grad=False)
+            getattr(shared, part).weight = getattr(weights.shared, part)
     hidden_states = inputs.hidden_states[None]
 
     def call() -> torch.Tensor:
@@ -116,8 +116,7 @@ def _llama4(family: Family, inputs: Inputs, options: dict) -> nn.Module:
         intermediate_size=family.model.intermediate_size, num_local_experts=family.model.num_experts, **options)
     block = llama4.Llama4TextMoe(config)
     if options["experts_implementation"] == "eager":
-        scores = inputs.topk_weights.new_zeros(len(inputs.topk_ids), family.model.num_experts)
-        block.router = _GivenRouting(scores.scatter_(1, inputs.topk_ids, inputs.topk_weights), None)
+        block.router = _GivenScores(inputs, family.model.num_experts)
         return block
 
     class Experts(llama4.Llama4TextExperts):
@@ -125,6 +124,18 @@ def _llama4(family: Family, inputs: Inputs, options: dict) -> nn.Module:
 
     use_experts_implementation(Experts, is_transposed=True)
     return _Llama4WithRouting(Experts(config), block.shared_expert, inputs)
+
+
+class _GivenScores(nn.Module):
+    """Stands for Llama-4's router: a token's weight for each expert, zero for those that it is not routed to."""
+
+    def __init__(self, inputs: Inputs, num_experts: int):
+        super().__init__()
+        self.topk_weights, self.topk_ids, self.num_experts = inputs.topk_weights, inputs.topk_ids, num_experts
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple:
+        scores = self.topk_weights.new_zeros(len(self.topk_ids), self.num_experts)
+        return scores.scatter(1, self.topk_ids, self.topk_weights), None
 
 
 class _Llama4WithRouting(nn.Module):

@@ -31,7 +31,7 @@ def plot_blocks(results: list[Result], path: Path) -> None:
             if points:
                 times.plot(*zip(*points), marker="o", markersize=3, linewidth=2 if way == "moe_xe" else 1, label=way)
         first = group[0]
-        times.set(yscale="log", ylabel="milliseconds", title=f"{model} {dtype} on {first.device}")
+        times.set(yscale="log", ylabel="milliseconds", title=f"{model} {dtype}, {first.mode}, on {first.device}")
         times.legend()
         points = [(r.tokens, 100 * r.roofline) for r in group if r.roofline is not None]
         if points:

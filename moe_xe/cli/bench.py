@@ -67,7 +67,7 @@ def gemm(
 @app.command()
 def block(
     model: Annotated[str, typer.Option(help="Comma-separated: qwen3, llama4, gpt-oss, deepseek, mixtral.")] = "qwen3",
-    mode: Annotated[str, typer.Option(help="forward.")] = "forward",
+    mode: Annotated[str, typer.Option(help="forward, backward (of a forward pass that is not timed), or both.")] = "forward",
     seqlen: Annotated[Optional[int], typer.Option(help="Tokens of a sequence; default 1024.", min=1)] = None,
     batch: Annotated[Optional[int], typer.Option(help="Sequences; default 1.", min=1)] = None,
     tokens: Annotated[Optional[str], typer.Option(help="Comma-separated counts, instead of seqlen and batch.")] = None,
@@ -83,21 +83,21 @@ def block(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ):
     """The experts of a model's block, shared ones included, from hidden states and routing to the output: moe_xe against
-    Transformers' eager, grouped_mm and batched_mm on the same weights.
+    Transformers' eager, grouped_mm and batched_mm on the same weights. Backward: the gradients of hidden states, routing
+    weights and all parameters.
 
-    Exit status 1 if an output is wrong.
+    Exit status 1 if an output or a gradient is wrong.
     """
-    from ..bench.block import DTYPES, check_memory, run_family
+    from ..bench.block import DTYPES, MODES, check_memory, run_family
     from ..bench.block_models import FAMILIES
     from ..bench.block_peers import require_transformers
     from ..bench.plot import plot_blocks, require_matplotlib
     from ..ops.fused_moe import Fusions
 
     cases = [(m, d) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")]
-    if mode in ("backward", "both"):
-        raise typer.BadParameter(f"{mode!r} comes with training; only 'forward' can be measured so far", param_hint="--mode")
-    if mode != "forward":
-        raise typer.BadParameter(f"expected 'forward', got {mode!r}", param_hint="--mode")
+    if mode not in MODES:
+        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
+    training = mode != "forward"
     token_counts, where = _block_tokens(tokens, seqlen, batch, plot), _device(device)
     if plot and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {plot.absolute().parent}", param_hint="--plot")
@@ -107,17 +107,19 @@ def block(
         if plot:
             require_matplotlib()
         for name, dtype_name in cases:
-            check_memory(name, scale, max(token_counts), DTYPES[dtype_name], where)
+            check_memory(name, scale, max(token_counts), DTYPES[dtype_name], where, training)
     except (ImportError, MemoryError) as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(1)
     if autotune:
         errors.print("--autotune has no effect yet: moe_xe has no tuner, its heuristics choose the configurations")
+    if training and not (permute_x and permute_y):
+        errors.print("--permute-x and --permute-y are always on in training")
     results, fusions = [], Fusions(gather=permute_x, scatter=permute_y)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * len(token_counts))
         for name, dtype_name in cases:
-            for result in run_family(name, scale, token_counts, dtype_name, where, fusions, seconds):
+            for result in run_family(name, scale, token_counts, dtype_name, where, fusions, seconds, mode):
                 results.append(result)
                 progress.advance(task)
     if json:
@@ -157,7 +159,7 @@ def _print_blocks(results, scale: float) -> None:
     first = results[0]
     fused = [name for name, on in (("permute_x", first.permute_x), ("permute_y", first.permute_y)) if on]
     table = Table("model", "dtype", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
-                  title=f"milliseconds on {first.device}; fused: {', '.join(fused) or 'no permutation'}")
+                  title=f"{first.mode}: milliseconds on {first.device}; fused: {', '.join(fused) or 'no permutation'}")
     for head in ("tokens", "moe_xe", "eager", "grouped_mm", "batched_mm", "speed-up", "GFLOP/s", "GB/s", "roofline",
                  "peak MB", "peer's"):
         table.add_column(head, justify="right")

@@ -231,3 +231,60 @@ def test_transformers_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="not installed"):
         block_peers.require_transformers()
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+def run_training(name, mode, tokens=23, dtype="fp32"):
+    (result,) = run_family(name, 64, [tokens], dtype, CPU, Fusions(gather=False), seconds=0, mode=mode)
+    return result
+
+
+@pytest.mark.parametrize("mode", ["backward", "both"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "llama4"])
+def test_gradients_agree_with_peers_and_the_reference(name, mode):
+    result = run_training(name, mode)
+    assert result.correct and (result.mode, result.permute_x, result.permute_y) == (mode, True, True)
+    assert all(getattr(result, f"{peer}_ms") > 0 for peer in block_peers.PEERS if peer not in result.not_run)
+    forward = scaled(FAMILIES[name], 64).flops(23)
+    assert result.gflops == pytest.approx({"backward": 2, "both": 3}[mode] * forward / result.moe_xe_ms / 1e6)
+    weights = scaled(FAMILIES[name], 64).num_weights() * 4
+    assert min(result.moe_xe_peak_bytes, result.fastest_peer_peak_bytes) > weights     # their gradient
+
+
+@pytest.mark.parametrize("spoiled", ["hidden_states", "topk_weights", "w13", "w2", "b13", "b2"])
+def test_wrong_gradients_are_found(spoiled, monkeypatch):
+    class Spoil(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            return tensor.view_as(tensor)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 1.01
+
+    fused = block_models.fused_moe
+
+    def wrong(x, w13, w2, factors, ids, b13, b2, **options):
+        given = dict(hidden_states=x, w13=w13, w2=w2, topk_weights=factors, b13=b13, b2=b2)
+        given[spoiled] = Spoil.apply(given[spoiled])
+        return fused(topk_ids=ids, **given, **options)
+
+    monkeypatch.setattr(block_models, "fused_moe", wrong)
+    assert run_training("gpt-oss", "backward").wrong == ["moe_xe"]
+
+
+def test_backward_leaves_the_forward_pass_out(monkeypatch):
+    passes, fused = [], block_models.fused_moe
+    monkeypatch.setattr(block_models, "fused_moe", lambda *args, **options: passes.append(1) or fused(*args, **options))
+    run_training("mixtral", "backward")
+    assert len(passes) == 1
+    run_training("mixtral", "both")
+    assert len(passes) > 5
+
+
+def test_training_needs_more_memory(monkeypatch):
+    monkeypatch.setattr(block, "available_bytes", lambda device: 5 << 30)
+    check_memory("deepseek", 4, 64, torch.bfloat16, CPU)
+    with pytest.raises(MemoryError, match="--scale 8 would fit|--scale 16 would fit"):
+        check_memory("deepseek", 4, 64, torch.bfloat16, CPU, training=True)

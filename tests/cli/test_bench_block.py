@@ -40,6 +40,15 @@ def test_the_founding_command_lines(arguments, permute_x, permute_y):
     assert ("--autotune has no effect yet" in result.stderr) == ("--autotune" in arguments)
 
 
+@pytest.mark.parametrize("mode", ["backward", "both"])
+def test_training(mode):
+    result = run("--model", "mixtral", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    (case,) = json.loads(result.stdout)
+    assert (case["mode"], case["permute_x"], case["permute_y"], case["correct"]) == (mode, True, True, True)
+    assert "always on in training" in result.stderr
+
+
 def test_table_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "times.png"
@@ -58,7 +67,7 @@ def test_wrong_outputs_fail_the_run(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (("--mode", "backward"), "training"), (("--mode", "both"), "training"), (("--mode", "sideways"), "forward"),
+    (("--mode", "sideways"), "forward, backward, both"),
     (("--model", "gpt-9"), "gpt-9"), (("--dtype", "int8"), "int8"), (("--tokens", "1,0"), "1,0"), (("--tokens", "x"), "x"),
     (("--tokens", "1", "--seqlen", "8"), "--seqlen"), (("--scale", "0.5"), "--scale"), (("--seqlen", "0"), "--seqlen"),
     (("--device", "cuda"), "cuda"), (("--plot", "/no/such/place/a.png"), "/no/such/place")])
