@@ -6,6 +6,7 @@ from .ops.grouped_gemm import explain, grouped_gemm
 from .ops import grouped_gemm_gradient as _gemm_gradient, route_gradient as _route_gradient    # register themselves
 from .ops.grouped_mm import grouped_mm
 from .ops.grouped_outer import grouped_outer
+from .ops.lora_moe import LoraAdapter, lora_moe
 from .ops.route import route
 from .ops.token_sort import combine, sort_tokens
 
@@ -13,5 +14,5 @@ from .ops.token_sort import combine, sort_tokens
 grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 
 __version__ = "0.1.0"
-__all__ = ["Fusions", "SharedExpert", "combine", "devices", "explain", "fused_moe", "fused_moe_workspace_bytes", "grouped_gemm",
-           "grouped_mm", "grouped_outer", "on_queue", "route", "sort_tokens"]
+__all__ = ["Fusions", "LoraAdapter", "SharedExpert", "combine", "devices", "explain", "fused_moe", "fused_moe_workspace_bytes",
+           "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route", "sort_tokens"]
