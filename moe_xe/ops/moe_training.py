@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from ..device import queue_for
-from ..plan.problem import RowScale
+from ..plan.problem import Activation, RowScale
 from .activate import activate_backward, launch_activate
 from .activation import apply_activation
 from .checks import DTYPES
 from .grouped_gemm import grouped_gemm
 from .grouped_outer import grouped_outer, weights_gradient
-from .launch import Call, finish, submit
+from .launch import Call, finish, launch, submit
 from .moe_stages import BlockCall, SharedExpert
 from .token_sort import Routing, combine, launch_combine, launch_sort
 
@@ -54,8 +54,7 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                 tile_counters=counters.data_ptr(), num_counters=2)
     h, y = empty(rows, call.w2.shape[2], dtype=x.dtype), empty(rows, hidden_size, dtype=torch.float32)
-    gemm1 = Call(x, call.w13, counts, rows, call.b13, pairs, gathered=True, slots=routing.slots, row_scales=scales,
-                 row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=call.activation if recompute else None)
+    gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
     used = [submit(queue, gemm1, h if recompute else z, counters[:1])]
     if not recompute:
         launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
@@ -75,7 +74,7 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
         return {name: torch.zeros_like(getattr(call, name)) for name in GRADIENTS if needed[name]}
     grad_out = grad_out.contiguous().to(x.dtype)
     gathered = {"gather_indices": pairs, "gather_divisor": slots}
-    z = saved.z if saved.z.numel() else _sums(call, saved, gathered)
+    z = saved.z if saved.z.numel() else _sums(call, saved)
     on_input = call.weight_on_input
     needs_dz = needed["hidden_states"] or needed["w13"] or needed["b13"] or (on_input and needed["topk_weights"])
     wanted = {"dz": needs_dz, "hs": needed["w2"], "dscale": needed["topk_weights"] and not on_input}
@@ -102,20 +101,18 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
     return result
 
 
-def _sums(call: BlockCall, saved: Saved, gathered: dict) -> torch.Tensor:
+def _first_gemm(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, scales: torch.Tensor,
+                activation: Activation | None) -> Call:
+    """With the activation, or without, for z."""
+    return Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=call.topk_ids.shape[1],
+                row_scales=scales, row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=activation)
+
+
+def _sums(call: BlockCall, saved: Saved) -> torch.Tensor:
     """z again, as the forward pass computed it."""
-    if not call.weight_on_input:
-        return grouped_gemm(call.hidden_states, call.w13, saved.tokens_per_expert, bias=call.b13, **gathered)
-    z = grouped_gemm(call.hidden_states, call.w13, saved.tokens_per_expert, row_scales=saved.row_scales, **gathered)
-    return z if call.b13 is None else (z.float() + call.b13.float()[_experts_of_rows(call, saved)]).to(z.dtype)
-
-
-def _experts_of_rows(call: BlockCall, saved: Saved) -> torch.Tensor:
-    """[rows] int64, each sorted row's local expert; any for rows that are not used."""
-    ids = call.topk_ids.flatten()[saved.row_pairs.clamp(min=0).long()].long()
-    if call.expert_map is not None:
-        ids = call.expert_map[ids.clamp(0, call.expert_map.shape[0] - 1)].long()
-    return ids.clamp(0, call.w13.shape[0] - 1)
+    z = call.hidden_states.new_empty(len(saved.row_pairs), call.w13.shape[1])
+    launch(_first_gemm(call, saved.tokens_per_expert, saved.row_pairs, saved.row_scales, None), z)
+    return z
 
 
 def _backward_of_first_gemm(call: BlockCall, saved: Saved, dz: torch.Tensor, dx_pairs: torch.Tensor | None,

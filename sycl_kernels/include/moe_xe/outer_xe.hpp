@@ -45,6 +45,12 @@ template <int columns> class RowPrefetch {
   Block block;
 };
 
+// Gathered rows are not neighbours.
+struct NoPrefetch {
+  [[gnu::always_inline]] NoPrefetch(const Surface&, int, int, int) {}
+  [[gnu::always_inline]] void step() const {}
+};
+
 // One sub-group's part of a tile.
 class SubGroupOuter {
   static constexpr int a_blocks = a_part / 8, b_blocks = b_part / 16;
@@ -101,7 +107,7 @@ class SubGroupOuter {
     vec<int32, 32> right[b_blocks / 2];
     unrolled<b_blocks / 2>([&](auto j) __attribute__((always_inline)) { right[j] = b.template load_vnni<32, j * 32, 0>(); });
     b_prefetch.step();
-    if constexpr (!lanes_gather) a_prefetch.step();
+    a_prefetch.step();
     unrolled<2>([&](auto half) __attribute__((always_inline)) {
       vec<int32, 4> left[a_blocks];
       load_left<tail, half>(row, left);
@@ -229,7 +235,7 @@ class SubGroupOuter {
   int lane, first_a, first_b;
   int64 place_in_row, addresses;   // of gathered rows: bytes; entries of the lane's next two in the table
   Block even_rows, odd_rows, b;
-  RowPrefetch<tile_a> a_prefetch;
+  std::conditional_t<lanes_gather, NoPrefetch, RowPrefetch<tile_a>> a_prefetch;
   RowPrefetch<tile_b> b_prefetch;
   vec<float, 8> sums[a_blocks][b_blocks];
 };
