@@ -27,12 +27,13 @@ class Result:
     """One case. *_ms: median milliseconds, None where a peer was not run; not_run says why.
 
     mode: "forward", "backward" (of a forward pass that is not timed) or "both", with the gradients of hidden states,
-    routing weights and all parameters. rows: routed rows. active_experts: experts that have rows. permute_x, permute_y: whether gather and scatter are fused.
-    speedup: the fastest peer's time / moe_xe's. gflops: operations that the mathematics needs, so not what backward computes
-    again / time. gbytes_per_s: least bytes (active experts' weights, hidden states in and out; of the gradients, those
-    of all weights) / time. roofline: the least time that the device's peaks allow / time, None for a device without a record; it can
-    exceed 1 where weights stay in a cache. *_peak_bytes: `memory.peak_bytes` of one call. wrong: which outputs differ from
-    the reference by more than roundings.
+    routing weights and all parameters. rows: routed rows. active_experts: experts that have rows.
+    permute_x, permute_y: whether gather and scatter are fused.
+    speedup: the fastest peer's time / moe_xe's. gflops: operations that the mathematics needs, so not what backward
+    computes again / time. gbytes_per_s: least bytes (active experts' weights, hidden states in and out; of the gradients,
+    those of all weights) / time. roofline: the least time that the device's peaks allow / time, None for a device without
+    a record; it can exceed 1 where weights stay in a cache. *_peak_bytes: `memory.peak_bytes` of one call, so without what
+    "backward" finds kept. wrong: whose outputs, or gradients, differ from the reference by more than roundings.
     """
     model: str
     mode: str
@@ -173,9 +174,11 @@ def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fu
     def right(results, roundings: int) -> bool:
         """Independent roundings, one after another, add as squares."""
         for name, result in measured.sampled(results).items():
-            found = difference(result.cpu(), measured.expected[name])
-            once = tolerance(hidden_states.dtype, family.model.intermediate_size)
-            if not (found.max_error <= once.max_error * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings):
+            expected = measured.expected[name]
+            found, once = difference(result.cpu(), expected), tolerance(hidden_states.dtype, family.model.intermediate_size)
+            # weights' gradients of a few rows are outer products, with values far beyond the eight RMS of `tolerance`
+            peak = max(1.0, float(expected.abs().max() / expected.square().mean().sqrt()) / 8)
+            if not (found.max_error <= once.max_error * peak * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings):
                 return False
         return all(torch.isfinite(tensor).all() for tensor in (results.values() if training else [results]))
 
