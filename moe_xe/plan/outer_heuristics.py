@@ -36,7 +36,8 @@ def outer_fits_block_messages(problem: OuterProblem, operands: OuterOperands) ->
     if swapped:                         # each lane stores its own row of d
         d_fits = all(value % LANE_ACCESS == 0 for value in (operands.d, d_pitch, expert_pitch))
     else:
-        d_fits = _every_second_row_fits(operands.d, problem.q * out_size, problem.p, d_pitch) and expert_pitch % SURFACE_BASE_ALIGNMENT == 0
+        d_fits = (_every_second_row_fits(operands.d, problem.q * out_size, problem.p, d_pitch) and
+                  expert_pitch % SURFACE_BASE_ALIGNMENT == 0)
     a_fits = _surface_fits if gathers else _every_second_row_fits
     return (d_fits and not (gathers and a_columns % 16) and a_fits(a, a_columns * size, a_rows, a_stride * size) and
             _surface_fits(b, b_columns * size, b_rows, b_stride * size))
@@ -109,10 +110,22 @@ def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
                               sub_group_rows=rows, sub_group_columns=columns)
 
 
-def cpu_outer_config(isa: str) -> OuterCpuConfig:
+CPU_TILES = ((336, 384), (168, 192))     # larger ones pack less, smaller ones share the work out better
+CPU_TILES_A_CORE = 8
+
+
+def cpu_tile(problem: OuterProblem, num_experts: int, cores: int) -> tuple[int, int]:
+    """The largest tile of which there are enough."""
+    def enough(tile: tuple[int, int]) -> bool:
+        return num_experts * -(-problem.p // tile[0]) * -(-problem.q // tile[1]) >= CPU_TILES_A_CORE * cores
+
+    return next(filter(enough, CPU_TILES), CPU_TILES[-1])
+
+
+def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpuConfig:
     """isa: the CPU's vector instructions."""
     micro_rows, micro_columns = CPU_KERNELS[isa][:2]
-    return OuterCpuConfig(168, 192, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns, row_block=256)
+    return OuterCpuConfig(*tile, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns, row_block=128)
 
 
 def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: Family, cores: int,
@@ -123,6 +136,6 @@ def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: 
         if forced.splits > 1 and not can_split(problem, operands):
             raise ValueError(f"splits must be 1 where d is accumulated or its rows are not equally spaced, got {forced}")
         return forced
-    config = (cpu_outer_config(isa or "baseline") if family is Family.cpu else
+    config = (cpu_outer_config(isa or "baseline", cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
               xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem))
     return replace(config, splits=choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores))

@@ -90,6 +90,14 @@ def test_the_cpus_instructions():
         assert (config.isa, config.micro_columns) == (isa, columns)
 
 
+@pytest.mark.parametrize("p, q, experts, cores, tile", [(1536, 2048, 16, 2, (336, 384)), (1536, 2048, 1, 2, (336, 384)),
+                                                        (1536, 2048, 1, 64, (168, 192)), (64, 64, 1, 2, (168, 192))])
+def test_tiles_on_the_cpu(p, q, experts, cores, tile):
+    of = problem(p, q)
+    config = choose_outer_config(of, operands(of, num_experts=experts), Family.cpu, cores, "avx2")
+    assert (config.tile_rows, config.tile_columns) == tile
+
+
 def test_a_forced_configuration():
     of, forced = problem(), OuterGenericConfig(32, 32, 2, sub_group_rows=16, sub_group_columns=16)
     with force_outer_config(forced):

@@ -33,7 +33,8 @@ class OuterMainloop {
 
   void run(const OuterTile& tile) const {
     if (problem::accumulate && tile.begin == tile.end) return;
-    const int rows = lesser(problem::p - tile.row, config::tile_rows), columns = lesser(problem::q - tile.column, config::tile_columns);
+    const int rows = lesser(problem::p - tile.row, config::tile_rows);
+    const int columns = lesser(problem::q - tile.column, config::tile_columns);
     // Blocks of equal height: 15 rows are 8 + 7, not 14 + 1.
     const int blocks = (rows + config::micro_rows - 1) / config::micro_rows;
     const int height = (rows + blocks - 1) / blocks;
@@ -41,10 +42,11 @@ class OuterMainloop {
     int64 begin = tile.begin;
     do {   // once for a tile without sorted rows, too: zeros
       const int depth = lesser(tile.end - begin, config::row_block);
+      const int64 end = begin + depth;
       const int steps = (depth + elements_per_step - 1) / elements_per_step;
-      const bool last = begin + depth == tile.end;
-      pack<Gathered::left, left_step>(begin, begin + depth, tile.row, rows, height, packed_left, left_block);
-      pack<Gathered::right, right_step>(begin, begin + depth, tile.column, columns, config::micro_columns, packed_right, right_block);
+      const bool last = end == tile.end;
+      pack<Gathered::left, left_step>(begin, end, tile.row, rows, height, packed_left, left_block);
+      pack<Gathered::right, right_step>(begin, end, tile.column, columns, right_step, packed_right, right_block);
       const Packed* panel = packed_right;
 #pragma unroll 1
       for (int column = 0; column < columns; column += config::micro_columns, panel += right_block) {
@@ -61,7 +63,7 @@ class OuterMainloop {
               finish_row(tile, row + i, column, columns - column, finished + i * config::micro_columns);
         }
       }
-      begin += depth;
+      begin = end;
     } while (begin < tile.end);
   }
 
@@ -105,7 +107,8 @@ class OuterMainloop {
 #pragma unroll 1
       for (int first = 0; first < columns; first += height, block += block_size)
 #pragma unroll
-        for (int i = 0; i < step_size; i += width) store(block + i, step.load(column + first + i, all_columns - column - first - i));
+        for (int i = 0; i < step_size; i += width)
+          store(block + i, step.load(column + first + i, all_columns - column - first - i));
     }
   }
 

@@ -15,17 +15,20 @@ class OuterMainloop {
     const int row = tile.row + sub_group / across * rows, column = tile.column + sub_group % across * config::sub_group_columns;
     if (row >= problem::p || column >= problem::q) return;
     if (problem::accumulate && tile.begin == tile.end) return;
+    const auto* left_base = static_cast<const Input*>(args.left);
+    const auto* right_base = static_cast<const Input*>(args.right);
     Block block;
     // Rows and columns beyond d repeat its last ones and are never stored: no read is outside.
 #pragma unroll
-    for (int i = 0; i < left_loads; ++i) block.left[i] = static_cast<const Input*>(args.left) + lesser(row + i * lanes + lane, problem::p - 1);
+    for (int i = 0; i < left_loads; ++i) block.left[i] = left_base + lesser(row + i * lanes + lane, problem::p - 1);
 #pragma unroll
-    for (int i = 0; i < groups; ++i) block.right[i] = static_cast<const Input*>(args.right) + lesser(column + i * lanes + lane, problem::q - 1);
+    for (int i = 0; i < groups; ++i) block.right[i] = right_base + lesser(column + i * lanes + lane, problem::q - 1);
 #pragma unroll 1
     for (int64 first = tile.begin; first < tile.end; first += lanes) {
       // each lane finds one sorted row's place in both operands
       const int64 mine = lesser(first + lane, tile.end - 1);
-      const int64 left = source_row<Gathered::left>(mine) * args.left_stride, right = source_row<Gathered::right>(mine) * args.right_stride;
+      const int64 left = source_row<Gathered::left>(mine) * args.left_stride;
+      const int64 right = source_row<Gathered::right>(mine) * args.right_stride;
       const int count = int(lesser(lanes, tile.end - first));
       int i = 0;
 #pragma unroll 1
