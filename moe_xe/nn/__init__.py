@@ -2,9 +2,10 @@
 from .deepseek_v3 import DeepseekV3Block
 from .gpt_oss import GptOssBlock
 from .llama4 import Llama4Block
+from .lora import LoraExperts
 from .mixtral import MixtralBlock
 from .parts import Experts, GatedMLP, MoeBlock
 from .qwen3_moe import Qwen3MoeBlock
 
-__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "MixtralBlock", "MoeBlock",
-           "Qwen3MoeBlock"]
+__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "LoraExperts", "MixtralBlock",
+           "MoeBlock", "Qwen3MoeBlock"]

@@ -63,7 +63,7 @@ def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     num_experts, n13, _ = block.w13.shape
     nothing = x.new_empty(0, n13), x.new_empty(0, _rank(call.lora13))
     if block.topk_ids.numel() == 0:
-        empty = SortedTokens(*(x.new_empty(length, dtype=dtype) for length, dtype in (
+        empty = SortedTokens(*(x.new_zeros(length, dtype=dtype) for length, dtype in (
             (num_experts, torch.int32), (0, torch.int32), (0, torch.float32))))
         return torch.zeros_like(x, memory_format=torch.contiguous_format), Saved(*empty, *nothing)
     rows = sort_tokens(block.topk_ids, num_experts, topk_weights=block.topk_weights, expert_map=block.expert_map,

@@ -126,8 +126,7 @@ def check(block: dict, device, wanted=GRADIENTS, **options) -> dict[str, torch.T
 
 VARIANTS = {
     "silu": dict(),
-    "silu, biases": dict(bias=BIASES),
-    "silu, ekn": dict(bias=BIASES, weight_layout="ekn"),
+    "ekn": dict(bias=BIASES, weight_layout="ekn"),
     "gpt-oss": dict(activation="swiglu_oai", interleaved=True, limit=0.7, bias=BIASES, weight_layout="ekn"),
     "no gate": dict(activation="relu2", gated=False),
     "scaled": dict(routed_scaling_factor=2.5, activation="gelu_tanh", bias=BIASES),
@@ -140,14 +139,14 @@ def test_variants(name, recompute, device):
     check(with_adapters(make(**VARIANTS[name])), device, recompute=recompute)
 
 
-@pytest.mark.parametrize("rank13, rank2", [(1, 16), (64, 3), (8, None), (None, 8)])
+@pytest.mark.parametrize("rank13, rank2", [(1, 64), (8, None), (None, 5)])
 def test_ranks(rank13, rank2, device):
     check(with_adapters(make(bias=BIASES), rank13, rank2), device)
 
 
-@pytest.mark.parametrize("adapters", [None, F32], ids=["adapters alike", "float32 adapters"])
-@pytest.mark.parametrize("dtype, layout", [(BF16, "enk"), (BF16, "ekn"), (F16, "enk")], ids=str)
+@pytest.mark.parametrize("dtype, layout, adapters", [(BF16, "enk", None), (BF16, "enk", F32), (F16, "ekn", F16)], ids=str)
 def test_types(dtype, layout, adapters, device):
+    """Adapters of another type than the block's have gradients of their own type."""
     check(with_adapters(make(dtype=dtype, bias=(dtype, F32), weight_layout=layout), dtype=adapters), device)
 
 
@@ -353,7 +352,9 @@ def op_arguments(block: dict, device, recompute: bool) -> tuple:
 @pytest.mark.parametrize("tokens, rank13, rank2, recompute", [(9, 8, 5, True), (9, 8, 5, False), (0, 8, 5, False), (9, None, 5, False),
                                                               (9, 8, None, True)])
 def test_opcheck(tokens, rank13, rank2, recompute, device):
-    arguments = op_arguments(with_adapters(make(tokens, bias=BIASES), rank13, rank2), device, recompute)
+    block = make(tokens, bias=BIASES)
+    block["topk_ids"] %= 6      # as rows of z that no pair has hold anything
+    arguments = op_arguments(with_adapters(block, rank13, rank2), device, recompute)
     torch.library.opcheck(torch.ops.moe_xe.lora_moe, arguments)
 
 

@@ -1,0 +1,142 @@
+"""Low-rank adapters (LoRA) on the weights of frozen experts, with the state dicts of PEFT's `target_parameters`."""
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+
+from ..ops.lora_moe import LoraAdapter, lora_moe
+from .parts import Experts
+
+__all__ = ["LoraExperts"]
+
+
+class LoraExperts(nn.Module):
+    """Experts whose weights stay as they are, while a low-rank adapter for each is trained.
+
+    experts: `moe_xe.nn.Experts`, or a module under Transformers' use_experts_implementation. It becomes base_layer, and its
+    parameters no longer require gradients. Its forward is not called: `lora_moe` computes experts and adapters.
+    r, lora_alpha, use_rslora: an adapter is multiplied with lora_alpha / r, or lora_alpha / sqrt(r).
+    target_parameters: which of the experts' weights have one; all by default.
+    dtype: of the adapters, the weights' by default.
+
+    lora_A: [E, r, in] and lora_B: [E, out, r] by name of the weights. As in PEFT, A is uniform within 1 / sqrt(in) and B
+    zero at first, so that the module begins as the experts it wraps.
+
+    Raises TypeError or ValueError naming the argument.
+    """
+
+    def __init__(self, experts: nn.Module, r: int = 8, lora_alpha: float = 8, *, use_rslora: bool = False,
+                 target_parameters: Collection[str] | None = None, dtype: torch.dtype | None = None):
+        super().__init__()
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise ValueError(f"r must be a positive int, got {r!r}")
+        self._routing_first, self._first, transposed, self._options = _computation_of(experts)
+        weights = [name for name, _ in experts.named_parameters(recurse=False) if name in (self._first, "down_proj")]
+        targets = weights if target_parameters is None else [name for name in weights if name in target_parameters]
+        if not targets or (target_parameters is not None and set(target_parameters) != set(targets)):
+            raise ValueError(f"target_parameters must be some of {weights}, got {target_parameters!r}")
+        self.base_layer = experts.requires_grad_(False)
+        self.r, self.lora_alpha = r, lora_alpha
+        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
+        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
+        for name in targets:
+            w = getattr(experts, name)
+            num_experts, n, k = (w.transpose(1, 2) if transposed else w).shape
+            self.lora_A[name], self.lora_B[name] = (
+                nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or w.dtype)) for shape in ((num_experts, r, k), (num_experts, n, r)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for name, a in self.lora_A.items():
+            nn.init.uniform_(a, -a.shape[2]**-0.5, a.shape[2]**-0.5)
+            nn.init.zeros_(self.lora_B[name])
+
+    def forward(self, hidden_states: torch.Tensor, *routing: torch.Tensor, shared=None) -> torch.Tensor:
+        """[T, H] -> [T, H]. routing: as the wrapped module takes it, topk_weights and topk_ids [T, k] for
+        `moe_xe.nn.Experts`, top_k_index and top_k_weights for Transformers'."""
+        topk_weights, topk_ids = routing if self._routing_first else reversed(routing)
+        base, adapters = self.base_layer, self.adapters()
+        return lora_moe(
+            hidden_states, getattr(base, self._first), base.down_proj, topk_weights, topk_ids, lora13=adapters.get(self._first),
+            lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
+            b2=getattr(base, "down_proj_bias", None), shared=shared, **self._options)
+
+    def adapters(self) -> dict[str, LoraAdapter]:
+        return {name: LoraAdapter(a, self.lora_B[name], self.scaling) for name, a in self.lora_A.items()}
+
+    @torch.no_grad()
+    def merge(self) -> nn.Module:
+        """Adds the adapters to the weights of the wrapped experts, and returns these. The adapters start anew."""
+        for name, adapter in self.adapters().items():
+            w = getattr(self.base_layer, name)
+            delta = adapter.scaling * (adapter.b.float() @ adapter.a.float())
+            w.copy_(w.float() + (delta.transpose(1, 2) if self._options["weight_layout"] == "ekn" else delta))
+        self.reset_parameters()
+        return self.base_layer
+
+    def peft_state_dict(self, prefix: str = "", adapter_name: str | None = None) -> dict[str, torch.Tensor]:
+        """Copies of the adapters under PEFT's names and in its layouts (0.21's).
+
+        prefix: of the module in PEFT's model, such as "base_model.model.model.layers.0.mlp.experts.". adapter_name: None for
+        the keys of adapter files and get_peft_model_state_dict; a loaded model's own keys have one, "default" mostly.
+        """
+        return {key: _to_peft(kind, parameter).detach().clone() for key, kind, parameter in self._peft_items(prefix, adapter_name)}
+
+    @torch.no_grad()
+    def load_peft_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "", adapter_name: str | None = None) -> None:
+        """Takes the adapters from PEFT's state dict; other keys in it are left alone. lora_alpha and r are the constructor's.
+
+        ValueError for a key that is missing, or a shape that is not PEFT's for these experts and this r.
+        """
+        items = list(self._peft_items(prefix, adapter_name))
+        for key, kind, parameter in items:      # all of them, before anything is changed
+            expected = tuple(_to_peft(kind, parameter).shape)
+            if key not in state_dict:
+                raise ValueError(f"state_dict must have the key {key!r}, it has {sorted(state_dict)[:8]}")
+            if tuple(state_dict[key].shape) != expected:
+                raise ValueError(f"state_dict[{key!r}] must be {list(expected)}, got {list(state_dict[key].shape)}")
+        for key, kind, parameter in items:
+            parameter.copy_(_from_peft(kind, state_dict[key], len(parameter)))
+
+    def _peft_items(self, prefix: str, adapter_name: str | None):
+        """Key, "lora_A" or "lora_B", and parameter. PEFT wraps the module once for each weight, in the module's order: the
+        last one's adapter is outermost."""
+        names, suffix = list(self.lora_A), "weight" if adapter_name is None else f"{adapter_name}.weight"
+        for depth, name in enumerate(reversed(names)):
+            for kind in ("lora_A", "lora_B"):
+                yield f"{prefix}{'base_layer.' * depth}{kind}.{suffix}", kind, getattr(self, kind)[name]
+
+    def extra_repr(self) -> str:
+        return f"r={self.r}, lora_alpha={self.lora_alpha}, scaling={self.scaling:g}"
+
+
+def _to_peft(kind: str, parameter: torch.Tensor) -> torch.Tensor:
+    """The weights of two linear layers around all experts' ranks: A is [E * r, in], expert by expert; B is [out, r * E],
+    each rank's experts beside each other."""
+    return parameter.flatten(0, 1) if kind == "lora_A" else parameter.permute(1, 2, 0).flatten(1)
+
+
+def _from_peft(kind: str, weight: torch.Tensor, num_experts: int) -> torch.Tensor:
+    return weight.unflatten(0, (num_experts, -1)) if kind == "lora_A" else weight.unflatten(1, (-1, num_experts)).permute(2, 0, 1)
+
+
+def _computation_of(experts: nn.Module) -> tuple[bool, str, bool, dict]:
+    """Whether forward takes topk_weights before topk_ids, the first weights' name, whether weights are [E, K, N], and what
+    `lora_moe` is to compute."""
+    if isinstance(experts, Experts):
+        names = ("activation", "alpha", "limit", "interleaved", "weight_on_input")
+        options, transposed, first = {name: getattr(experts, name) for name in names}, experts.transposed, "gate_up_proj"
+    elif isinstance(experts, nn.Module) and hasattr(experts, "is_concatenated") and hasattr(experts, "down_proj"):
+        from ..integrations.transformers import fused_activation    # which imports moe_xe.nn
+        fused = None if getattr(experts, "has_post_expert_norm", False) else fused_activation(experts)
+        if fused is None:
+            raise ValueError(f"experts must have one of fused_moe's activations and nothing behind it, got {experts}")
+        options = dict(zip(("activation", "alpha", "limit"), fused), interleaved=not experts.is_concatenated)
+        transposed, first = experts.is_transposed, "gate_up_proj" if experts.has_gate else "up_proj"
+    else:
+        raise TypeError(f"experts must be moe_xe.nn.Experts or a module under Transformers' use_experts_implementation, "
+                        f"got {type(experts).__name__}")
+    return isinstance(experts, Experts), first, transposed, options | {"weight_layout": "ekn" if transposed else "enk"}
