@@ -45,8 +45,8 @@ class LoraExperts(nn.Module):
         for name in targets:
             w = getattr(experts, name)
             num_experts, n, k = (w.transpose(1, 2) if transposed else w).shape
-            self.lora_A[name], self.lora_B[name] = (
-                nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or w.dtype)) for shape in ((num_experts, r, k), (num_experts, n, r)))
+            for adapters, shape in ((self.lora_A, (num_experts, r, k)), (self.lora_B, (num_experts, n, r))):
+                adapters[name] = nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or w.dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,10 +83,12 @@ class LoraExperts(nn.Module):
         prefix: of the module in PEFT's model, such as "base_model.model.model.layers.0.mlp.experts.". adapter_name: None for
         the keys of adapter files and get_peft_model_state_dict; a loaded model's own keys have one, "default" mostly.
         """
-        return {key: _to_peft(kind, parameter).detach().clone() for key, kind, parameter in self._peft_items(prefix, adapter_name)}
+        items = self._peft_items(prefix, adapter_name)
+        return {key: _to_peft(kind, parameter).detach().clone() for key, kind, parameter in items}
 
     @torch.no_grad()
-    def load_peft_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "", adapter_name: str | None = None) -> None:
+    def load_peft_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "",
+                             adapter_name: str | None = None) -> None:
         """Takes the adapters from PEFT's state dict; other keys in it are left alone. lora_alpha and r are the constructor's.
 
         ValueError for a key that is missing, or a shape that is not PEFT's for these experts and this r.

@@ -84,8 +84,8 @@ def _on_input(block: BlockCall, adapters: list[LoraAdapter | None], recompute: b
     x, weights, ids = block.hidden_states, block.topk_weights, block.topk_ids
     factors = weights.to(torch.float32) * block.routed_scaling_factor
     pairs = (x[:, None] * factors[..., None]).to(x.dtype).flatten(0, 1)
-    of_pairs = replace(block, hidden_states=pairs, topk_weights=torch.ones_like(factors).view(-1, 1), topk_ids=ids.reshape(-1, 1),
-                       routed_scaling_factor=1.0)
+    of_pairs = replace(block, hidden_states=pairs, topk_weights=torch.ones_like(factors).view(-1, 1),
+                       topk_ids=ids.reshape(-1, 1), routed_scaling_factor=1.0)
     return _routed(LoraCall(of_pairs, *adapters), recompute).view(*ids.shape, x.shape[1]).sum(1)
 
 

@@ -101,7 +101,8 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
             result["lora2.a"] = _adapter_gradient(call.lora2, low_g, grads.hs, counts)
         if needed["lora2.b"]:
             low_h = grouped_gemm(grads.hs, call.lora2.a, counts)
-            result["lora2.b"] = _adapter_gradient(call.lora2, grad_out, low_h, counts, gather_indices_left=pairs, gather_divisor=slots)
+            result["lora2.b"] = _adapter_gradient(call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
+                                                  gather_divisor=slots)
         if of_first:
             _backward_of_first_gemm(call, rows, grads.dz, low, needed, result)
         if needed["topk_weights"]:
