@@ -101,6 +101,8 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         checks.check_indices("scatter_indices", scatter_indices, total_rows, "total_rows", (torch.int32,))
     if row_scales is not None:
         checks.check_indices("row_scales", row_scales, total_rows, "total_rows", (torch.float32,))
+    if out is not None:
+        checks.check_tensor("out", out, 2, "[total_rows, N]")
     out_dtype = out_dtype or (a.dtype if out is None else out.dtype)
     checks.check_dtype("out_dtype", out_dtype)
     if schedule not in ("dynamic", "static"):

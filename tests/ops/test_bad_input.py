@@ -76,5 +76,10 @@ def test_grouped_mm_names_its_own_arguments():
         moe_xe.grouped_mm(A, W, offs=ROWS.int())
     with pytest.raises(TypeError, match="offs must be int32, got torch.int64"):
         moe_xe.grouped_mm(A, W.transpose(1, 2), offs=ROWS)
-    with pytest.raises(ValueError, match="mat_b must have one row for each of the .* of mat_a"):
+    with pytest.raises(ValueError, match="mat_b must have as many rows as mat_a"):
         moe_xe.grouped_mm(A, W[0], offs=ROWS.int())
+
+
+def test_out_that_is_no_tensor():
+    with pytest.raises(TypeError, match=r"out must be a torch.Tensor \[total_rows, N\], got list"):
+        moe_xe.grouped_gemm(A, W, ROWS, out=[1.0])
