@@ -34,7 +34,8 @@ def test_rows_that_are_no_rows(tmp_path, text):
     rows = tmp_path / "rows.json"
     rows.write_text(text)
     result = run("schedule", "--rows", rows)
-    assert result.exit_code == 2 and "rows.json" in result.output.replace("\n", "")
+    unwrapped = "".join(c for c in result.output if c.isalnum() or c in "./_-")      # a long path is broken across lines
+    assert result.exit_code == 2 and "rows.json" in unwrapped
 
 
 def test_devices():
