@@ -6,7 +6,7 @@ import functools
 
 from ..plan.outer import OuterConfig, OuterCpuConfig, OuterProblem, OuterXeConfig
 from .kernel_source import KernelSource
-from .source import _bool, _constant, assemble
+from .source import bool_constant, _constant, assemble
 
 KERNEL_NAME = "grouped_outer"
 # eight pointers, eight int64, num_experts: the fields of OuterArguments in outer_types.hpp
@@ -29,7 +29,7 @@ def generate(problem: OuterProblem, config: OuterConfig) -> str:
         f"using RowCount = int{problem.rows_bits};",
         f"inline constexpr Gathered gathered = Gathered::{problem.gathered.value};",
         f"inline constexpr int slots = {problem.slots};",
-        f"inline constexpr bool accumulate = {_bool(problem.accumulate)};",
+        f"inline constexpr bool accumulate = {bool_constant(problem.accumulate)};",
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),

@@ -21,7 +21,7 @@ def family_of(config: TileConfig) -> str:
     return "CPU" if isinstance(config, CpuConfig) else "XE" if isinstance(config, XeConfig) else "GENERIC"
 
 
-def _bool(value: bool) -> str:
+def bool_constant(value: bool) -> str:
     return str(value).lower()
 
 
@@ -62,8 +62,8 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr WeightLayout weights = WeightLayout::{problem.weights.value};",
         f"inline constexpr RowsFormat rows_format = RowsFormat::{problem.rows_format.value};",
         f"using RowCount = int{problem.rows_bits};",
-        f"inline constexpr bool has_bias = {_bool(problem.bias is not None)}, gathered = {_bool(problem.gathered)}, "
-        f"scattered = {_bool(problem.scattered)}, has_limit = {_bool(act is not None and act.limit is not None)};",
+        f"inline constexpr bool has_bias = {bool_constant(problem.bias is not None)}, gathered = {bool_constant(problem.gathered)}, "
+        f"scattered = {bool_constant(problem.scattered)}, has_limit = {bool_constant(act is not None and act.limit is not None)};",
         f"inline constexpr int slots = {problem.slots}, shared = {problem.shared};",
         f"inline constexpr Pairs pairs = Pairs::{pairs};",
         f"inline constexpr Act act = Act::{act.kind.value if act else 'none'};",

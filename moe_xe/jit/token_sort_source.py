@@ -6,7 +6,7 @@ import functools
 from ..plan.problem import Dtype
 from ..plan.token_sort import CombineProblem, SortProblem, row_groups
 from .kernel_source import KernelSource
-from .source import assemble
+from .source import assemble, bool_constant
 
 # as in sycl_kernels/kernels/sort_tokens.cpp and combine.cpp
 SORT_SIGNATURE = "pqpi" + "pqpqf" + "pppp" + "i" + "pqq" + "ii"
@@ -16,16 +16,12 @@ COMBINE_SIGNATURE = "pq" + "pqpi" + "pq" + "ii"
 def _slots(problem: SortProblem | CombineProblem) -> list[str]:
     return [f"inline constexpr int top_k = {problem.top_k}, num_shared = {problem.num_shared};",
             f"using Id = int{problem.id_bits};",
-            f"inline constexpr bool has_expert_map = {_bool(problem.has_expert_map)};"]
+            f"inline constexpr bool has_expert_map = {bool_constant(problem.has_expert_map)};"]
 
 
 def _weights(name: str, dtype: Dtype | None) -> str:
-    return (f"inline constexpr bool has_{name} = {_bool(dtype is not None)}; "
+    return (f"inline constexpr bool has_{name} = {bool_constant(dtype is not None)}; "
             f"inline constexpr Dtype {name} = Dtype::{(dtype or Dtype.f32).value};")
-
-
-def _bool(value: bool) -> str:
-    return str(value).lower()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ from ..plan.problem import Activation, ActivationKind
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
-from .launch import finish, target_of
+from .launch import finish, pointer_of, target_of
 
 __all__ = ["ActivationGradients", "activate", "activate_backward", "launch_activate"]
 
@@ -97,12 +97,8 @@ def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g:
     groups, group_size = activate_groups(problem, z.shape[0], target.is_cpu, target.cores)
     absent = (None, 0)
     compile_kernel(queue, activate_source(problem, target.isa)).launch(queue, groups, group_size, (
-        *places["z"], *places.get("g", absent), _address(row_scales), _address(row_pairs), *places.get("dz", absent),
-        *places.get("hs", absent), _address(dscale), z.shape[0]))
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+        *places["z"], *places.get("g", absent), pointer_of(row_scales), pointer_of(row_pairs), *places.get("dz", absent),
+        *places.get("hs", absent), pointer_of(dscale), z.shape[0]))
 
 
 def _check(z, activation, out_dtype, *, g=None, row_scales=None, row_pairs=None) -> None:

@@ -14,7 +14,7 @@ from ..plan.problem import Dtype, RowsFormat, WeightLayout
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
-from .launch import finish, target_of
+from .launch import finish, pointer_of, target_of
 from .token_sort import Routing, launch_combine
 
 __all__ = ["grouped_outer", "weights_gradient"]
@@ -198,7 +198,7 @@ def submit(queue: Queue, call: OuterCall, problem: OuterProblem, operands: Outer
     scratch = torch.empty(groups * config.scratch_bytes(problem), dtype=torch.uint8, device=device)
     addresses = row_addresses(call) if isinstance(config, OuterXeConfig) else None
     kernel.launch(queue, groups, config.work_group_size, (
-        operands.left, operands.right, operands.d, call.rows.data_ptr(), _pointer(call.row_indices), _pointer(addresses),
+        operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
         tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
         operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
     return tile_counter, scratch, *([] if addresses is None else [addresses])
@@ -211,10 +211,6 @@ def row_addresses(call: OuterCall) -> torch.Tensor | None:
     operand = call.left if call.gathered is Gathered.left else call.right
     source = torch.div(call.row_indices.long(), call.gather_divisor, rounding_mode="floor").clamp_(0, operand.shape[0] - 1)
     return source.mul_(row_stride("operand", operand) * operand.element_size()).add_(operand.data_ptr())
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def submit_parts(queue: Queue, call: OuterCall, problem: OuterProblem, operands: OuterOperands, config: OuterConfig,

@@ -84,7 +84,7 @@ def plan_for(call: Call, out: torch.Tensor) -> LaunchPlan:
     return plan_call(call, out, target_of(facts_of(queue_for(out.device))))[0]
 
 
-def _pointer(tensor: torch.Tensor | None) -> int | None:
+def pointer_of(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -112,8 +112,8 @@ def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tens
     kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
     scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=out.device)
     kernel.launch(queue, plan.num_groups, plan.group_size, (
-        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, _pointer(call.bias), operands.d,
-        call.rows.data_ptr(), _pointer(call.row_indices), _pointer(call.row_scales), tile_counter.data_ptr(),
+        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, pointer_of(call.bias), operands.d,
+        call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), tile_counter.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
         0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))

@@ -204,20 +204,9 @@ def test_offsets_beyond_31_bits(config):
 
 
 GUARDED = '''
-import ctypes, mmap, torch, sys
-sys.path.insert(0, sys.argv[1])
-from test_mainloops_cpu_device import CONFIGS, DTYPES, LAYOUTS, make
-libc = ctypes.CDLL(None)
-
-def before_a_hole(tensor):
-    """A copy whose last byte is the last one before memory that cannot be accessed."""
-    size = tensor.numel() * tensor.element_size()
-    whole = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
-    memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=whole - size)
-    return copy.view(tensor.shape).copy_(tensor)
+import torch
+from tests.kernels.before_a_hole import before_a_hole
+from tests.kernels.test_mainloops_cpu_device import CONFIGS, DTYPES, LAYOUTS, make
 
 for dtype in DTYPES:
     for layout in LAYOUTS:
@@ -230,5 +219,5 @@ print("within bounds")
 
 
 def test_reads_end_with_the_operands():
-    done = subprocess.run([sys.executable, "-c", GUARDED, str(Path(__file__).parent)], text=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", GUARDED], text=True, capture_output=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "within bounds", (done.returncode, done.stderr[-2000:])

@@ -208,19 +208,8 @@ def test_offsets_beyond_31_bits(config):
 
 
 GUARDED = '''
-import ctypes, mmap, torch
+from tests.kernels.before_a_hole import before_a_hole
 from tests.kernels.test_outer_cpu_device import CONFIGS, DTYPES, make
-libc = ctypes.CDLL(None)
-
-def before_a_hole(tensor):
-    """A copy whose last byte is the last one before memory that cannot be accessed."""
-    size = tensor.numel() * tensor.element_size()
-    whole = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
-    memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=whole - size)
-    return copy.view(tensor.shape).copy_(tensor)
 
 for dtype in DTYPES:
     for gathered in ("left", "right"):

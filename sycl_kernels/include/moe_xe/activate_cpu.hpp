@@ -28,16 +28,7 @@ template <class Work> void for_columns(const Team&, Work work) {
 
 inline void store_sum(const Team&, Floats values, float* to) { *to = sum_of(values); }
 
-// Elements 2i + part of two vectors.
-template <int part> struct EverySecond {
-  static constexpr int of(int i) { return 2 * i + part; }
-};
-inline void unweave(Floats low, Floats high, Floats& first, Floats& second) {
-  first = shuffle<EverySecond<0>>(low, high);
-  second = shuffle<EverySecond<1>>(low, high);
-}
-
-// The inverse, its low or its high vector.
+// The inverse of `unweave`, its low or its high vector.
 template <int half> struct Alternating {
   static constexpr int of(int i) { return half * (width / 2) + i / 2 + i % 2 * width; }
 };

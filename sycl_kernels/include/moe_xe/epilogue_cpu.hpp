@@ -62,13 +62,4 @@ inline void finish(const Arguments& args, int expert, const OutputRow& row, int6
   store_rounded<problem::output>(row.d + column, value, count);
 }
 
-// Every second element of two vectors, from the first or the second one on.
-template <int part> struct EverySecond {
-  static constexpr int of(int i) { return 2 * i + part; }
-};
-inline void unweave(Floats low, Floats high, Floats& gate, Floats& up) {
-  gate = shuffle<EverySecond<0>>(low, high);
-  up = shuffle<EverySecond<1>>(low, high);
-}
-
 }  // namespace moe_xe

@@ -86,6 +86,15 @@ template <class Select, class V> V shuffle(V a, V b) {
   return shuffle(a, b, selected<Select>(std::make_integer_sequence<int, width>{}));
 }
 
+// Every second element of two vectors, from the first or the second one on.
+template <int part> struct EverySecond {
+  static constexpr int of(int i) { return 2 * i + part; }
+};
+inline void unweave(Floats low, Floats high, Floats& gate, Floats& up) {
+  gate = shuffle<EverySecond<0>>(low, high);
+  up = shuffle<EverySecond<1>>(low, high);
+}
+
 // Within 128-bit lanes, interleaves the low (half 0) or high (half 1) groups of `group` dwords of a and b.
 template <int group, int half> struct Interleave {
   static constexpr int of(int i) {
