@@ -9,6 +9,7 @@ from .activate import activate, activate_backward
 from .grouped_gemm import grouped_gemm
 from .grouped_outer import grouped_outer, weights_gradient
 from .moe_stages import BlockCall
+from .moe_training import topk_gradient
 from .token_sort import SortedTokens, combine, sort_tokens
 
 __all__ = ["GRADIENTS", "LoraAdapter", "LoraCall", "Saved", "backward", "forward"]
@@ -106,7 +107,7 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
         if of_first:
             _backward_of_first_gemm(call, rows, grads.dz, low, needed, result)
         if needed["topk_weights"]:
-            result["topk_weights"] = _topk_gradient(block, rows, grads.dscale, grad_out)
+            result["topk_weights"] = topk_gradient(block, counts, pairs, grads.dscale, grad_out)
     if needed["b2"]:
         sums = grouped_outer(scales[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)
         result["b2"] = sums[:, 0].to(block.b2.dtype)
@@ -178,18 +179,3 @@ def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor
         result["lora13.b"] = _adapter_gradient(adapter, dz, low, counts)
     if needed["hidden_states"]:
         result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed)
-
-
-def _topk_gradient(block: BlockCall, rows: SortedTokens, dscale: torch.Tensor, grad_out: torch.Tensor) -> torch.Tensor:
-    """From the gradient of each sorted row's factor, to which the second GEMM's bias adds its share."""
-    counts, pairs, _ = rows
-    num_rows, slots = len(pairs), block.topk_ids.shape[1]
-    used = pairs >= 0
-    if block.b2 is not None:
-        shares = grad_out.float() @ block.b2.float().T
-        places = torch.arange(num_rows, dtype=torch.int32, device=pairs.device)
-        experts = torch.searchsorted(counts.cumsum(0, dtype=torch.int32), places, right=True).clamp_(max=len(counts) - 1)
-        dscale = dscale + shares[pairs.clamp(min=0).long() // slots, experts]
-    # rows that no pair has go to one more place
-    of_pairs = torch.zeros(num_rows + 1, device=dscale.device).scatter_(0, torch.where(used, pairs.long(), num_rows), dscale)[:-1]
-    return (of_pairs * block.routed_scaling_factor).view(block.topk_weights.shape).to(block.topk_weights.dtype)

@@ -16,7 +16,7 @@ from .launch import Call, finish, launch, submit
 from .moe_stages import BlockCall, SharedExpert
 from .token_sort import Routing, combine, launch_combine, launch_sort
 
-__all__ = ["GRADIENTS", "Saved", "backward", "forward", "shared_expert"]
+__all__ = ["GRADIENTS", "Saved", "backward", "forward", "shared_expert", "topk_gradient"]
 
 # what can have a gradient, in the order in which ops pass flags and results
 GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
@@ -93,7 +93,7 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
             else:
                 _backward_of_first_gemm(call, saved, grads.dz, None, needed, result)
         if needed["topk_weights"] and not on_input:
-            result["topk_weights"] = _topk_gradient(call, saved, grads.dscale, grad_out)
+            result["topk_weights"] = topk_gradient(call, counts, pairs, grads.dscale, grad_out)
     if needed["b2"]:
         ones = torch.ones_like(scales) if on_input else scales
         sums = grouped_outer(ones[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)
@@ -150,19 +150,19 @@ def _backward_on_input(call: BlockCall, saved: Saved, dz: torch.Tensor, needed: 
     _backward_of_first_gemm(call, saved, scaled, dx_pairs, {**needed, "b13": False}, result)
 
 
-def _topk_gradient(call: BlockCall, saved: Saved, dscale: torch.Tensor, grad_out: torch.Tensor) -> torch.Tensor:
+def topk_gradient(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, dscale: torch.Tensor,
+                  grad_out: torch.Tensor) -> torch.Tensor:
     """From the gradient of each sorted row's factor, to which the second GEMM's bias adds its share."""
-    unused = len(dscale)      # one more place, for rows that no pair has
-    places = torch.where(saved.row_pairs < 0, unused, saved.row_pairs.long())
-    of_pairs = torch.zeros(unused + 1, dtype=torch.float32, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    num_rows, slots = len(pairs), call.topk_ids.shape[1]
     if call.b2 is not None:
         shares = grad_out.float() @ call.b2.float().T
-        ids = call.topk_ids.long()
-        if call.expert_map is not None:
-            size = call.expert_map.shape[0]
-            ids = torch.where((ids >= 0) & (ids < size), call.expert_map.long()[ids.clamp(0, size - 1)], -1)
-        of_pairs = of_pairs + shares.gather(1, ids.clamp(0, shares.shape[1] - 1)).flatten()
-    return _of_pairs(call, saved, of_pairs)
+        places = torch.arange(num_rows, dtype=torch.int32, device=pairs.device)
+        experts = torch.searchsorted(counts.cumsum(0, dtype=torch.int32), places, right=True).clamp_(max=len(counts) - 1)
+        dscale = dscale + shares[pairs.clamp(min=0).long() // slots, experts]
+    # rows that no pair has go to one more place
+    places = torch.where(pairs < 0, num_rows, pairs.long())
+    of_pairs = torch.zeros(num_rows + 1, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    return (of_pairs * call.routed_scaling_factor).view(call.topk_weights.shape).to(call.topk_weights.dtype)
 
 
 def _of_pairs(call: BlockCall, saved: Saved, gradient: torch.Tensor) -> torch.Tensor:
