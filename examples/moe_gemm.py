@@ -21,7 +21,7 @@ from rich.table import Table
 import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
-from moe_xe.bench.timing import timed
+from moe_xe.timing import timed
 from moe_xe.bench.workloads import load_layers, recorded_layers
 from moe_xe.plan.problem import Dtype
 from moe_xe.plan.schedule import simulate

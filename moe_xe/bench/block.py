@@ -8,6 +8,7 @@ import torch
 
 from ..ops.fused_moe import Fusions
 from ..plan.problem import Dtype
+from ..timing import interleaved_medians
 from . import block_models, block_peers
 from .block_gradients import Gradients
 from .block_models import Family, Inputs, Weights
@@ -15,7 +16,6 @@ from .gemm import DTYPES
 from .memory import available_bytes, peak_bytes
 from .numerics import difference, tolerance
 from .roofline import record_for
-from .timing import interleaved_medians
 
 _PLAN_DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16, "fp32": Dtype.f32}
 MODES = {"forward": 1, "backward": 2, "both": 3}    # and how many times forward's matrix products each has

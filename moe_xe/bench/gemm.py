@@ -7,10 +7,10 @@ import torch
 
 import moe_xe
 
+from ..timing import interleaved_medians
 from . import workloads
 from .numerics import agrees, reference_grouped_gemm
 from .roofline import gemm_bytes
-from .timing import interleaved_medians
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -12,7 +12,7 @@ from ..plan.devices import DeviceRecord, find_record
 from ..plan.heuristics import fast_isa
 from ..plan.problem import Dtype
 from ..runtime import cpu_isa
-from .timing import timed
+from ..timing import timed
 
 
 _MM_SIZE = 768     # enough for torch.mm's full rate

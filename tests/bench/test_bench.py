@@ -5,10 +5,10 @@ import torch
 
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
-from moe_xe.bench.timing import interleaved_medians
 from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
 from moe_xe.plan.devices import RECORDS, find_record
 from moe_xe.plan.problem import Dtype
+from moe_xe.timing import interleaved_medians
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

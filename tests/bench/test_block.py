@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_xe import Fusions
-from moe_xe.bench import block, block_models, block_peers, timing
+from moe_xe import Fusions, timing
+from moe_xe.bench import block, block_models, block_peers
 from moe_xe.bench.block import check_memory, run_family
 from moe_xe.bench.block_models import FAMILIES, make_inputs, make_weights, reference, scaled
 from moe_xe.bench.memory import available_bytes, peak_bytes

@@ -6,7 +6,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from moe_xe.bench import block, block_models, timing
+from moe_xe import timing
+from moe_xe.bench import block, block_models
 from moe_xe.cli import app
 from moe_xe.plan.devices import DeviceRecord
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -25,8 +28,8 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 _BURST_SECONDS = 0.05
 
 
-def interleaved_medians(calls: dict[str, Callable[[], object]], device: torch.device, seconds: float,
-                        min_rounds: int = 3, max_rounds: int = 200) -> dict[str, float]:
+def interleaved_medians(calls: dict[Name, Callable[[], object]], device: torch.device, seconds: float,
+                        min_rounds: int = 3, max_rounds: int = 200) -> dict[Name, float]:
     """Median seconds of each call; rounds of all of them in turn until `seconds` have passed.
 
     Short calls come in bursts behind an untimed one: OpenMP's threads spin on for milliseconds after torch's call, on the
@@ -34,7 +37,7 @@ def interleaved_medians(calls: dict[str, Callable[[], object]], device: torch.de
     """
     for call in calls.values():
         call()
-    times: dict[str, list[float]] = {name: [timed(call, device)] for name, call in calls.items()}
+    times: dict[Name, list[float]] = {name: [timed(call, device)] for name, call in calls.items()}
     begin = time.perf_counter()
     for done in range(1, max_rounds + 1):
         for name, call in calls.items():
