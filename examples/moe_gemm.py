@@ -21,10 +21,10 @@ from rich.table import Table
 import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
-from moe_xe.timing import timed
 from moe_xe.bench.workloads import load_layers, recorded_layers
 from moe_xe.plan.problem import Dtype
 from moe_xe.plan.schedule import simulate
+from moe_xe.timing import timed
 
 DTYPES = {"bf16": (torch.bfloat16, Dtype.bf16), "fp16": (torch.float16, Dtype.f16), "fp32": (torch.float32, Dtype.f32)}
 CPU_LAYERS = 2      # of 24: about 0.8 TFLOP of GEMMs an iteration, under two minutes on two cores

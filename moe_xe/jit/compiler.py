@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+from ..disk_cache import DiskCache, cache_directory
 from .cache_key import key_facts
-from .disk_cache import DiskCache, default_disk_cache
 from .kernel_source import KernelSource
 from .shipped_sources import sources_dir
 from ..runtime import BinaryError, Kernel, Queue
+
+SIZE_VARIABLE = "MOE_XE_CACHE_SIZE"
+DEFAULT_SIZE = 1 << 30  # bytes
 
 
 @dataclass
@@ -80,9 +84,17 @@ class Compiler:
         return kernel
 
 
+def kernel_cache() -> DiskCache:
+    """The user's compiled kernels on disk, as the environment says. Raises ValueError for a size that is no number."""
+    size = os.environ.get(SIZE_VARIABLE, str(DEFAULT_SIZE))
+    if not size.isdigit():
+        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, not {size!r}")
+    return DiskCache(cache_directory() / "kernels", int(size))
+
+
 @functools.cache
 def _default_compiler() -> Compiler:
-    return Compiler(default_disk_cache())
+    return Compiler(kernel_cache())
 
 
 def compile_kernel(queue: Queue, source: KernelSource) -> Kernel:

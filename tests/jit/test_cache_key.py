@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe_xe.disk_cache import key_of
 from moe_xe.jit import cache_key, shipped_sources
-from moe_xe.jit.cache_key import key_facts, key_of
+from moe_xe.jit.cache_key import key_facts
 
 DEVICE = dict(backend="opencl", name="a CPU", architecture="x86_64", driver_version="1", kind="cpu")
 

@@ -3,15 +3,15 @@ from dataclasses import replace
 
 import pytest
 
+from moe_xe.disk_cache import DiskCache
 from moe_xe.jit.cache_key import key_facts
-from moe_xe.jit.compiler import Compiler, Stats
-from moe_xe.jit.disk_cache import DiskCache
+from moe_xe.jit.compiler import DEFAULT_SIZE, Compiler, Stats, kernel_cache
 from moe_xe.runtime import CompileError, Queue
 
 
 @pytest.fixture
 def disk(tmp_path):
-    return DiskCache(tmp_path / "cache")
+    return DiskCache(tmp_path / "cache", DEFAULT_SIZE)
 
 
 def test_compiles_once_then_memory_then_disk(queue, vector_add, disk, check_adds):
@@ -77,3 +77,22 @@ def test_binary_that_the_driver_refuses_is_replaced(queue, vector_add, disk, che
     check_adds(compiler.kernel(queue, vector_add))
     assert compiler.stats() == Stats(compiled=1)
     assert disk.load(facts) == compiler.kernel(queue, vector_add).binary()
+
+
+def test_compiles_where_the_cache_cannot_be_used(queue, vector_add, tmp_path, check_adds):
+    (tmp_path / "cache.db").write_bytes(b"this is no database" * 1000)
+    with pytest.warns(RuntimeWarning, match="cannot be opened"):
+        compiler = Compiler(DiskCache(tmp_path, DEFAULT_SIZE))
+    check_adds(compiler.kernel(queue, vector_add))
+    assert compiler.stats() == Stats(compiled=1)
+
+
+def test_environment_names_place_and_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("MOE_XE_CACHE_SIZE", raising=False)
+    assert kernel_cache().directory == tmp_path / "kernels" and kernel_cache()._cache.size_limit == 1 << 30
+    monkeypatch.setenv("MOE_XE_CACHE_SIZE", "12345")
+    assert kernel_cache()._cache.size_limit == 12345
+    monkeypatch.setenv("MOE_XE_CACHE_SIZE", "1 GB")
+    with pytest.raises(ValueError, match="MOE_XE_CACHE_SIZE"):
+        kernel_cache()
