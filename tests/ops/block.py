@@ -110,3 +110,19 @@ def check(arguments: dict, device, **options) -> torch.Tensor:
     run(arguments, device, out=out, **options)
     assert_right(out, reference(**arguments))
     return out
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, float], name: str = "out") -> None:
+    """limits: of an element's error over its size plus the RMS of all, and of the RMS of errors over that.
+
+    Exactly zero where all should be. Only many values have an RMS that says how large the terms of their sums are: of a few,
+    each may have cancelled, and the second limit does not apply.
+    """
+    assert got.shape == want.shape, name
+    if not want.numel():
+        return
+    want = want.double().cpu()
+    difference, rms = got.double().cpu() - want, want.square().mean().sqrt().item()
+    largest = (difference.abs() / (want.abs() + rms).clamp_min(1e-30)).max().item()
+    mean = difference.square().mean().sqrt().item() / max(rms, 1e-30) if want.numel() >= 64 else 0.0
+    assert largest <= limits[0] and mean <= limits[1], (name, largest, mean)

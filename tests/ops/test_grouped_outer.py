@@ -63,6 +63,13 @@ def test_any_shape(counts, p, q, dtype):
     assert_right(grouped_outer(left, right, rows), reference(left, right, counts), max(counts))
 
 
+@pytest.mark.parametrize("q", [18, 20])
+def test_a_constant_part_of_a_vector(q, device):
+    """The CPU device's compiler crashed at 2 and 4 of a vector's columns."""
+    left, right, rows = make(COUNTS, 14, q, torch.bfloat16, device)
+    assert_right(grouped_outer(left, right, rows), reference(left, right, COUNTS), max(COUNTS))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_gathered_rows(side, dtype, device):

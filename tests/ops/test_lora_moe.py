@@ -12,7 +12,7 @@ from moe_xe import LoraAdapter, fused_moe, lora_moe
 from moe_xe.ops import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module, launch
 from moe_xe.ops.lora_training import GRADIENTS
 
-from .block import HIDDEN, INTERMEDIATE, make, make_shared, moved, reference
+from .block import HIDDEN, INTERMEDIATE, assert_close, make, make_shared, moved, reference
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 BIASES = (F32, F32)
@@ -91,17 +91,6 @@ def expected(block: dict, grad_out: torch.Tensor, wanted=GRADIENTS) -> tuple[tor
     return out.detach(), {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in named.items()}
 
 
-def assert_close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, name: str = "out") -> None:
-    """Within the limits of a type; exactly zero where all should be."""
-    assert got.shape == want.shape, name
-    if not want.numel():
-        return
-    difference, rms = got.double().cpu() - want.double(), want.double().square().mean().sqrt().item()
-    largest = (difference.abs() / (want.double().abs() + rms).clamp_min(1e-30)).max().item()
-    mean = difference.square().mean().sqrt().item() / max(rms, 1e-30)
-    assert largest <= LIMITS[dtype][0] and mean <= LIMITS[dtype][1], (name, largest, mean)
-
-
 def gradients(block: dict, device, grad_out: torch.Tensor, wanted=GRADIENTS, function=lora_moe, **options):
     """The result and the leaves' gradients, by name."""
     arguments, named = leaves(block, device, wanted=wanted)
@@ -115,12 +104,12 @@ def check(block: dict, device, wanted=GRADIENTS, **options) -> dict[str, torch.T
     grad_out = torch.randn(x.shape).to(x.dtype)
     out, got = gradients(block, device, grad_out, wanted, **options)
     want_out, want = expected(block, grad_out, wanted)
-    assert_close(out, want_out, x.dtype)
+    assert_close(out, want_out, LIMITS[x.dtype])
     assert got.keys() == want.keys()
     _, named = leaves(block, device, wanted=wanted)
     for name, gradient in got.items():
         assert gradient.dtype == named[name].dtype, name
-        assert_close(gradient, want[name], max(x.dtype, gradient.dtype, key=LIMITS.get), name)
+        assert_close(gradient, want[name], LIMITS[max(x.dtype, gradient.dtype, key=LIMITS.get)], name)
     return got
 
 
@@ -217,9 +206,9 @@ def test_poison_in_unused_memory_stays_there(device):
     grad_out = torch.randn(31, HIDDEN)
     got = dict(zip(named, torch.autograd.grad(out, list(named.values()), grad_out.to(device))))
     want_out, want = expected(block, grad_out)
-    assert_close(out.detach(), want_out, F32)
+    assert_close(out.detach(), want_out, LIMITS[F32])
     for name in want:
-        assert_close(got[name], want[name], F32, name)
+        assert_close(got[name], want[name], LIMITS[F32], name)
 
 
 # ---------------------------------------------------------------------------------------------- beside the plain block
@@ -232,13 +221,13 @@ def test_zero_b_gives_the_base(dtype, device):
         adapted[name].b.zero_()
     plain = fused_moe(**{name: moved(value, device) for name, value in block.items()})
     arguments, _ = leaves(adapted, device, wanted=())
-    assert_close(lora_moe(**arguments), plain.double().cpu(), dtype)
+    assert_close(lora_moe(**arguments), plain.double().cpu(), LIMITS[dtype])
 
 
 @pytest.mark.parametrize("layout", ["enk", "ekn"])
 def test_merged_weights_give_the_same(layout, device):
     arguments, _ = leaves(with_adapters(make(weight_layout=layout)), device, wanted=())
-    assert_close(lora_moe(**arguments), fused_moe(**merged(arguments)).double().cpu(), F32)
+    assert_close(lora_moe(**arguments), fused_moe(**merged(arguments)).double().cpu(), LIMITS[F32])
 
 
 def test_without_adapters_it_is_fused_moe(device):
@@ -324,10 +313,10 @@ def test_under_autocast(device):
     assert out.dtype == BF16
     out.backward(grad_out.to(device))
     want_out, want = expected(block, grad_out)
-    assert_close(out.detach(), want_out, BF16)
+    assert_close(out.detach(), want_out, LIMITS[BF16])
     for name, leaf in named.items():
         assert leaf.grad.dtype == F32
-        assert_close(leaf.grad, want[name], BF16, name)
+        assert_close(leaf.grad, want[name], LIMITS[BF16], name)
 
 
 @pytest.mark.parametrize("on_input", [False, True], ids=["on outputs", "on input"])

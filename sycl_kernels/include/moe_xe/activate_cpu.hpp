@@ -19,11 +19,7 @@ template <class Work> void for_columns(const Team&, Work work) {
   constexpr int whole = problem::intermediate_size / width * width;
 #pragma unroll 1
   for (int column = 0; column < whole; column += width) work(column, width);
-  if constexpr (whole < problem::intermediate_size) {
-    int count = problem::intermediate_size - whole;
-    asm("" : "+r"(count));   // a constant would become vectors of as many elements, which the device may not have
-    work(whole, count);
-  }
+  if constexpr (whole < problem::intermediate_size) work(whole, problem::intermediate_size - whole);
 }
 
 inline void store_sum(const Team&, Floats values, float* to) { *to = sum_of(values); }

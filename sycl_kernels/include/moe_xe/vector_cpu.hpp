@@ -41,14 +41,23 @@ template <Dtype dtype> void store_rounded(void* to, Floats value) {
   }
 }
 
+// The compiler may not know this value. Loops over a constant part of a vector become vectors of as many elements, for
+// which the CPU device lacks functions (12) or at which its compiler crashes (2 or 4 of bf16).
+inline int not_constant(int count) {
+  asm("" : "+r"(count));
+  return count;
+}
+
 // The first `count` elements, the others zero: nothing outside a row is read or written.
 template <class T, int size> struct Partial {
   T element[size] = {};
   Partial() = default;
   Partial(const T* from, int count) {
+    count = not_constant(count);
     for (int i = 0; i < count; ++i) element[i] = from[i];
   }
   void copy_to(T* to, int count) const {
+    count = not_constant(count);
     for (int i = 0; i < count; ++i) to[i] = element[i];
   }
 };
