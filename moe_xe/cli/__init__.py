@@ -1,7 +1,7 @@
-"""The command line: moe-xe schedule | isa | bench | predict | devices."""
+"""The command line: moe-xe schedule | isa | bench | tune | cache | predict | devices."""
 import typer
 
-from . import bench, devices, isa, predict, schedule
+from . import bench, cache, devices, isa, predict, schedule, tune
 
 app = typer.Typer(help="MoE GEMMs for Intel Xe GPUs and the SYCL CPU device.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)
@@ -9,4 +9,6 @@ app.command("schedule")(schedule.schedule)
 app.command("isa")(isa.isa)
 app.command("devices")(devices.devices)
 app.command("predict")(predict.predict)
+app.command("tune")(tune.tune)
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")

@@ -1,0 +1,128 @@
+"""Measured choices on disk, and as one file to carry to other machines."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..disk_cache import DiskCache, cache_directory
+from ..plan.config_text import from_text, to_text
+from .key import Config, TuningKey
+
+SIZE_LIMIT = 64 << 20   # bytes: ten thousands of entries
+FORMAT = "moe_xe tuning 1"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What measuring found. config: the choice; default: the untuned one; microseconds: the median of each configuration,
+    or the least of a few calls where that was enough to leave it out. All are of one class.
+    """
+    config: Config
+    default: Config
+    microseconds: dict[Config, float]
+
+    @property
+    def speedup(self) -> float:
+        """The default's time / the choice's."""
+        return self.microseconds[self.default] / self.microseconds[self.config]
+
+    def as_dict(self) -> dict:
+        """The entry as values that JSON gives back as they are; configurations are config_text's."""
+        return {"config": to_text(self.config), "default": to_text(self.default),
+                "microseconds": {to_text(config): time for config, time in self.microseconds.items()}}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Entry:
+        """Raises ValueError for what is no entry, naming what is wrong."""
+        if not isinstance(values, dict) or values.keys() != {"config", "default", "microseconds"}:
+            raise ValueError(f"an entry must be an object with config, default, microseconds, got {values!r}")
+        times = values["microseconds"]
+        if not isinstance(times, dict) or not all(type(time) in (int, float) and 0 < time < math.inf
+                                                  for time in times.values()):
+            raise ValueError(f"microseconds of an entry must be an object of positive numbers, got {times!r}")
+        for name in ("config", "default"):
+            if not isinstance(values[name], str) or values[name] not in times:
+                raise ValueError(f"{name} of an entry must be one of its microseconds, got {values[name]!r}")
+        configs = {text: from_text(text) for text in times}
+        if len(kinds := {type(config).__name__ for config in configs.values()}) > 1:
+            raise ValueError(f"the configurations of an entry must be of one kind, got {', '.join(sorted(kinds))}")
+        return cls(configs[values["config"]], configs[values["default"]],
+                   {configs[text]: time for text, time in times.items()})
+
+
+class TuningStore:
+    """Keys -> entries, on disk, shared by processes.
+
+    Nothing raises for what the disk does, except where a person asks for a result: export_to, import_from, clear.
+    """
+
+    def __init__(self, disk: DiskCache):
+        self.disk = disk
+
+    def load(self, key: TuningKey) -> Entry | None:
+        """The entry of this key; None where there is none that can be trusted."""
+        value = self.disk.load(key.facts())
+        try:
+            return None if value is None else Entry.from_dict(json.loads(value))
+        except ValueError:
+            self.disk.drop(key.facts())
+            return None
+
+    def store(self, key: TuningKey, entry: Entry) -> bool:
+        """Whether the entry is on disk now."""
+        return self.disk.store(key.facts(), json.dumps(entry.as_dict()).encode())
+
+    def entries(self) -> Iterator[tuple[TuningKey, Entry]]:
+        """All entries, those of other devices and versions too; damaged ones are dropped."""
+        for facts, value in self.disk.entries():
+            try:
+                yield TuningKey.from_facts(facts), Entry.from_dict(json.loads(value))
+            except ValueError:
+                self.disk.drop(facts)
+
+    def clear(self) -> int:
+        """Removes all entries and says how many there were. Raises OSError."""
+        return self.disk.clear()
+
+    def export_to(self, path: Path) -> int:
+        """Writes all entries to a JSON file and says how many. Raises OSError."""
+        entries = [{"key": key.facts(), "entry": entry.as_dict()} for key, entry in self.entries()]
+        path.write_text(json.dumps({"format": FORMAT, "entries": entries}, indent=1))
+        return len(entries)
+
+    def import_from(self, path: Path) -> int:
+        """Adds all entries of such a file, in place of those with equal keys, and says how many.
+
+        Raises OSError; ValueError, before anything is added, unless every entry is right.
+        """
+        pairs = _parsed(path)
+        stored = sum(self.store(key, entry) for key, entry in pairs)
+        if stored < len(pairs):
+            raise OSError(f"only {stored} of {len(pairs)} entries could be written to {self.disk.directory}")
+        return stored
+
+
+def _parsed(path: Path) -> list[tuple[TuningKey, Entry]]:
+    try:
+        contents = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT or not isinstance(contents.get("entries"), list):
+        raise ValueError(f'{path} is no export of tuning results: expected an object with "format": "{FORMAT}" and "entries"')
+    pairs = []
+    for number, each in enumerate(contents["entries"]):
+        try:
+            if not isinstance(each, dict) or each.keys() != {"key", "entry"}:
+                raise ValueError(f"expected an object with key and entry, got {each!r}")
+            pairs.append((TuningKey.from_facts(each["key"]), Entry.from_dict(each["entry"])))
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number}: {error}") from error
+    return pairs
+
+
+def default_store() -> TuningStore:
+    """The user's tuning results, where the environment says."""
+    return TuningStore(DiskCache(cache_directory() / "tuning", SIZE_LIMIT))

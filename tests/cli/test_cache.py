@@ -1,0 +1,101 @@
+"""moe-xe cache: what is listed, exported, imported and cleared, and the exit status."""
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_xe.cli import app
+from moe_xe.disk_cache import cache_directory
+from moe_xe.jit.compiler import kernel_cache
+from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.outer import OuterProblem
+from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem
+from moe_xe.runtime import devices
+from moe_xe.tuning import Entry, default_store, tuning_key
+
+PROBLEM, OUTER = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16), OuterProblem(96, 64, Dtype.bf16, Dtype.f32)
+DEFAULT, OUTER_DEFAULT = cpu_config(PROBLEM, "avx2"), cpu_outer_config("avx2")
+CHOSEN = replace(DEFAULT, heights=(84,))
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["cache", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    """Two choices for this machine, and one for another driver."""
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "cache"))
+    (cpu,) = (facts for facts in devices() if facts.kind == "cpu")
+    key = tuning_key(cpu, "grouped_gemm", PROBLEM, 32, 8000, 3, DEFAULT)
+    entry = Entry(CHOSEN, DEFAULT, {DEFAULT: 1500.0, CHOSEN: 1000.0})
+    store = default_store()
+    store.store(key, entry)
+    store.store(tuning_key(cpu, "grouped_outer", OUTER, 32, 8000, "unread", OUTER_DEFAULT),
+                Entry(OUTER_DEFAULT, OUTER_DEFAULT, {OUTER_DEFAULT: 70.0}))
+    store.store(replace(key, driver="another"), entry)
+    return tmp_path / "cache"
+
+
+def test_list(directory):
+    result = run("list")
+    assert result.exit_code == 0, result.output
+    gemms = [line for line in result.stdout.splitlines() if "gemm 5760x2880" in line]
+    assert len(gemms) == 2 and sorted(line.split()[-1] for line in gemms) == ["no", "yes"]
+    for cell in ("32", "8192", "3", "168x192", "heights 84", "1500", "1000", "50%"):
+        assert all(cell in line for line in gemms)
+    (outer,) = (line for line in result.stdout.splitlines() if "outer 96x64" in line)
+    for cell in ("unread", "336x384", "the same", "70", "0%", "yes"):
+        assert cell in outer
+    assert f"{directory}: 3 measured choices" in result.stdout and "kernels, 0.0 MB" in result.stdout
+
+
+def test_list_as_json(directory):
+    report = json.loads(run("list", "--json").stdout)
+    assert report["directory"] == str(directory) == str(cache_directory())
+    assert report["bytes"].keys() == {"kernels", "tuning"} and report["bytes"]["tuning"] > 0
+    assert sorted((each["key"]["op"], each["speedup"], each["used_here"]) for each in report["entries"]) == [
+        ("grouped_gemm", 1.5, False), ("grouped_gemm", 1.5, True), ("grouped_outer", 1.0, True)]
+    assert all(Entry.from_dict(each["entry"]) for each in report["entries"])
+
+
+def test_list_of_an_empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "new"))
+    result = run("list")
+    assert result.exit_code == 0 and f"{tmp_path / 'new'}: 0 measured choices" in result.stdout
+
+
+def test_export_clear_import(tmp_path):
+    before, file = dict(default_store().entries()), tmp_path / "choices.json"
+    assert "3 measured choices written" in run("export", file).stdout
+    assert "3 measured choices removed" in run("clear").stdout and not dict(default_store().entries())
+    assert "3 measured choices read" in run("import", file).stdout
+    assert dict(default_store().entries()) == before
+
+
+def test_kernels_are_cleared_only_if_asked_for():
+    kernel_cache().store({"kernel": "k"}, b"binary")
+    assert "kernels" not in run("clear").stdout and kernel_cache().load({"kernel": "k"}) == b"binary"
+    assert "1 kernels removed" in run("clear", "--kernels").stdout and kernel_cache().load({"kernel": "k"}) is None
+
+
+@pytest.mark.parametrize("contents", ["", "{}", '{"format": "moe_xe tuning 1", "entries": [{}]}'])
+def test_a_wrong_file_is_refused(tmp_path, contents):
+    file, before = tmp_path / "choices.json", dict(default_store().entries())
+    file.write_text(contents)
+    result = run("import", file)
+    assert result.exit_code == 1 and str(file) in result.stderr and result.stdout == ""
+    assert dict(default_store().entries()) == before
+
+
+def test_failures(tmp_path, monkeypatch):
+    for arguments in (("import", tmp_path / "none.json"), ("export", tmp_path / "none" / "choices.json")):
+        result = run(*arguments)
+        assert result.exit_code == 1 and "No such file" in result.stderr
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "file"))
+    for arguments in (("list",), ("clear",), ("export", tmp_path / "choices.json")):
+        result = run(*arguments)
+        assert result.exit_code == 1 and "cannot be opened" in result.stderr and result.stdout == ""
