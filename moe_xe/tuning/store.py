@@ -47,8 +47,10 @@ class Entry:
             if not isinstance(values[name], str) or values[name] not in times:
                 raise ValueError(f"{name} of an entry must be one of its microseconds, got {values[name]!r}")
         configs = {text: from_text(text) for text in times}
-        if len(kinds := {type(config).__name__ for config in configs.values()}) > 1:
-            raise ValueError(f"the configurations of an entry must be of one kind, got {', '.join(sorted(kinds))}")
+        kinds = {type(config) for config in configs.values()}
+        if len(kinds) > 1 or not all(issubclass(kind, Config) for kind in kinds):
+            raise ValueError("the configurations of an entry must be of one kind and of one launch, got "
+                             f"{', '.join(sorted(kind.__name__ for kind in kinds))}")
         return cls(configs[values["config"]], configs[values["default"]],
                    {configs[text]: time for text, time in times.items()})
 

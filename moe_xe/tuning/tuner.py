@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from ..plan.config import VECTOR_DWORDS, TileConfig
 from ..plan.config_text import to_text
 from ..timing import interleaved_medians, timed
 from .key import Config, TuningKey
@@ -47,12 +48,12 @@ class Tuner:
         device's current stream; it is called often and must not add to what it finds. One that raises is left out, with a
         warning; what `default` raises is raised.
         """
-        entry = self._known(key, default)
+        entry = self._known(key)
         if entry is None and capturing:
             return default
         if entry is None:
             with self._measuring:
-                entry = self._known(key, default)   # another thread may have measured it meanwhile
+                entry = self._known(key)    # another thread may have measured it meanwhile
                 if entry is None:
                     entry = self._entries[key] = self._measure(key, default, candidates(), run, device)
                     self._store.store(key, entry)
@@ -62,10 +63,10 @@ class Tuner:
         """What this tuner has measured or read from disk so far."""
         return dict(self._entries)
 
-    def _known(self, key: TuningKey, default: Config) -> Entry | None:
+    def _known(self, key: TuningKey) -> Entry | None:
         entry = self._entries.get(key)
         if entry is None and (entry := self._store.load(key)) is not None:
-            if not _serves(entry.config, default):
+            if not _serves(entry.config, key):
                 return None
             self._entries[key] = entry
         return entry
@@ -103,10 +104,12 @@ def _first_sight(call: Callable[[], object], device: torch.device) -> float:
     return min(first, timed(call, device), timed(call, device)) if first < _SHORT_SECONDS else first
 
 
-def _serves(config: Config, default: Config) -> bool:
-    """Whether a stored configuration may stand for the default: an imported file may say anything."""
-    return type(config) is type(default) and all(
-        getattr(config, name, None) == getattr(default, name, None) for name in ("isa", "schedule"))
+def _serves(config: Config, key: TuningKey) -> bool:
+    """Whether a stored configuration can be for this key: an imported file may say anything."""
+    schedule = config.schedule.value if isinstance(config, TileConfig) else ""
+    isas = list(VECTOR_DWORDS)    # the last ones run everywhere
+    runs = not hasattr(config, "isa") or (key.cpu_isa in isas and isas.index(config.isa) >= isas.index(key.cpu_isa))
+    return runs and (type(config).__name__, schedule) == (key.kind, key.schedule)
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -14,19 +14,19 @@ from moe_xe.tuning import Entry, TuningKey, tuning_key
 @dataclass(frozen=True)
 class Device:
     """What a key takes of DeviceFacts."""
-    name: str = "a GPU"
-    kind: str = "gpu"
-    backend: str = "level_zero"
-    architecture: str = "intel_gpu_bmg_g21"
+    name: str = "a CPU"
+    kind: str = "cpu"
+    backend: str = "opencl"
+    architecture: str = "x86_64"
     driver_version: str = "1.2.3"
     xe_cores: int = 20
 
 
 PROBLEM = GroupedGemmProblem(96, 64, Dtype.bf16, Dtype.f32, activation=Activation(alpha=1.702, limit=7.0))
 OUTER = OuterProblem(96, 64, Dtype.bf16, Dtype.f32)
-DEFAULT = cpu_config(PROBLEM, "avx2")
-OUTER_DEFAULT = cpu_outer_config("avx2")
-STATIC = cpu_config(PROBLEM, "avx2", Schedule.static)
+DEFAULT = cpu_config(PROBLEM, "baseline")
+OUTER_DEFAULT = cpu_outer_config("baseline")
+STATIC = cpu_config(PROBLEM, "baseline", Schedule.static)
 
 
 def config(raster_group: int):

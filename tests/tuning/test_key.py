@@ -52,7 +52,7 @@ def test_equal_calls_and_those_of_one_bucket_share_a_key():
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Device)])
 def test_every_part_of_the_device_is_in_the_key(field):
-    other = {"xe_cores": 21, "kind": "cpu"}.get(field, "other")
+    other = {"xe_cores": 21, "kind": "gpu"}.get(field, "other")
     assert key(replace(Device(), **{field: other})) != key()
 
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from moe_xe.disk_cache import DiskCache
+from moe_xe.plan.block_config import MoeConfig
 from moe_xe.tuning import Entry, TuningStore, default_store
 from moe_xe.tuning.store import SIZE_LIMIT
 
@@ -28,7 +29,7 @@ def test_another_instance_reads_what_one_stored(store):
     assert store.clear() == 1 and store.load(key()) is None
 
 
-@pytest.mark.parametrize("other", [Device(driver_version="1.2.4"), Device(name="another GPU"), Device(xe_cores=16)])
+@pytest.mark.parametrize("other", [Device(driver_version="1.2.4"), Device(name="another CPU"), Device(xe_cores=16)])
 def test_entry_of_another_driver_or_device_is_not_used(store, other):
     store.store(key(other), entry())
     assert store.load(key()) is None
@@ -46,6 +47,7 @@ WRONG_ENTRIES = {
     **{str(time): entry().as_dict() | {"microseconds": {text: time for text in entry().as_dict()["microseconds"]}}
        for time in (0, -1.0, "fast", True, float("nan"), float("inf"))},
     "unmeasured": entry().as_dict() | {"config": Entry(config(5), config(5), {config(5): 1.0}).as_dict()["config"]},
+    "two launches": Entry(MoeConfig(), MoeConfig(), {MoeConfig(): 1.0}).as_dict(),
     "two kinds": Entry(DEFAULT, DEFAULT, {DEFAULT: 1.0, OUTER_DEFAULT: 1.0}).as_dict(),
     "config": entry().as_dict() | {"config": 17}, "no config": {"config": "c", "default": "c", "microseconds": {"c": 1.0}}}
 

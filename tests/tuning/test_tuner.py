@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from moe_xe.plan.heuristics import cpu_config
 from moe_xe.tuning import Entry, Tuner, TuningStore, default_tuner, is_capturing, tuner as tuner_module
 from moe_xe.tuning.store import SIZE_LIMIT
 
-from .example import DEFAULT, PROBLEM, STATIC, Device, config, key
+from .example import DEFAULT, OUTER_DEFAULT, PROBLEM, STATIC, Device, config, key
 
 CPU = torch.device("cpu")
 TIMES = {DEFAULT: 0.004, config(2): 0.001, config(3): 0.0025}
@@ -64,7 +65,7 @@ def test_measures_once_then_memory_then_disk(store):
     assert choose(first, run, key(num_experts=9)) == FASTEST and run.count
 
 
-@pytest.mark.parametrize("other", [Device(driver_version="1.2.4"), Device(name="another GPU")])
+@pytest.mark.parametrize("other", [Device(driver_version="1.2.4"), Device(name="another CPU")])
 def test_choices_of_another_driver_or_device_are_not_used(store, other):
     run = Runs()
     choose(Tuner(store, 0), run, key(other))
@@ -195,11 +196,18 @@ def test_a_damaged_choice_is_measured_again_and_rewritten(store):
     assert store.load(key()).config == FASTEST
 
 
-@pytest.mark.parametrize("stored", [STATIC, cpu_config(PROBLEM, "avx512")], ids=["schedule", "isa"])
+@pytest.mark.parametrize("stored", [STATIC, cpu_config(PROBLEM, "avx512"), OUTER_DEFAULT], ids=["schedule", "isa", "kind"])
 def test_a_stored_choice_that_cannot_serve_is_measured_again(store, stored):
-    store.store(key(), Entry(stored, stored, {stored: 1.0}))
-    assert choose(Tuner(store, 0), Runs()) == FASTEST
-    assert store.load(key()).config == FASTEST
+    of = replace(key(), cpu_isa="avx2")
+    store.store(of, Entry(stored, stored, {stored: 1.0}))
+    assert choose(Tuner(store, 0), Runs(), of) == FASTEST
+    assert store.load(of).config == FASTEST
+
+
+def test_a_stored_choice_may_have_other_vector_instructions_of_the_cpu(store):
+    of, stored = replace(key(), cpu_isa="avx512"), cpu_config(PROBLEM, "avx2")
+    store.store(of, Entry(stored, DEFAULT, {stored: 1.0, DEFAULT: 2.0}))
+    assert choose(Tuner(store, 0), None, of) == stored
 
 
 def test_a_cache_that_cannot_be_written_costs_no_choice(tmp_path):
