@@ -9,10 +9,14 @@ from .ops.grouped_outer import grouped_outer
 from .ops.lora_moe import LoraAdapter, lora_moe
 from .ops.route import route
 from .ops.token_sort import combine, sort_tokens
+from .plan.block_config import GemmConfigs, MoeConfig
+from .plan.config import CpuConfig, GenericConfig, Schedule, XeConfig
+from .plan.outer import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 
 # `import moe_xe.grouped_gemm.interface as i` looks the submodule up on whatever moe_xe.grouped_gemm is
 grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 
 __version__ = "0.1.0"
-__all__ = ["Fusions", "LoraAdapter", "SharedExpert", "combine", "devices", "explain", "fused_moe", "fused_moe_workspace_bytes",
-           "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route", "sort_tokens"]
+__all__ = ["CpuConfig", "Fusions", "GemmConfigs", "GenericConfig", "LoraAdapter", "MoeConfig", "OuterCpuConfig", "OuterGenericConfig",
+           "OuterXeConfig", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
+           "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route", "sort_tokens"]

@@ -1,17 +1,14 @@
 """The grouped GEMM of an MoE MLP, permutations included: m_sizes, permute_x, permute_y, fuse_mul_post."""
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 
 from ..ops import checks
 from ..ops.grouped_gemm import grouped_gemm as expert_order_gemm, validate
 from ..ops.grouped_outer import grouped_outer
+from ..plan.block_config import GemmConfigs
 from ..plan.config import TileConfig
-from ..plan.heuristics import force_config
 from ..plan.outer import OuterConfig
-from ..plan.outer_heuristics import force_outer_config
 
 __all__ = ["grouped_gemm", "grouped_gemm_dW", "grouped_gemm_dX", "grouped_gemm_forward"]
 
@@ -24,16 +21,17 @@ def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: 
                  is_first_gemm: bool = True) -> torch.Tensor:
     """One of the two grouped GEMMs of an MoE MLP: `grouped_gemm_forward` with the arguments that a training step has.
 
-    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs, for `grouped_gemm_dX` and `grouped_gemm_dW`; autograd
-    leaves the choice to plan.heuristics, and here only their type is checked.
+    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs: a TileConfig and an OuterConfig (moe_xe.plan.outer).
     is_first_gemm: says which of the two GEMMs the caller means. The permutations already determine what is computed, so
     that it changes nothing. The rest, the result and the errors: see `grouped_gemm_forward`. Differentiable in X, W and,
     with fuse_mul_post, topk_weights (whose gradient computes the products again, without them).
     """
-    for name, config in (("kernel_config_bwd_dX", kernel_config_bwd_dX), ("kernel_config_bwd_dW", kernel_config_bwd_dW)):
-        _check_config(name, config)
-    return grouped_gemm_forward(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post,
-                                kernel_config_fwd, autotune)
+    configs = {"kernel_config_fwd": kernel_config_fwd, "kernel_config_bwd_dX": kernel_config_bwd_dX,
+               "kernel_config_bwd_dW": kernel_config_bwd_dW}
+    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, configs, autotune)
+    given = any(config is not None for config in configs.values())
+    return _permuted_gemm(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights if fuse_mul_post else None,
+                          GemmConfigs(*configs.values()) if given else None, autotune)
 
 
 def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
@@ -51,21 +49,25 @@ def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor
     permute_y: the product of sorted row i is row gather_indices[i] of the result (its second GEMM).
     topk_weights: [tokens, topk] or [tokens * topk], a float dtype. fuse_mul_post: with permute_y, row r of the result is
       multiplied by the r-th of them, in float32, before it is rounded.
-    kernel_config_fwd: a TileConfig of the device's family (moe_xe.plan.config), or None for plan.heuristics' choice.
-    autotune: asks for the best known configuration. That is plan.heuristics' choice, which needs no search: no timing
-      runs, and the result is the same with and without it. It excludes kernel_config_fwd.
+    kernel_config_fwd: a TileConfig of the device's family (moe_xe.plan.config), or None for moe_xe's choice.
+    autotune: as in moe_xe.grouped_gemm; excludes kernel configurations.
 
     Returns [total_rows, N] in X's dtype: in token order with permute_y, else sorted by expert. Raises TypeError or
     ValueError naming the argument, ValueError for permute_x with permute_y.
     """
-    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
-           autotune)
-    with nullcontext() if kernel_config_fwd is None else force_config(kernel_config_fwd):
-        indices = None if gather_indices is None else gather_indices.to(torch.int32)
-        if not permute_y:
-            return expert_order_gemm(X, W, m_sizes, gather_indices=indices if permute_x else None, gather_divisor=topk)
-        scales = topk_weights.flatten().float()[gather_indices] if fuse_mul_post else None
-        return expert_order_gemm(X, W, m_sizes, scatter_indices=indices, row_scales=scales)
+    _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post,
+           {"kernel_config_fwd": kernel_config_fwd}, autotune)
+    return _permuted_gemm(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights if fuse_mul_post else None,
+                          kernel_config_fwd, autotune)
+
+
+def _permuted_gemm(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, config, autotune) -> torch.Tensor:
+    indices = None if gather_indices is None else gather_indices.to(torch.int32)
+    options = dict(config=config, autotune=autotune)
+    if not permute_y:
+        return expert_order_gemm(X, W, m_sizes, gather_indices=indices if permute_x else None, gather_divisor=topk, **options)
+    scales = None if topk_weights is None else topk_weights.flatten().float()[gather_indices]
+    return expert_order_gemm(X, W, m_sizes, scatter_indices=indices, row_scales=scales, **options)
 
 
 def grouped_gemm_dX(dY: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: int,
@@ -78,12 +80,11 @@ def grouped_gemm_dX(dY: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, to
     choices (``.view(tokens, topk, K).sum(1)`` is X's gradient). Rows beyond the sum of m_sizes are zero.
     """
     _check(dY, W.transpose(1, 2) if isinstance(W, torch.Tensor) and W.dim() == 3 else W, m_sizes, topk, gather_indices,
-           permute_x, permute_y, None, False, kernel_config_bwd_dX, False, x_name="dY", x_rows_are_pairs=True)
+           permute_x, permute_y, None, False, {"kernel_config_bwd_dX": kernel_config_bwd_dX}, False, x_name="dY", x_rows_are_pairs=True)
     indices = None if gather_indices is None else gather_indices.to(torch.int32)
-    with nullcontext() if kernel_config_bwd_dX is None else force_config(kernel_config_bwd_dX):
-        dX = dY.new_zeros(dY.shape[0], W.shape[2])
-        return expert_order_gemm(dY, W, m_sizes, weight_layout="ekn", out=dX, gather_indices=indices if permute_y else None,
-                                 scatter_indices=indices if permute_x else None)
+    dX = dY.new_zeros(dY.shape[0], W.shape[2])
+    return expert_order_gemm(dY, W, m_sizes, weight_layout="ekn", out=dX, gather_indices=indices if permute_y else None,
+                             scatter_indices=indices if permute_x else None, config=kernel_config_bwd_dX)
 
 
 def grouped_gemm_dW(X: torch.Tensor, dY: torch.Tensor, m_sizes: torch.Tensor, topk: int,
@@ -94,20 +95,24 @@ def grouped_gemm_dW(X: torch.Tensor, dY: torch.Tensor, m_sizes: torch.Tensor, to
         raise ValueError("permute_x and permute_y exclude each other, got both")
     if (permute_x or permute_y) and gather_indices is None:
         raise ValueError(f"gather_indices must be given for {'permute_x' if permute_x else 'permute_y'}, got None")
-    _check_config("kernel_config_bwd_dW", kernel_config_bwd_dW, OuterConfig)
+    _check_configs({"kernel_config_bwd_dW": kernel_config_bwd_dW}, False)
     indices = None if gather_indices is None else gather_indices.to(torch.int32)
-    with nullcontext() if kernel_config_bwd_dW is None else force_outer_config(kernel_config_bwd_dW):
-        return grouped_outer(dY, X, m_sizes, gather_indices_left=indices if permute_y else None,
-                             gather_indices_right=indices if permute_x else None, gather_divisor=topk if permute_x else 1)
+    return grouped_outer(dY, X, m_sizes, gather_indices_left=indices if permute_y else None,
+                         gather_indices_right=indices if permute_x else None, gather_divisor=topk if permute_x else 1,
+                         config=kernel_config_bwd_dW)
 
 
-def _check_config(name: str, config, kind: type = TileConfig) -> None:
-    if config is not None and not isinstance(config, kind):
-        raise TypeError(f"{name} must be a {kind.__module__}.{kind.__name__} or None, got {type(config).__name__}")
+def _check_configs(configs: dict[str, object], autotune: bool) -> None:
+    for name, config in configs.items():
+        kind = OuterConfig if name == "kernel_config_bwd_dW" else TileConfig
+        if config is not None and not isinstance(config, kind):
+            raise TypeError(f"{name} must be a {kind.__module__}.{kind.__name__} or None, got {type(config).__name__}")
+        if config is not None and autotune:
+            raise ValueError(f"{name} must be None with autotune=True, got {config}")
 
 
-def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, kernel_config_fwd,
-           autotune, x_name="X", x_rows_are_pairs=False) -> None:
+def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, configs, autotune,
+           x_name="X", x_rows_are_pairs=False) -> None:
     checks.check_tensor(x_name, X, 2, "[tokens, K]" if permute_x and not x_rows_are_pairs else "[total_rows, K]")
     checks.check_tensor("W", W, 3, "[E, N, K]")
     validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64),
@@ -124,9 +129,7 @@ def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weigh
         raise ValueError(f"gather_indices must be given for {'permute_x' if permute_x else 'permute_y'}, got None")
     if fuse_mul_post:
         _check_topk_weights(topk_weights, permute_y, total_rows)
-    _check_config("kernel_config_fwd", kernel_config_fwd)
-    if autotune and kernel_config_fwd is not None:
-        raise ValueError(f"kernel_config_fwd must be None with autotune=True, got {kernel_config_fwd}")
+    _check_configs(configs, autotune)
     checks.check_same_device(**{x_name: X}, gather_indices=gather_indices, topk_weights=topk_weights if fuse_mul_post else None)
 
 

@@ -24,6 +24,7 @@ class GatedMLPMOE(nn.Module):
       with W3, the ups, [E, I, H]: they are joined once, into a copy. W2: [E, H, I]. All bfloat16, float16 or float32.
     use_prepack: accepted; weights are read as they are.
     w13_bias: [E, 2I], rows in W13's order. w2_bias: [E, H].
+    autotune: as in `fused_moe`; not an argument of IPEX's.
     experts_start_id: the first of this rank's experts; choices of other ranks' contribute nothing.
     Quantised weights (a scale, is_mxfp4, is_fp8, is_int4) are a ValueError. Raises TypeError or ValueError naming the
     argument.
@@ -33,8 +34,9 @@ class GatedMLPMOE(nn.Module):
                  w1_scale_inv: torch.Tensor | None = None, w2_scale_inv: torch.Tensor | None = None,
                  a1_scale_inv: torch.Tensor | None = None, a2_scale_inv: torch.Tensor | None = None,
                  w13_bias: torch.Tensor | None = None, w2_bias: torch.Tensor | None = None, is_mxfp4: bool = False,
-                 is_fp8: bool = False, is_int4: bool = False, experts_start_id: int = 0):
+                 is_fp8: bool = False, is_int4: bool = False, experts_start_id: int = 0, *, autotune: bool = False):
         super().__init__()
+        self.autotune = autotune
         scales = dict(w1_scale_inv=w1_scale_inv, w2_scale_inv=w2_scale_inv,
                       a1_scale_inv=a1_scale_inv, a2_scale_inv=a2_scale_inv)
         for name, scale in scales.items():
@@ -86,7 +88,7 @@ class GatedMLPMOE(nn.Module):
         options = dict(_ACTIVATIONS[activation])
         options["interleaved"] = self._interleaved and options.get("interleaved", False)
         return fused_moe(hidden_states, self.W13, self.W2, topk_weights, topk_ids - self.experts_start_id,
-                         b13=self.w13_bias, b2=self.w2_bias, **options)
+                         b13=self.w13_bias, b2=self.w2_bias, autotune=self.autotune, **options)
 
 
 def _check_weights(W13, W2, W3) -> None:

@@ -1,6 +1,7 @@
 """Transformers: the experts of every model that lets its implementation be chosen, on moe_xe."""
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -13,15 +14,18 @@ from ..ops.autocast import autocast
 from ..ops.fused_moe import fused_moe
 from ..ops.grouped_gemm import grouped_gemm
 from ..ops.token_sort import sort_tokens
+from ..plan.block_config import MoeConfig
+from ..plan.choice import Choice
 
 __all__ = ["experts_forward", "fused_activation", "register"]
 
 _NEEDS = "moe_xe.integrations.transformers needs transformers >= 5.23 (pip install 'moe_xe[transformers]')"
 
 
-def register() -> None:
-    """Makes ``experts_implementation="moe_xe"`` known to Transformers. Calling it again changes nothing.
+def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None:
+    """Makes ``experts_implementation="moe_xe"`` known to Transformers. Calling it again changes only these arguments.
 
+    config, autotune: as in `fused_moe`, for all experts; modules with gates of their own take only the latter.
     ImportError if Transformers is missing, or so old that its experts do not say all that `experts_forward` asks of them.
     """
     try:
@@ -34,11 +38,13 @@ def register() -> None:
         raise ImportError(f"{_NEEDS}, found {__version__}") from error
     if "has_post_expert_norm" not in inspect.signature(use_experts_implementation).parameters:
         raise ImportError(f"{_NEEDS}, found {__version__}")
-    ExpertsInterface.register("moe_xe", experts_forward)
+    Choice.of(config, autotune, MoeConfig)      # raises here, not in a model
+    forward = functools.partial(experts_forward, config=config, autotune=autotune) if config or autotune else experts_forward
+    ExpertsInterface.register("moe_xe", forward)
 
 
 def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
-                    top_k_weights: torch.Tensor) -> torch.Tensor:
+                    top_k_weights: torch.Tensor, *, config: MoeConfig | None = None, autotune: bool = False) -> torch.Tensor:
     """What the experts' own forward returns: [T, H], from hidden_states [T, H] and top_k_index, top_k_weights [T, k].
 
     experts: a module under Transformers' use_experts_implementation. Its weights are read in place. Ids that are not of
@@ -51,11 +57,12 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     layout = "ekn" if experts.is_transposed else "enk"
     fused = None if experts.has_post_expert_norm else fused_activation(experts)
     if fused is None:
-        out = _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights)
+        out = _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights, autotune)
     else:
         activation, alpha, limit = fused
         out = fused_moe(x, w13, w2, top_k_weights, top_k_index, activation=activation, alpha=alpha,
-                        limit=limit, interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout)
+                        limit=limit, interleaved=not experts.is_concatenated, b13=b13, b2=b2, weight_layout=layout,
+                        config=config, autotune=autotune)
     return out.to(hidden_states.dtype)
 
 
@@ -99,7 +106,7 @@ def _numbers(module: torch.nn.Module, suffix: str) -> list[float]:
             if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
 
 
-def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights) -> torch.Tensor:
+def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights, autotune) -> torch.Tensor:
     """Rows sorted by expert, two grouped GEMMs with the module's own operations between and behind, a token's rows summed.
 
     GEMMs leave the rows of dropped pairs unwritten. They become zeros, as NaNs would reach the gradients of the module's
@@ -109,9 +116,10 @@ def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_we
     sorted_tokens = sort_tokens(top_k_index, num_experts)
     tokens_per_expert, pairs = sorted_tokens.tokens_per_expert, sorted_tokens.row_pairs
     h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=pairs.clamp(min=0), gather_divisor=k,
-                     weight_layout=layout)
+                     weight_layout=layout, autotune=autotune)
     h = _own_gate(experts, h.masked_fill((pairs < 0)[:, None], 0)).to(x.dtype).contiguous()
-    y = grouped_gemm(h, w2, tokens_per_expert, bias=b2, scatter_indices=pairs, weight_layout=layout, out_dtype=torch.float32)
+    y = grouped_gemm(h, w2, tokens_per_expert, bias=b2, scatter_indices=pairs, weight_layout=layout, out_dtype=torch.float32,
+                     autotune=autotune)
     dropped = (top_k_index < 0) | (top_k_index >= num_experts)
     y = y.masked_fill(dropped.view(-1, 1), 0)
     if experts.has_post_expert_norm:

@@ -25,6 +25,7 @@ class XpuFusedMoe:
     expert_map: [global experts] int32, a global id's expert on this rank or -1.
     gemm1_clamp_limit: gates are cut at most to it, up values to [-limit, limit]; None or 0 for none (swigluoai: 7).
     activation_situ_beta, activation_situ_linear_beta: accepted for the activation "situ", which is a ValueError.
+    autotune: as in `fused_moe`; not an argument of vllm_xpu_kernels' class.
     Raises TypeError or ValueError naming the argument.
     """
 
@@ -32,11 +33,11 @@ class XpuFusedMoe:
                  w2_scales: torch.Tensor | None, w2_bias: torch.Tensor | None, n_experts_per_token: int, activation,
                  num_experts: int, ep_rank: int = 0, ep_size: int = 1, expert_map: torch.Tensor | None = None,
                  gemm1_clamp_limit: float | None = None, activation_situ_beta: float | None = None,
-                 activation_situ_linear_beta: float | None = None):
+                 activation_situ_linear_beta: float | None = None, *, autotune: bool = False):
         for name, scales in (("w13_scales", w13_scales), ("w2_scales", w2_scales)):
             if scales is not None:
                 raise ValueError(f"{name} must be None, got a {type(scales).__name__}: quantised weights are not supported")
-        self.activation = _activation(activation)
+        self.activation, self.autotune = _activation(activation), autotune
         gated = self.activation["activation"] != "relu2"
         _check_weights(w13, w2, num_experts, gated)
         _check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
@@ -76,7 +77,7 @@ class XpuFusedMoe:
         checks.check_same_device(hidden_states=hidden_states, output=output)
         output.copy_(fused_moe(hidden_states, self.w13, self.w2, topk_weights, topk_ids, b13=self.w13_bias, b2=self.w2_bias,
                                expert_map=self.expert_map if expert_map is None else expert_map, weight_layout="ekn",
-                               **self.activation))
+                               autotune=self.autotune, **self.activation))
 
 
 def xpu_fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w13_scales: torch.Tensor | None,

@@ -1,12 +1,11 @@
 """Problem and configuration of the weights' gradient -> the text that the run-time compiler gets."""
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 from ..plan.outer import OuterConfig, OuterCpuConfig, OuterProblem, OuterXeConfig
 from .kernel_source import KernelSource
-from .source import bool_constant, _constant, assemble
+from .source import assemble, bool_constant, constants_of
 
 KERNEL_NAME = "grouped_outer"
 # eight pointers, eight int64, num_experts: the fields of OuterArguments in outer_types.hpp
@@ -32,5 +31,5 @@ def generate(problem: OuterProblem, config: OuterConfig) -> str:
         f"inline constexpr bool accumulate = {bool_constant(problem.accumulate)};",
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
-        *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),
+        *constants_of(config),
     ], "grouped_outer.cpp")

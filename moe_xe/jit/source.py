@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 from ..plan.config import CpuConfig, Schedule, TileConfig, XeConfig
+from ..plan.outer import OuterConfig
 from ..plan.problem import GroupedGemmProblem
 from .kernel_source import KernelSource
 
@@ -40,6 +41,11 @@ def _constant(name: str, value) -> str:
     return f"inline constexpr int {name} = {value};"
 
 
+def constants_of(config: TileConfig | OuterConfig) -> list[str]:
+    """The fields of a configuration that its kernel is compiled for."""
+    return [_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config) if "host_only" not in field.metadata]
+
+
 KERNEL_NAME = "grouped_gemm"
 # eleven pointers, ten int64, num_experts: the fields of Arguments in types.hpp
 KERNEL_SIGNATURE = 11 * "p" + 10 * "q" + "i"
@@ -71,7 +77,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
         f"inline constexpr RowScale row_scale = RowScale::{problem.row_scale.value};",
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
-        *(_constant(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)),
+        *constants_of(config),
     ], "grouped_gemm.cpp")
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
+from ..plan.block_config import MoeConfig
 from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
 
 __all__ = ["DeepseekV3Block"]
@@ -29,13 +30,13 @@ class DeepseekV3Block(MoeBlock):
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
                  shared_intermediate_size: int, num_groups: int = 1, topk_groups: int = 1, norm_topk_prob: bool = True,
-                 routed_scaling_factor: float = 1.0, activation: str = "silu", device=None,
-                 dtype: torch.dtype | None = None):
+                 routed_scaling_factor: float = 1.0, activation: str = "silu",
+                 config: MoeConfig | None = None, autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k, self.num_groups, self.topk_groups = top_k, num_groups, topk_groups
         self.norm_topk_prob, self.routed_scaling_factor = norm_topk_prob, routed_scaling_factor
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device,
-                               dtype=dtype)
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, config=config,
+                               autotune=autotune, device=device, dtype=dtype)
         self.gate = _Router(hidden_size, num_experts, device=device, dtype=dtype)
         self.shared_experts = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
+from ..plan.block_config import MoeConfig
 from .parts import Experts, MoeBlock, sizes_of
 
 __all__ = ["GptOssBlock"]
@@ -15,13 +16,14 @@ class GptOssBlock(MoeBlock):
     hf_class = "GptOssMLP"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, alpha: float = 1.702,
-                 limit: float = 7.0, device=None, dtype: torch.dtype | None = None):
+                 limit: float = 7.0, config: MoeConfig | None = None, autotune: bool = False, device=None,
+                 dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k = top_k
         self.router = nn.Linear(hidden_size, num_experts, device=device, dtype=dtype)
         self.experts = Experts(
             num_experts, hidden_size, intermediate_size, activation="swiglu_oai", alpha=alpha, limit=limit,
-            interleaved=True, transposed=True, bias=True, device=device, dtype=dtype)
+            interleaved=True, transposed=True, bias=True, config=config, autotune=autotune, device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:

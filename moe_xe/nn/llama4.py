@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
+from ..plan.block_config import MoeConfig
 from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
 
 __all__ = ["Llama4Block"]
@@ -15,11 +16,12 @@ class Llama4Block(MoeBlock):
     hf_class = "Llama4TextMoe"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
-                 shared_intermediate_size: int, activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+                 shared_intermediate_size: int, activation: str = "silu", config: MoeConfig | None = None,
+                 autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k = top_k
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, transposed=True,
-                               weight_on_input=True, device=device, dtype=dtype)
+                               weight_on_input=True, config=config, autotune=autotune, device=device, dtype=dtype)
         self.router = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
         self.shared_expert = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
 

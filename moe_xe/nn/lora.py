@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..ops.lora_moe import LoraAdapter, lora_moe
+from ..plan.block_config import MoeConfig
 from .parts import Experts
 
 __all__ = ["LoraExperts"]
@@ -20,7 +21,7 @@ class LoraExperts(nn.Module):
     parameters no longer require gradients. Its forward is not called: `lora_moe` computes experts and adapters.
     r, lora_alpha, use_rslora: an adapter is multiplied with lora_alpha / r, or lora_alpha / sqrt(r).
     target_parameters: which of the experts' weights have one; all by default.
-    dtype: of the adapters, the weights' by default.
+    config, autotune: as in `lora_moe`; by default those of `moe_xe.nn.Experts`. dtype: of the adapters, the weights' by default.
 
     lora_A: [E, r, in] and lora_B: [E, out, r] by name of the weights. As in PEFT, A is uniform within 1 / sqrt(in) and B
     zero at first, so that the module begins as the experts it wraps.
@@ -29,11 +30,15 @@ class LoraExperts(nn.Module):
     """
 
     def __init__(self, experts: nn.Module, r: int = 8, lora_alpha: float = 8, *, use_rslora: bool = False,
-                 target_parameters: Collection[str] | None = None, dtype: torch.dtype | None = None):
+                 target_parameters: Collection[str] | None = None, config: MoeConfig | None = None, autotune: bool = False,
+                 dtype: torch.dtype | None = None):
         super().__init__()
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ValueError(f"r must be a positive int, got {r!r}")
         self._routing_first, self._first, transposed, self._options = _computation_of(experts)
+        self.config, self.autotune = config, autotune
+        if isinstance(experts, Experts) and config is None and not autotune:
+            self.config, self.autotune = experts.config, experts.autotune
         weights = [name for name, _ in experts.named_parameters(recurse=False) if name in (self._first, "down_proj")]
         targets = weights if target_parameters is None else [name for name in weights if name in target_parameters]
         if not targets or (target_parameters is not None and set(target_parameters) != set(targets)):
@@ -62,7 +67,7 @@ class LoraExperts(nn.Module):
         return lora_moe(
             hidden_states, getattr(base, self._first), base.down_proj, topk_weights, topk_ids, lora13=adapters.get(self._first),
             lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
-            b2=getattr(base, "down_proj_bias", None), shared=shared, **self._options)
+            b2=getattr(base, "down_proj_bias", None), shared=shared, config=self.config, autotune=self.autotune, **self._options)
 
     def adapters(self) -> dict[str, LoraAdapter]:
         return {name: LoraAdapter(a, self.lora_B[name], self.scaling) for name, a in self.lora_A.items()}

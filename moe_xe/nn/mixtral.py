@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..plan.block_config import MoeConfig
 from .parts import activation_of, sizes_of
 from .qwen3_moe import Qwen3MoeBlock
 
@@ -15,9 +16,10 @@ class MixtralBlock(Qwen3MoeBlock):
     hf_class = "MixtralSparseMoeBlock"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
-                 activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+                 activation: str = "silu", config: MoeConfig | None = None, autotune: bool = False, device=None,
+                 dtype: torch.dtype | None = None):
         super().__init__(hidden_size, intermediate_size, num_experts, top_k, norm_topk_prob=True, activation=activation,
-                         device=device, dtype=dtype)
+                         config=config, autotune=autotune, device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.fused_moe import SharedExpert, fused_moe
+from ..plan.block_config import MoeConfig
 from .activations import activation_name
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
@@ -14,15 +15,17 @@ class Experts(nn.Module):
     """The routed experts' weights, and their MLPs as one `fused_moe`.
 
     gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: adds gate_up_proj_bias
-    [E, 2I] and down_proj_bias [E, H]. activation, alpha, limit, interleaved, weight_on_input: as in `fused_moe`.
+    [E, 2I] and down_proj_bias [E, H]. activation, alpha, limit, interleaved, weight_on_input, config, autotune: as in `fused_moe`.
     """
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, *, activation: str = "silu",
                  alpha: float = 1.702, limit: float | None = None, interleaved: bool = False, transposed: bool = False,
-                 bias: bool = False, weight_on_input: bool = False, device=None, dtype: torch.dtype | None = None):
+                 bias: bool = False, weight_on_input: bool = False, config: MoeConfig | None = None,
+                 autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.activation, self.alpha, self.limit, self.interleaved = activation, alpha, limit, interleaved
         self.transposed, self.weight_on_input = transposed, weight_on_input
+        self.config, self.autotune = config, autotune
 
         def parameter(*shape):
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -50,7 +53,7 @@ class Experts(nn.Module):
             hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
             b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
-            weight_layout="ekn" if self.transposed else "enk")
+            weight_layout="ekn" if self.transposed else "enk", config=self.config, autotune=self.autotune)
 
 
 class GatedMLP(nn.Module):
@@ -68,17 +71,22 @@ class GatedMLP(nn.Module):
 
 
 class MoeBlock(nn.Module):
-    """A family's block. hf_class: the Transformers class whose state dict, inputs and outputs it has."""
+    """A family's block. hf_class: the Transformers class whose state dict, inputs and outputs it has.
+
+    config, autotune, of every family's constructor: as in `fused_moe`.
+    """
     hf_class: str
 
     @classmethod
-    def from_hf(cls, module: nn.Module) -> MoeBlock:
+    def from_hf(cls, module: nn.Module, *, config: MoeConfig | None = None, autotune: bool = False) -> MoeBlock:
         """The block with the parameters and buffers of Transformers' (the same objects, nothing is copied).
+
+        config, autotune: as in `fused_moe`.
 
         Raises TypeError if the module is not laid out as hf_class, ValueError if its activation is not one of moe_xe's.
         """
         try:
-            block = cls(**cls.numbers_of(module), device="meta")
+            block = cls(**cls.numbers_of(module), config=config, autotune=autotune, device="meta")
         except AttributeError as error:
             raise TypeError(f"module must be laid out as Transformers' {cls.hf_class}, got {type(module).__name__}: "
                             f"{error}") from error

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops.route import route
+from ..plan.block_config import MoeConfig
 from .parts import Experts, MoeBlock, activation_of, sizes_of
 
 __all__ = ["Qwen3MoeBlock"]
@@ -15,12 +16,13 @@ class Qwen3MoeBlock(MoeBlock):
     hf_class = "Qwen3MoeSparseMoeBlock"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
-                 norm_topk_prob: bool = True, activation: str = "silu", device=None, dtype: torch.dtype | None = None):
+                 norm_topk_prob: bool = True, activation: str = "silu", config: MoeConfig | None = None,
+                 autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k, self.norm_topk_prob = top_k, norm_topk_prob
         self.gate = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
-        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, device=device,
-                               dtype=dtype)
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, config=config,
+                               autotune=autotune, device=device, dtype=dtype)
 
     @staticmethod
     def numbers_of(module: nn.Module) -> dict:

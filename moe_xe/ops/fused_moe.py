@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from ..plan.block_config import MoeConfig
+from ..plan.choice import Choice
 from ..plan.problem import Activation, ActivationKind
 from . import checks
 from .autocast import autocast
@@ -22,7 +24,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
               out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
-              fusions: Fusions = Fusions()) -> torch.Tensor:
+              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions = Fusions()) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
@@ -35,6 +37,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     weight_on_input: the weights scale the first GEMM's input (Llama-4) instead of the second's output.
     out: [T, H] in hidden_states' dtype, to write to; shares no memory with the inputs. workspace: uint8, at least
     `fused_moe_workspace_bytes` long, for everything in between; by default torch's allocator is asked.
+    config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights, biases, topk_weights and the shared expert; in training the shared expert
     uses torch's linear layers, and out and workspace are refused. recompute: backward computes the first GEMM again
@@ -49,7 +52,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     if isinstance(shared, SharedExpert):
         shared = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
     call = validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map,
-                    shared, routed_scaling_factor, weight_on_input, weight_layout)
+                    shared, routed_scaling_factor, weight_on_input, weight_layout, Choice.of(config, autotune, MoeConfig))
     if wants_gradient(call):
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
@@ -95,7 +98,7 @@ def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
 
 
 def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interleaved, alpha, limit, b13, b2, expert_map, shared,
-             routed_scaling_factor, weight_on_input, weight_layout) -> BlockCall:
+             routed_scaling_factor, weight_on_input, weight_layout, choice) -> BlockCall:
     """Checks all that can be known without the device."""
     checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
     checks.check_dtype("hidden_states", hidden_states.dtype)
@@ -140,7 +143,7 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
                              expert_map=expert_map, **({} if shared is None else {f"shared.{k}": v for k, v in vars(shared).items()}))
     checks.row_stride("hidden_states", hidden_states)
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routed_scaling_factor,
-                     weight_on_input)
+                     weight_on_input, choice)
 
 
 def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool) -> None:
@@ -172,7 +175,7 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
 _ARGUMENTS = ("Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, Tensor? b13, Tensor? b2, "
               "Tensor? expert_map, Tensor? shared_gate, Tensor? shared_up, Tensor? shared_down, Tensor? shared_weights, "
               "str activation, bool interleaved, float alpha, float? limit, float routed_scaling_factor, bool weight_on_input, "
-              "bool[4] fusions")
+              "str choice, bool[4] fusions")
 
 
 def _op_arguments(call: BlockCall, fusions: Fusions) -> tuple:
@@ -180,15 +183,16 @@ def _op_arguments(call: BlockCall, fusions: Fusions) -> tuple:
     shared = (None,) * 4 if s is None else (s.gate_proj, s.up_proj, s.down_proj, s.weights)
     return (call.hidden_states, call.w13, call.w2, call.topk_weights, call.topk_ids, call.b13, call.b2, call.expert_map, *shared,
             act.kind.value, act.interleaved, act.alpha, act.limit, call.routed_scaling_factor, call.weight_on_input,
-            [fusions.gather, fusions.activation, fusions.scatter, fusions.shared])
+            call.choice.text, [fusions.gather, fusions.activation, fusions.scatter, fusions.shared])
 
 
 def _block_call(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared_gate, shared_up, shared_down,
-                shared_weights, activation, interleaved, alpha, limit, routed_scaling_factor, weight_on_input) -> BlockCall:
+                shared_weights, activation, interleaved, alpha, limit, routed_scaling_factor, weight_on_input, choice) -> BlockCall:
     shared = None if shared_up is None else SharedExpert(shared_up, shared_down, shared_gate, shared_weights)
     gated = w13.shape[1] == 2 * w2.shape[2]
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared,
-                     Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, weight_on_input)
+                     Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, weight_on_input,
+                     Choice.parse(choice))
 
 
 @torch.library.custom_op("moe_xe::fused_moe", mutates_args=(), device_types=("cpu", "xpu"), schema=f"({_ARGUMENTS}) -> Tensor")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..plan.choice import Choice
 from ..plan.problem import Activation, ActivationKind
 from . import moe_training
 from .moe_stages import BlockCall
@@ -12,8 +13,8 @@ __all__ = ["differentiable_moe", "wants_gradient"]
 
 _ARGUMENTS = ("Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, Tensor? b13, Tensor? b2, "
               "Tensor? expert_map, str activation, bool gated, bool interleaved, float alpha, float? limit, "
-              "float routed_scaling_factor, bool weight_on_input")
-_NUM_ARGUMENTS = 15
+              "float routed_scaling_factor, bool weight_on_input, str choice")
+_NUM_ARGUMENTS = 16
 
 
 def wants_gradient(call: BlockCall) -> bool:
@@ -29,7 +30,8 @@ def differentiable_moe(call: BlockCall, recompute: bool) -> torch.Tensor:
     act = call.activation
     out = torch.ops.moe_xe.fused_moe_training(
         call.hidden_states, call.w13, call.w2, call.topk_weights, call.topk_ids, call.b13, call.b2, call.expert_map,
-        act.kind.value, act.gated, act.interleaved, act.alpha, act.limit, call.routed_scaling_factor, call.weight_on_input, recompute)[0]
+        act.kind.value, act.gated, act.interleaved, act.alpha, act.limit, call.routed_scaling_factor, call.weight_on_input,
+        call.choice.text, recompute)[0]
     if call.shared is None:
         return out
     shared_act = Activation(act.kind, act.gated, False, act.alpha, act.limit)
@@ -37,9 +39,10 @@ def differentiable_moe(call: BlockCall, recompute: bool) -> torch.Tensor:
 
 
 def _call(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, activation, gated, interleaved, alpha, limit,
-          routed_scaling_factor, weight_on_input) -> BlockCall:
+          routed_scaling_factor, weight_on_input, choice) -> BlockCall:
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, None,
-                     Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, weight_on_input)
+                     Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, weight_on_input,
+                     Choice.parse(choice))
 
 
 @torch.library.custom_op("moe_xe::fused_moe_training", mutates_args=(), device_types=("cpu", "xpu"),

@@ -8,14 +8,16 @@ import torch
 from ..device import facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.outer_source import grouped_outer_source
+from ..plan.choice import Choice
+from ..plan.launch import LaunchPlan, Target, plan_outer
 from ..plan.outer import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
-from ..plan.outer_heuristics import choose_outer_config, choose_outer_family
 from ..plan.problem import Dtype, RowsFormat, WeightLayout
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
 from .launch import finish, pointer_of, target_of
 from .token_sort import Routing, launch_combine
+from .tuned import print_config, tuned_plan
 
 __all__ = ["grouped_outer", "weights_gradient"]
 
@@ -30,6 +32,7 @@ class OuterCall:
     gather_indices_right: torch.Tensor | None = None
     gather_divisor: int = 1
     rows_format: str = "counts"
+    choice: Choice = Choice()
 
     @property
     def row_indices(self) -> torch.Tensor | None:
@@ -53,7 +56,7 @@ class OuterCall:
 def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: torch.Tensor, *,
                   gather_indices_left: torch.Tensor | None = None, gather_indices_right: torch.Tensor | None = None,
                   gather_divisor: int = 1, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
-                  accumulate: bool = False) -> torch.Tensor:
+                  accumulate: bool = False, config: OuterConfig | None = None, autotune: bool = False) -> torch.Tensor:
     """Multiplies each expert's rows of two matrices with each other, in one persistent kernel and without host synchronisation.
 
     left: [total_rows, P], sorted by expert; bfloat16, float16 or float32. With `gather_indices_left`, [tokens, P].
@@ -65,29 +68,32 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
       multiplied as they are.
     out: [E, P, Q] to write to, a view with contiguous rows that do not overlap; shares no memory with the inputs.
     accumulate: add to `out` instead of overwriting it, rounding once.
+    config, autotune: as in `grouped_gemm`.
 
     The gradient of ``w`` in ``d = grouped_gemm(a, w, ...)`` is ``grouped_outer(grad_d, a, ...)`` for [E, N, K] weights, and
     ``grouped_outer(a, grad_d, ...)`` for [E, K, N] ones. An expert without rows has zeros.
 
     Returns out, or a new [E, P, Q]. Raises TypeError or ValueError naming the argument.
     """
-    call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor)
+    call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor,
+                     choice=Choice.of(config, autotune, OuterConfig))
     validate(call, out_dtype, out, accumulate)
     return dispatch(call, out_dtype, out, accumulate)
 
 
 def weights_gradient(w: torch.Tensor, grad_rows: torch.Tensor, input_rows: torch.Tensor, rows: torch.Tensor,
                      grad_indices: torch.Tensor | None, input_indices: torch.Tensor | None, gather_divisor: int,
-                     rows_format: str = "counts") -> torch.Tensor:
+                     rows_format: str = "counts", choice: Choice = Choice()) -> torch.Tensor:
     """The gradient of logical [E, N, K] weights, in their memory layout and dtype.
 
     grad_rows, input_rows: the rows of a grouped GEMM's result and of its input, sorted by expert; one of them may be
     gathered, as in `grouped_outer`.
     """
     if checks.weight_layout("w", w)[0] is WeightLayout.enk:
-        return torch.ops.moe_xe.grouped_outer(grad_rows, input_rows, rows, grad_indices, input_indices, gather_divisor, rows_format, w.dtype)
+        return torch.ops.moe_xe.grouped_outer(grad_rows, input_rows, rows, grad_indices, input_indices, gather_divisor, rows_format,
+                                              choice.text, w.dtype)
     return torch.ops.moe_xe.grouped_outer(input_rows, grad_rows, rows, input_indices, grad_indices, gather_divisor, rows_format,
-                                          w.dtype).transpose(1, 2)
+                                          choice.text, w.dtype).transpose(1, 2)
 
 
 def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.int32, torch.int64), left_name="left",
@@ -145,15 +151,18 @@ def _check_out(out, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 
 def dispatch(call: OuterCall, out_dtype: torch.dtype | None, out: torch.Tensor | None, accumulate: bool) -> torch.Tensor:
     arguments = (call.left, call.right, call.rows, call.gather_indices_left, call.gather_indices_right, call.gather_divisor,
-                 call.rows_format)
+                 call.rows_format, call.choice.text)
     if out is None:
         return torch.ops.moe_xe.grouped_outer(*arguments, out_dtype or call.left.dtype)
     torch.ops.moe_xe.grouped_outer_out(*arguments, out, accumulate)
     return out
 
 
-def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, queue: Queue) -> tuple[OuterProblem, OuterOperands, OuterConfig]:
-    """What would be launched for this call."""
+Plan = LaunchPlan[OuterProblem, OuterConfig]
+
+
+def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, target: Target) -> tuple[Plan, OuterOperands]:
+    """What would be launched for this call, untuned."""
     num_experts, p, q = call.out_shape
     problem = OuterProblem(
         p=p, q=q, input=DTYPES[call.left.dtype], output=DTYPES[out.dtype], rows_format=RowsFormat(call.rows_format),
@@ -165,9 +174,7 @@ def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, queue: Queue) -> 
         left_rows=call.left.shape[0], right_rows=call.right.shape[0], num_experts=num_experts,
         left_stride=row_stride("left", call.left), right_stride=row_stride("right", call.right),
         d_stride=d_stride, d_expert_stride=out.stride(0) if num_experts > 1 else p * d_stride)
-    target = target_of(facts_of(queue))
-    family = choose_outer_family(problem, operands, target.is_cpu, target.has_dpas)
-    return problem, operands, choose_outer_config(problem, operands, family, target.cores, target.isa)
+    return plan_outer(problem, operands, target, call.choice.config), operands
 
 
 def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None:
@@ -180,24 +187,36 @@ def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None
         return
     checks.check_addresses(left=call.left, right=call.right, rows=call.rows, row_indices=call.row_indices, out=out)
     queue = queue_for(out.device)
-    problem, operands, config = plan(call, out, accumulate, queue)
-    if config.splits == 1:
-        used = submit(queue, call, problem, operands, config, 0, out.device)
-    else:
-        used = submit_parts(queue, call, problem, operands, config, out)
-    finish(queue, out.device, *used)
+    target = target_of(facts_of(queue))
+    planned, operands = plan(call, out, accumulate, target)
+    if call.choice.autotune:
+        # what is added to must not be added to twice
+        trial_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device) if accumulate else out
+        trial_operands = replace(operands, d=trial_out.data_ptr())
+
+        def run(trial: Plan) -> None:
+            finish(queue, out.device, *submit(queue, call, trial, trial_operands, trial_out))
+
+        planned = tuned_plan(queue, "grouped_outer", planned, operands, target, call.rows, call.rows_format, run)
+    print_config("grouped_outer", planned, operands)
+    finish(queue, out.device, *submit(queue, call, planned, operands, out))
 
 
-def submit(queue: Queue, call: OuterCall, problem: OuterProblem, operands: OuterOperands, config: OuterConfig,
-           d_split_stride: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Submits the kernel; returns what must live until it has run (on cpu: until the queue is waited for)."""
-    kernel = compile_kernel(queue, grouped_outer_source(problem, config))
-    groups = target_of(facts_of(queue)).cores
+def submit(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Submits the kernels; returns what must live until they have run (on cpu: until the queue is waited for)."""
+    if planned.config.splits == 1:
+        return _submit_product(queue, call, planned, operands, 0, out.device)
+    return _submit_parts(queue, call, planned, operands, out)
+
+
+def _submit_product(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, d_split_stride: int,
+                    device: torch.device) -> tuple[torch.Tensor, ...]:
+    kernel = compile_kernel(queue, grouped_outer_source(planned.problem, planned.config))
     # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=device)
-    scratch = torch.empty(groups * config.scratch_bytes(problem), dtype=torch.uint8, device=device)
-    addresses = row_addresses(call) if isinstance(config, OuterXeConfig) else None
-    kernel.launch(queue, groups, config.work_group_size, (
+    scratch = torch.empty(planned.num_groups * planned.scratch_bytes, dtype=torch.uint8, device=device)
+    addresses = row_addresses(call) if isinstance(planned.config, OuterXeConfig) else None
+    kernel.launch(queue, planned.num_groups, planned.group_size, (
         operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
         tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
         operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
@@ -213,29 +232,30 @@ def row_addresses(call: OuterCall) -> torch.Tensor | None:
     return source.mul_(row_stride("operand", operand) * operand.element_size()).add_(operand.data_ptr())
 
 
-def submit_parts(queue: Queue, call: OuterCall, problem: OuterProblem, operands: OuterOperands, config: OuterConfig,
-                 out: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """As `submit`, for tiles that share an expert's rows out; then sums their parts, in order."""
+def _submit_parts(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands,
+                  out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """For tiles that share an expert's rows out: their parts of d, then the parts' sums, in order."""
     num_experts, p, q = out.shape
-    aligned_q = -(-q // 16) * 16     # 64 bytes, which block messages ask for
-    parts = torch.empty(num_experts, p, config.splits, aligned_q, dtype=torch.float32, device=out.device)
+    splits, aligned_q = planned.config.splits, -(-q // 16) * 16     # 64 bytes, which block messages ask for
+    parts = torch.empty(num_experts, p, splits, aligned_q, dtype=torch.float32, device=out.device)
     to_parts = replace(operands, d=parts.data_ptr(), d_stride=parts.stride(1), d_expert_stride=parts.stride(0))
-    used = submit(queue, call, replace(problem, output=Dtype.f32), to_parts, config, parts.stride(2), out.device)
+    in_float = replace(planned, problem=replace(planned.problem, output=Dtype.f32))
+    used = _submit_product(queue, call, in_float, to_parts, parts.stride(2), out.device)
     no_ids = torch.empty(num_experts * p, 0, dtype=torch.int32, device=out.device)
-    launch_combine(queue, Routing(no_ids, 0, num_shared=config.splits), y=parts.data_ptr(), y_stride=parts.stride(2),
+    launch_combine(queue, Routing(no_ids, 0, num_shared=splits), y=parts.data_ptr(), y_stride=parts.stride(2),
                    y_dtype=Dtype.f32, out=out.view(num_experts * p, q))
     return *used, parts
 
 
 _ARGUMENTS = ("Tensor left, Tensor right, Tensor rows, Tensor? gather_indices_left, Tensor? gather_indices_right, "
-              "int gather_divisor, str rows_format")
+              "int gather_divisor, str rows_format, str choice")
 
 
 @torch.library.custom_op("moe_xe::grouped_outer_out", mutates_args=("out",), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, Tensor(a!) out, bool accumulate) -> ()")
 def grouped_outer_out(*arguments):
-    *inputs, out, accumulate = arguments
-    call = OuterCall(*inputs)
+    *inputs, choice, out, accumulate = arguments
+    call = OuterCall(*inputs, Choice.parse(choice))
     checks.check_no_overlap(out, left=call.left, right=call.right, tokens_per_expert=call.rows, row_indices=call.row_indices)
     launch(call, out, accumulate)
 
@@ -243,8 +263,8 @@ def grouped_outer_out(*arguments):
 @torch.library.custom_op("moe_xe::grouped_outer", mutates_args=(), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, ScalarType out_dtype) -> Tensor")
 def grouped_outer_new(*arguments):
-    *inputs, out_dtype = arguments
-    call = OuterCall(*inputs)
+    *inputs, choice, out_dtype = arguments
+    call = OuterCall(*inputs, Choice.parse(choice))
     out = torch.empty(call.out_shape, dtype=out_dtype, device=call.left.device)
     launch(call, out)
     return out
@@ -256,5 +276,5 @@ def _(*arguments):
 
 
 @torch.library.register_fake("moe_xe::grouped_outer")
-def _(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, out_dtype):
+def _(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, choice, out_dtype):
     return left.new_empty(rows.shape[0], left.shape[1], right.shape[1], dtype=out_dtype)

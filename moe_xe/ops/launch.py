@@ -11,11 +11,14 @@ from ..runtime import Queue
 from ..device import DeviceFacts, facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
+from ..plan.choice import Choice
 from ..plan.config import Schedule
+from ..plan.devices import record_of
 from ..plan.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
 from .checks import DTYPES, check_addresses, row_stride, weight_layout
+from .tuned import print_config, tuned_plan
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Call:
     """The checked arguments of one grouped GEMM; w is the logical [E, N, K], rows are counts or ends (rows_format).
 
     row_indices: gathers rows of a (divided by slots), scatters rows of d, or both. row_scales: [total_rows] float32.
+    choice: its part "forward" is for this GEMM.
     """
     a: torch.Tensor
     w: torch.Tensor
@@ -49,14 +53,17 @@ class Call:
     shared: SharedWeights | None = None
     rows_format: str = "counts"
     schedule: str = "dynamic"
+    choice: Choice = Choice()
 
 
 @functools.lru_cache(maxsize=64)
 def target_of(facts: DeviceFacts) -> Target:
     """What the planner needs of these facts."""
-    is_cpu = facts.kind == "cpu"
-    dpas = not is_cpu and has_wide_dpas(facts.has_matrix_engine, facts.sub_group_sizes)
-    return Target(is_cpu, facts.xe_cores, dpas, fast_isa(runtime.cpu_isa(), facts.name) if is_cpu else None)
+    if facts.kind == "cpu":
+        isa = runtime.cpu_isa()
+        return Target(True, facts.xe_cores, False, isa=fast_isa(isa, facts.name), best_isa=isa)
+    dpas = has_wide_dpas(facts.has_matrix_engine, facts.sub_group_sizes)
+    return Target(False, facts.xe_cores, dpas, record=record_of(facts.name, facts.xe_cores) if dpas else None)
 
 
 def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan, Operands]:
@@ -76,11 +83,11 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
                         **({} if shared is None else {
                             "shared_w": shared.first.data_ptr(), "shared_up": 0 if shared.up is None else shared.up.data_ptr(),
                             "shared_stride": shared.row_stride, "shared_expert_stride": shared.expert_stride}))
-    return plan_launch(problem, operands, target, Schedule(call.schedule)), operands
+    return plan_launch(problem, operands, target, Schedule(call.schedule), call.choice.part("forward").config), operands
 
 
 def plan_for(call: Call, out: torch.Tensor) -> LaunchPlan:
-    """The plan for this call on the device of its tensors."""
+    """The plan for this call on the device of its tensors, before any tuning."""
     return plan_call(call, out, target_of(facts_of(queue_for(out.device))))[0]
 
 
@@ -108,9 +115,22 @@ def finish(queue: Queue, device: torch.device, *used: torch.Tensor) -> None:
 
 def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> torch.Tensor:
     """Submits the kernel; returns its scratch, which must live until it has run (on cpu: until the queue is waited for)."""
-    plan, operands = plan_call(call, out, target_of(facts_of(queue)))
+    target = target_of(facts_of(queue))
+    plan, operands = plan_call(call, out, target)
+    if call.choice.autotune:
+        def run(trial: LaunchPlan) -> None:
+            counter = torch.zeros(1, dtype=torch.int32, device=out.device)
+            finish(queue, out.device, counter, _submit(queue, call, trial, operands, out.device, counter))
+
+        plan = tuned_plan(queue, "grouped_gemm", plan, operands, target, call.rows, call.rows_format, run)
+    print_config("grouped_gemm", plan, operands)
+    return _submit(queue, call, plan, operands, out.device, tile_counter)
+
+
+def _submit(queue: Queue, call: Call, plan: LaunchPlan, operands: Operands, device: torch.device,
+            tile_counter: torch.Tensor) -> torch.Tensor:
     kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
-    scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=out.device)
+    scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=device)
     kernel.launch(queue, plan.num_groups, plan.group_size, (
         operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, pointer_of(call.bias), operands.d,
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), tile_counter.data_ptr(),

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from ..plan.block_config import MoeConfig
+from ..plan.choice import Choice
 from ..plan.problem import Activation, ActivationKind
 from . import checks, lora_training
 from .autocast import autocast
@@ -22,7 +24,8 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
              activation: str = "silu", interleaved: bool = False, alpha: float = 1.702, limit: float | None = None,
              b13: torch.Tensor | None = None, b2: torch.Tensor | None = None, expert_map: torch.Tensor | None = None,
              shared: SharedExpert | None = None, routed_scaling_factor: float = 1.0, weight_on_input: bool = False,
-             weight_layout: str = "enk", recompute: bool = True) -> torch.Tensor:
+             weight_layout: str = "enk", recompute: bool = True, config: MoeConfig | None = None,
+             autotune: bool = False) -> torch.Tensor:
     """`fused_moe` with ``w13[e] + lora13.scaling * lora13.b[e] @ lora13.a[e]`` for w13, and w2 likewise, never formed.
 
     lora13: a [E, r, H], b [E, 2I or I, r]. lora2: a [E, r, I], b [E, H, r]. b's rows are in the order of the weights' rows,
@@ -33,7 +36,7 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
 
     Differentiable in hidden_states, the adapters, topk_weights, the weights, biases and the shared expert; what does not
     require a gradient, such as a frozen base, costs none. recompute: backward computes the first GEMM and its adapter again
-    instead of keeping their sums, [T * k, 2I].
+    instead of keeping their sums, [T * k, 2I]. config: of the GEMMs with w13 and w2; those with adapters have none.
 
     Returns a new [T, H]. Raises TypeError or ValueError naming the argument.
     """
@@ -41,11 +44,11 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
                    expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
                    weight_on_input=weight_on_input, weight_layout=weight_layout)
     if lora13 is None and lora2 is None:
-        return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, **options)
+        return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, config=config, autotune=autotune, **options)
     hidden_states, w13, w2 = autocast(hidden_states, w13, w2)
     if isinstance(shared, SharedExpert):
         options["shared"] = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
-    block = validate(hidden_states, w13, w2, topk_weights, topk_ids, **options)
+    block = validate(hidden_states, w13, w2, topk_weights, topk_ids, **options, choice=Choice.of(config, autotune, MoeConfig))
     adapters = [_checked("lora13", lora13, block.w13, hidden_states), _checked("lora2", lora2, block.w2, hidden_states)]
     out = _on_input(block, adapters, recompute) if weight_on_input else _routed(LoraCall(block, *adapters), recompute)
     if block.shared is not None:
@@ -96,20 +99,22 @@ def _routed(call: LoraCall, recompute: bool) -> torch.Tensor:
     return torch.ops.moe_xe.lora_moe(
         *base, *adapters, call.block.topk_ids, call.block.expert_map,
         *(1.0 if adapter is None else adapter.scaling for adapter in (call.lora13, call.lora2)),
-        act.kind.value, act.gated, act.interleaved, act.alpha, act.limit, call.block.routed_scaling_factor, not keep)[0]
+        act.kind.value, act.gated, act.interleaved, act.alpha, act.limit, call.block.routed_scaling_factor, call.block.choice.text,
+        not keep)[0]
 
 
 _NUM_BASE = 6      # of GRADIENTS that are not adapters'
 _ARGUMENTS = ("Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor? b13, Tensor? b2, Tensor? lora13_a, "
               "Tensor? lora13_b, Tensor? lora2_a, Tensor? lora2_b, Tensor topk_ids, Tensor? expert_map, float scaling13, "
-              "float scaling2, str activation, bool gated, bool interleaved, float alpha, float? limit, float routed_scaling_factor")
-_NUM_ARGUMENTS = 20
+              "float scaling2, str activation, bool gated, bool interleaved, float alpha, float? limit, float routed_scaling_factor, "
+              "str choice")
+_NUM_ARGUMENTS = 21
 
 
 def _call(hidden_states, w13, w2, topk_weights, b13, b2, lora13_a, lora13_b, lora2_a, lora2_b, topk_ids, expert_map, scaling13,
-          scaling2, activation, gated, interleaved, alpha, limit, routed_scaling_factor) -> LoraCall:
+          scaling2, activation, gated, interleaved, alpha, limit, routed_scaling_factor, choice) -> LoraCall:
     block = BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, None,
-                      Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, False)
+                      Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, False, Choice.parse(choice))
     return LoraCall(block, None if lora13_a is None else LoraAdapter(lora13_a, lora13_b, scaling13),
                     None if lora2_a is None else LoraAdapter(lora2_a, lora2_b, scaling2))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..plan.choice import Choice
 from .activate import activate, activate_backward
 from .grouped_gemm import grouped_gemm
 from .grouped_outer import grouped_outer, weights_gradient
@@ -69,12 +70,12 @@ def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
         return torch.zeros_like(x, memory_format=torch.contiguous_format), Saved(*empty, *nothing)
     rows = sort_tokens(block.topk_ids, num_experts, topk_weights=block.topk_weights, expert_map=block.expert_map,
                        routed_scaling_factor=block.routed_scaling_factor)
-    z, low = _from_tokens(block, rows, x, block.w13, call.lora13, block.b13)
+    z, low = _from_tokens(block, rows, x, block.w13, call.lora13, block.choice.part("gate_up"), block.b13)
     h = activate(z, block.activation, row_pairs=rows.row_pairs)
     saved = Saved(*rows, *(nothing if recompute else (z, low)))
     del z
-    low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert)
-    return _to_tokens(block, rows, h, low2, block.w2, call.lora2, bias=block.b2, row_scales=rows.row_scales), saved
+    low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert, autotune=block.choice.autotune)
+    return _to_tokens(block, rows, h, low2, block.w2, call.lora2, block.choice.part("down"), bias=block.b2, row_scales=rows.row_scales), saved
 
 
 def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
@@ -85,7 +86,8 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
     if pairs.numel() == 0:
         return {name: torch.zeros_like(tensor) for name, tensor in arguments_of(call).items() if needed[name]}
     grad_out = grad_out.contiguous().to(x.dtype)
-    z, low = (saved.z, saved.low) if saved.z.numel() else _from_tokens(block, rows, x, block.w13, call.lora13, block.b13)
+    z, low = (saved.z, saved.low) if saved.z.numel() else _from_tokens(block, rows, x, block.w13, call.lora13,
+                                                                              block.choice.part("gate_up"), block.b13)
 
     of_first = any(needed[name] for name in ("hidden_states", "w13", "b13", "lora13.a", "lora13.b"))
     of_second = any(needed[name] for name in ("w2", "lora2.a", "lora2.b"))
@@ -93,15 +95,17 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
     result = {}
     if want:
         # g, and so its low-rank part, is of a row without its factor; activate_backward multiplies
-        g, low_g = _from_tokens(block, rows, grad_out, block.w2.transpose(1, 2), call.lora2 and call.lora2.transposed)
+        g, low_g = _from_tokens(block, rows, grad_out, block.w2.transpose(1, 2), call.lora2 and call.lora2.transposed,
+                                block.choice.part("down").part("dX"))
         grads = activate_backward(z, g, block.activation, row_scales=scales, row_pairs=pairs, want=want)
         del g, z
         if needed["w2"]:
-            result["w2"] = weights_gradient(block.w2, grad_out, grads.hs, counts, pairs, None, slots)
+            result["w2"] = weights_gradient(block.w2, grad_out, grads.hs, counts, pairs, None, slots,
+                                            choice=block.choice.part("down").part("dW"))
         if needed["lora2.a"]:
             result["lora2.a"] = _adapter_gradient(call.lora2, low_g, grads.hs, counts)
         if needed["lora2.b"]:
-            low_h = grouped_gemm(grads.hs, call.lora2.a, counts)
+            low_h = grouped_gemm(grads.hs, call.lora2.a, counts, autotune=block.choice.autotune)
             result["lora2.b"] = _adapter_gradient(call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
                                                   gather_divisor=slots)
         if of_first:
@@ -128,18 +132,21 @@ def _rank(adapter: LoraAdapter | None) -> int:
 
 
 def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: torch.Tensor, adapter: LoraAdapter | None,
-                 bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorted rows of tokens times the adapted weights: [rows, N]; and times the adapter's a: [rows, r]."""
+                 choice: Choice, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorted rows of tokens times the adapted weights: [rows, N]; and times the adapter's a: [rows, r].
+
+    choice: of the product with w; adapters have none of their own but the tuner's.
+    """
     gathered = {"gather_indices": rows.row_pairs, "gather_divisor": block.topk_ids.shape[1]}
-    sums = grouped_gemm(tokens, w, rows.tokens_per_expert, bias=bias, **gathered)
+    sums = grouped_gemm(tokens, w, rows.tokens_per_expert, bias=bias, **gathered, **choice.arguments)
     if adapter is None:
         return sums, sums.new_empty(0, 0)
-    low = grouped_gemm(tokens, adapter.a, rows.tokens_per_expert, **gathered)
-    return sums.add_(grouped_gemm(low, adapter.b, rows.tokens_per_expert), alpha=adapter.scaling), low
+    low = grouped_gemm(tokens, adapter.a, rows.tokens_per_expert, autotune=choice.autotune, **gathered)
+    return sums.add_(grouped_gemm(low, adapter.b, rows.tokens_per_expert, autotune=choice.autotune), alpha=adapter.scaling), low
 
 
 def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, low: torch.Tensor | None, w: torch.Tensor,
-               adapter: LoraAdapter | None, **options) -> torch.Tensor:
+               adapter: LoraAdapter | None, choice: Choice, **options) -> torch.Tensor:
     """Sorted rows times the adapted weights, summed for each token: [T, N]. low: the rows times the adapter's a.
 
     The two products are summed apart, so that only one of them is there for every pair.
@@ -150,9 +157,10 @@ def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, 
 
     dtype = sorted_rows.dtype
     if adapter is None:
-        return summed(sorted_rows, w, dtype, **options)
-    out = summed(sorted_rows, w, torch.float32, **options)
-    of_adapter = summed(low, adapter.b, torch.float32, row_scales=options.get("row_scales"))
+        return summed(sorted_rows, w, dtype, **options, **choice.arguments)
+    out = summed(sorted_rows, w, torch.float32, **options, **choice.arguments)
+    of_adapter = summed(low, adapter.b, torch.float32, row_scales=options.get("row_scales"),
+                        autotune=choice.autotune)
     return out.add_(of_adapter, alpha=adapter.scaling).to(dtype)
 
 
@@ -167,9 +175,10 @@ def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor
     x, slots = block.hidden_states, block.topk_ids.shape[1]
     low_dz = None
     if adapter is not None and (needed["hidden_states"] or needed["lora13.a"]):
-        low_dz = grouped_gemm(dz, adapter.transposed.a, counts)
+        low_dz = grouped_gemm(dz, adapter.transposed.a, counts, autotune=block.choice.autotune)
     if needed["w13"]:
-        result["w13"] = weights_gradient(block.w13, dz, x, counts, None, pairs, slots)
+        result["w13"] = weights_gradient(block.w13, dz, x, counts, None, pairs, slots,
+                                         choice=block.choice.part("gate_up").part("dW"))
     if needed["b13"]:
         ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
         result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(block.b13.dtype)
@@ -178,4 +187,5 @@ def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor
     if needed["lora13.b"]:
         result["lora13.b"] = _adapter_gradient(adapter, dz, low, counts)
     if needed["hidden_states"]:
-        result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed)
+        result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed,
+                                             block.choice.part("gate_up").part("dX"))

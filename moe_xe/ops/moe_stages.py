@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..device import queue_for
+from ..plan.choice import Choice
 from ..plan.problem import Activation, RowScale
 from . import checks
 from .activation import apply_activation
@@ -43,7 +44,10 @@ class Fusions:
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I]."""
+    """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I].
+
+    choice: of configurations, its parts "gate_up" and "down" are for the two GEMMs.
+    """
     hidden_states: torch.Tensor
     w13: torch.Tensor
     w2: torch.Tensor
@@ -56,6 +60,7 @@ class BlockCall:
     activation: Activation
     routed_scaling_factor: float
     weight_on_input: bool
+    choice: Choice = Choice()
 
 
 # what each piece of the workspace begins at a multiple of: a surface's base, and a page of the CPU's caches
@@ -181,7 +186,8 @@ class _Stages:
             gate_up = SharedWeights(first, up, stride, size * stride, merged)
             down = SharedWeights(shared.down_proj, None, row_stride("down_proj", shared.down_proj), size, merged)
         gemm1 = Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=slots,
-                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up)
+                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up,
+                     choice=call.choice.part("gate_up"))
         if not fusions.gather:
             self.finish()
             gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
@@ -194,7 +200,8 @@ class _Stages:
             self.finish()
             h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
         gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
-                     row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down)
+                     row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
+                     choice=call.choice.part("down"))
         if fusions.scatter:
             self.submit(gemm2, y, counters[1:])
         else:
@@ -216,8 +223,9 @@ class _Stages:
             first, up = first.contiguous(), up.contiguous()
         activation = replace(call.activation, interleaved=False)
         h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
+        choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
         no_routed = first.new_empty(0, 2 * size if gated else size, hidden_size)
         self.submit(Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
-                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1)), h, counters[:1])
+                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, counters[:1])
         self.submit(Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
-                         row_scales=scales, row_scale=RowScale.outputs), y, counters[1:])
+                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, counters[1:])

@@ -59,7 +59,7 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     if not recompute:
         launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
-                 row_scale=RowScale.none if call.weight_on_input else RowScale.outputs)
+                 row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
     used.append(submit(queue, gemm2, y, counters[1:]))
     launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
     finish(queue, x.device, *used)
@@ -82,11 +82,12 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
     result = {}
     if want:
         # of a row without its factor; activate_backward multiplies
-        g = grouped_gemm(grad_out, call.w2.transpose(1, 2), counts, **gathered)
+        g = grouped_gemm(grad_out, call.w2.transpose(1, 2), counts, **gathered, **call.choice.part("down").part("dX").arguments)
         grads = activate_backward(z, g, call.activation, row_scales=None if on_input else scales, row_pairs=pairs, want=want)
         del g
         if needed["w2"]:
-            result["w2"] = weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots)
+            result["w2"] = weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots,
+                                            choice=call.choice.part("down").part("dW"))
         if needs_dz:
             if on_input:
                 _backward_on_input(call, saved, grads.dz, needed, result)
@@ -105,7 +106,8 @@ def _first_gemm(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, scal
                 activation: Activation | None) -> Call:
     """With the activation, or without, for z."""
     return Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=call.topk_ids.shape[1],
-                row_scales=scales, row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=activation)
+                row_scales=scales, row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=activation,
+                choice=call.choice.part("gate_up"))
 
 
 def _sums(call: BlockCall, saved: Saved) -> torch.Tensor:
@@ -120,15 +122,22 @@ def _backward_of_first_gemm(call: BlockCall, saved: Saved, dz: torch.Tensor, dx_
     """dx_pairs: float32 [rows, H] in order of pairs, if it is known already."""
     counts, pairs, slots = saved.tokens_per_expert, saved.row_pairs, call.topk_ids.shape[1]
     if needed["w13"]:
-        result["w13"] = weights_gradient(call.w13, dz, call.hidden_states, counts, None, pairs, slots)
+        result["w13"] = weights_gradient(call.w13, dz, call.hidden_states, counts, None, pairs, slots,
+                                         choice=call.choice.part("gate_up").part("dW"))
     if needed["b13"]:
         ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
         result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(call.b13.dtype)
     if needed["hidden_states"]:
         if dx_pairs is None:
-            dx_pairs = grouped_gemm(dz, call.w13.transpose(1, 2), counts, scatter_indices=pairs, out_dtype=torch.float32)
+            dx_pairs = _to_pairs(call, dz, counts, pairs)
         result["hidden_states"] = combine(dx_pairs, call.topk_ids, call.w13.shape[0], expert_map=call.expert_map,
                                           out_dtype=call.hidden_states.dtype)
+
+
+def _to_pairs(call: BlockCall, dz: torch.Tensor, counts: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """dz times the first weights, float32 [rows, H] in order of pairs."""
+    return grouped_gemm(dz, call.w13.transpose(1, 2), counts, scatter_indices=pairs, out_dtype=torch.float32,
+                        **call.choice.part("gate_up").part("dX").arguments)
 
 
 def _backward_on_input(call: BlockCall, saved: Saved, dz: torch.Tensor, needed: dict[str, bool],
@@ -139,7 +148,7 @@ def _backward_on_input(call: BlockCall, saved: Saved, dz: torch.Tensor, needed: 
         _backward_of_first_gemm(call, saved, dz, None, {**dict.fromkeys(GRADIENTS, False), "b13": True}, result)
     dx_pairs = None
     if needed["topk_weights"] or needed["hidden_states"]:
-        dx_pairs = grouped_gemm(dz, call.w13.transpose(1, 2), counts, scatter_indices=pairs, out_dtype=torch.float32)
+        dx_pairs = _to_pairs(call, dz, counts, pairs)
     if needed["topk_weights"]:
         x = call.hidden_states.float()[:, None]
         dscale = (dx_pairs.view(len(x), slots, -1) * x).sum(-1).flatten()

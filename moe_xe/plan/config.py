@@ -1,10 +1,12 @@
 """How a problem is computed: tile shapes, schedule and the inner loop's constants, one class per device family."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .problem import Dtype, GroupedGemmProblem
+
+HOST_ONLY = {"host_only": True}     # marks fields that a kernel is not compiled for
 
 
 class Schedule(str, Enum):
@@ -34,10 +36,21 @@ class TileConfig:
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} must be at least {low}" + (f" and at most {high}" if high else "") + f", got {value}")
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({'/'.join(map(str, self.heights))} x {self.tile_width}, {self._details()}, {self.schedule.value})"
+
+    def _details(self) -> str:
+        """What a kind of its own adds to the tiles, in short."""
+        raise NotImplementedError
+
     @property
     def work_group_size(self) -> int:
         """Work-items of one work-group."""
         raise NotImplementedError
+
+    def work_groups(self, cores: int) -> int:
+        """Work-groups of a launch on so many cores."""
+        return cores
 
     def computed_rows(self, height: int, rows: int) -> int:
         """Rows that a tile of this height computes when only `rows` of them exist."""
@@ -70,6 +83,9 @@ class SubGroupConfig(TileConfig):
         """Sub-groups used, for each height; the others of the work-group have no part of such a tile."""
         return tuple((h // r) * (self.tile_width // c) for h, r, c in zip(self.heights, self.sub_group_rows, self.sub_group_columns))
 
+    def _details(self) -> str:
+        return "sub-groups " + "/".join(f"{rows}x{columns}" for rows, columns in zip(self.sub_group_rows, self.sub_group_columns))
+
     @property
     def work_group_size(self) -> int:
         return self.sub_groups[0] * 16
@@ -85,6 +101,9 @@ class XeConfig(SubGroupConfig):
         if not 0 <= self.prefetch_distance <= 15:
             raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
 
+    def _details(self) -> str:
+        return f"{super()._details()}, prefetch {self.prefetch_distance}"
+
 
 @dataclass(frozen=True)
 class GenericConfig(SubGroupConfig):
@@ -98,6 +117,7 @@ class CpuConfig(TileConfig):
     isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
     k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
     read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead.
+    threads: work-groups of a launch; 0 for one a core.
     """
     isa: str
     micro_rows: int
@@ -106,10 +126,29 @@ class CpuConfig(TileConfig):
     unpacked_rows: int
     dot_rows: int
     prefetch_columns: int
+    threads: int = field(default=0, metadata=HOST_ONLY)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_cpu_kernel(self)
+        step = VECTOR_DWORDS[self.isa] * 2      # of a vector of pairs
+        if self.k_block < step or self.k_block % step:
+            raise ValueError(f"k_block must be a multiple of {step} with {self.isa}, got {self.k_block}")
+        for name, least in (("unpacked_rows", 1), ("dot_rows", 1), ("prefetch_columns", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def _details(self) -> str:
+        threads = f", {self.threads} threads" if self.threads else ""
+        return (f"{self.isa}, blocks {self.micro_rows}x{self.micro_columns}x{self.k_block}, in place up to {self.unpacked_rows} rows, "
+                f"{self.dot_rows} at a time, {self.prefetch_columns} columns ahead{threads}")
 
     @property
     def work_group_size(self) -> int:
         return 1
+
+    def work_groups(self, cores: int) -> int:
+        return self.threads or cores
 
     def computed_rows(self, height: int, rows: int) -> int:
         return rows
@@ -127,6 +166,19 @@ class CpuConfig(TileConfig):
 
 # dwords of a vector register, by the names of types.hpp's Isa
 VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}
+
+
+def check_cpu_kernel(config) -> None:
+    """isa, micro_rows and micro_columns of a CPU kernel's configuration. Raises ValueError naming the one that does not fit."""
+    if config.isa not in VECTOR_DWORDS:
+        raise ValueError(f"isa must be one of {', '.join(VECTOR_DWORDS)}, got {config.isa!r}")
+    width, registers = VECTOR_DWORDS[config.isa], VECTOR_REGISTERS[config.isa]
+    if config.micro_columns < width or config.micro_columns % width:
+        raise ValueError(f"micro_columns must be a multiple of {width} with {config.isa}, got {config.micro_columns}")
+    if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
+        raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
+                         f"{config.micro_rows} x {config.micro_columns}")
 
 
 def _round_up(value: int, multiple: int) -> int:

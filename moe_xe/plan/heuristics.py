@@ -2,25 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from enum import Enum
 
+from .candidates import choose_xe_config
 from .config import CpuConfig, GenericConfig, Schedule, TileConfig, XeConfig
+from .devices import DeviceRecord
 from .problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
-
-_forced: ContextVar[TileConfig | None] = ContextVar("moe_xe_forced_config", default=None)
-
-
-@contextmanager
-def force_config(config: TileConfig):
-    """Within the block every launch uses this configuration (for tests and experiments)."""
-    token = _forced.set(config)
-    try:
-        yield config
-    finally:
-        _forced.reset(token)
-
 
 class Family(str, Enum):
     """Which inner loop: dpas on Xe, explicit vectors on the CPU device, plain FMA anywhere else."""
@@ -141,13 +128,11 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
                      dot_rows=dot_rows, prefetch_columns=16)
 
 
-def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, isa: str | None = None,
-                  schedule: Schedule = Schedule.dynamic) -> TileConfig:
-    """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
-    forced = _forced.get()
-    if forced is not None:
-        return forced
+def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
+                  isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic) -> TileConfig:
+    """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
     if family is Family.cpu:
         return cpu_config(problem, isa or "baseline", schedule)
-    choose = xe_config if family is Family.xe else generic_config
-    return choose(problem, total_rows, schedule)
+    if family is Family.generic:
+        return generic_config(problem, total_rows, schedule)
+    return choose_xe_config(problem, total_rows, num_experts, record, schedule)

@@ -3,37 +3,94 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
 
-from . import heuristics
+from . import heuristics, outer_heuristics
 from .config import Schedule, TileConfig
+from .devices import DeviceRecord
+from .heuristics import Family
+from .outer import OuterConfig, OuterOperands, OuterProblem
+from .override import forced_config
 from .problem import GroupedGemmProblem, Operands
+from .rules import check_config, check_outer_config, check_splits
+
 
 @dataclass(frozen=True)
 class Target:
-    """What the plan must know of a device. cores: Xe cores, or compute units; isa: the CPU's vector instructions."""
+    """What the plan must know of a device. cores: Xe cores, or compute units; record: of an Xe GPU with wide dpas.
+
+    isa: the CPU's fastest vector instructions; best_isa: the newest that it has.
+    """
     is_cpu: bool
     cores: int
     has_dpas: bool
     isa: str | None = None
+    best_isa: str | None = None
+    record: DeviceRecord | None = None
+
+
+class Origin(str, Enum):
+    """Who chose a configuration."""
+    forced = "forced"
+    given = "given"
+    tuned = "tuned"
+    chosen = "chosen"
+
+
+Problem = TypeVar("Problem", GroupedGemmProblem, OuterProblem)
+Config = TypeVar("Config", TileConfig, OuterConfig)
 
 
 @dataclass(frozen=True)
-class LaunchPlan:
-    """One launch: what to compile, how many work-groups, and scratch bytes for each of them."""
-    problem: GroupedGemmProblem
-    config: TileConfig
+class LaunchPlan(Generic[Problem, Config]):
+    """One launch: what to compile, how many work-groups, and scratch bytes for each of them; and who chose so."""
+    problem: Problem
+    config: Config
+    family: Family
     num_groups: int
     group_size: int
     scratch_bytes: int
+    origin: Origin = Origin.chosen
+
+    def with_config(self, config: Config, origin: Origin, cores: int) -> LaunchPlan[Problem, Config]:
+        """The same launch in another configuration."""
+        return _plan(self.problem, config, self.family, cores, origin)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: GroupedGemmProblem, config: TileConfig, cores: int) -> LaunchPlan:
-    return LaunchPlan(problem, config, cores, config.work_group_size, config.scratch_bytes(problem))
+def _plan(problem: Problem, config: Config, family: Family, cores: int, origin: Origin) -> LaunchPlan:
+    groups = config.work_groups(cores)
+    return LaunchPlan(problem, config, family, groups, config.work_group_size, config.scratch_bytes(problem), origin)
 
 
-def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target, schedule: Schedule) -> LaunchPlan:
-    """The plan for one call; equal calls share it."""
+def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target, schedule: Schedule,
+                config: TileConfig | None = None) -> LaunchPlan[GroupedGemmProblem, TileConfig]:
+    """The plan for one grouped GEMM; equal calls share it. config: the caller's; ValueError if it does not fit."""
     family = heuristics.choose_family(problem, operands, target.is_cpu, target.has_dpas)
-    config = heuristics.choose_config(problem, family, operands.total_rows, target.isa, schedule)
-    return _plan(problem, config, target.cores)
+    forced = forced_config(TileConfig)
+    if forced is not None:
+        return _plan(problem, forced, family, target.cores, Origin.forced)
+    if config is not None:
+        check_config(problem, config, family, target.best_isa)
+        return _plan(problem, config, family, target.cores, Origin.given)
+    chosen = heuristics.choose_config(problem, family, operands.total_rows, operands.num_experts, target.cores, isa=target.isa,
+                                      record=target.record, schedule=schedule)
+    return _plan(problem, chosen, family, target.cores, Origin.chosen)
+
+
+def plan_outer(problem: OuterProblem, operands: OuterOperands, target: Target,
+               config: OuterConfig | None = None) -> LaunchPlan[OuterProblem, OuterConfig]:
+    """The same for a gradient of weights."""
+    family = outer_heuristics.choose_outer_family(problem, operands, target.is_cpu, target.has_dpas)
+    can_split = outer_heuristics.can_split(problem, operands)
+    forced = forced_config(OuterConfig)
+    if forced is not None:
+        check_splits(forced, can_split)
+        return _plan(problem, forced, family, target.cores, Origin.forced)
+    if config is not None:
+        check_splits(config, can_split)
+        check_outer_config(problem, config, family, target.best_isa)
+        return _plan(problem, config, family, target.cores, Origin.given)
+    chosen = outer_heuristics.choose_outer_config(problem, operands, family, target.cores, target.isa)
+    return _plan(problem, chosen, family, target.cores, Origin.chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .config import VECTOR_DWORDS, _round_up
+from .config import VECTOR_DWORDS, _round_up, check_cpu_kernel
 from .problem import Dtype, RowsFormat
 
 
@@ -28,6 +28,11 @@ class OuterProblem:
     gathered: Gathered = Gathered.none
     slots: int = 1
     accumulate: bool = False
+
+    def __str__(self) -> str:
+        types = self.input.value if self.input is self.output else f"{self.input.value}->{self.output.value}"
+        gathered = "" if self.gathered is Gathered.none else f" {self.gathered.value} gathered"
+        return f"{types} P={self.p} Q={self.q}{gathered}{' accumulated' if self.accumulate else ''}"
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,25 @@ class OuterConfig:
     tile_columns: int
     splits: int
 
+    def __post_init__(self):
+        for name in ("tile_rows", "tile_columns", "splits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.tile_rows} x {self.tile_columns}, {self._details()}, {self.splits} splits)"
+
+    def _details(self) -> str:
+        """What a kind of its own adds to the tiles, in short."""
+        raise NotImplementedError
+
     @property
     def work_group_size(self) -> int:
         raise NotImplementedError
+
+    def work_groups(self, cores: int) -> int:
+        """Work-groups of a launch on so many cores."""
+        return cores
 
     def scratch_bytes(self, problem: OuterProblem) -> int:
         """Global memory that one work-group needs for itself."""
@@ -69,8 +90,12 @@ class OuterSubGroupConfig(OuterConfig):
     sub_group_columns: int
 
     def __post_init__(self):
-        if self.tile_rows % self.sub_group_rows or self.tile_columns % self.sub_group_columns:
+        super().__post_init__()
+        if min(self.sub_group_rows, self.sub_group_columns) < 1 or self.tile_rows % self.sub_group_rows or self.tile_columns % self.sub_group_columns:
             raise ValueError(f"tile_rows and tile_columns must be multiples of the sub-group's, got {self}")
+
+    def _details(self) -> str:
+        return f"sub-groups {self.sub_group_rows}x{self.sub_group_columns}"
 
     @property
     def work_group_size(self) -> int:
@@ -81,6 +106,14 @@ class OuterSubGroupConfig(OuterConfig):
 class OuterXeConfig(OuterSubGroupConfig):
     """dpas and 2D block loads. prefetch_distance: steps of 32 rows."""
     prefetch_distance: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.prefetch_distance <= 15:
+            raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
+
+    def _details(self) -> str:
+        return f"{super()._details()}, prefetch {self.prefetch_distance}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +129,15 @@ class OuterCpuConfig(OuterConfig):
     micro_rows: int
     micro_columns: int
     row_block: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_cpu_kernel(self)
+        if self.row_block < 2 or self.row_block % 2:
+            raise ValueError(f"row_block must be an even number of rows, got {self.row_block}")
+
+    def _details(self) -> str:
+        return f"{self.isa}, blocks {self.micro_rows}x{self.micro_columns}x{self.row_block}"
 
     @property
     def work_group_size(self) -> int:

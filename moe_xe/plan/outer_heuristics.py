@@ -1,8 +1,6 @@
 """Every choice for the weights' gradient that is made without measuring, as pure functions."""
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from itertools import product
 
@@ -10,19 +8,6 @@ from .config import _round_up
 from .heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits
 from .outer import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
 from .problem import Dtype
-
-_forced: ContextVar[OuterConfig | None] = ContextVar("moe_xe_forced_outer_config", default=None)
-
-
-@contextmanager
-def force_outer_config(config: OuterConfig):
-    """Within the block every launch uses this configuration (for tests and experiments)."""
-    token = _forced.set(config)
-    try:
-        yield config
-    finally:
-        _forced.reset(token)
-
 
 def outer_fits_block_messages(problem: OuterProblem, operands: OuterOperands) -> bool:
     """True where the operands are what sycl_kernels/include/moe_xe/outer_xe.hpp asks for."""
@@ -131,11 +116,6 @@ def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpu
 def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: Family, cores: int,
                         isa: str | None = None) -> OuterConfig:
     """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
-    forced = _forced.get()
-    if forced is not None:
-        if forced.splits > 1 and not can_split(problem, operands):
-            raise ValueError(f"splits must be 1 where d is accumulated or its rows are not equally spaced, got {forced}")
-        return forced
     config = (cpu_outer_config(isa or "baseline", cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
               xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem))
     return replace(config, splits=choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores))

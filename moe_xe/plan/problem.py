@@ -84,6 +84,13 @@ class GroupedGemmProblem:
     row_scale: RowScale = RowScale.none
     shared: int = 0
 
+    def __str__(self) -> str:
+        act = self.activation
+        parts = (self.input.value if self.input is self.output else f"{self.input.value}->{self.output.value}",
+                 f"N={self.n} K={self.k} {self.weights.value}", "gathered" if self.gathered else "", "scattered" if self.scattered else "",
+                 "" if act is None else f"{act.kind.value}{' of pairs' if act.gated else ''}")
+        return " ".join(filter(None, parts))
+
     @property
     def pairs(self) -> bool:
         """Whether two columns of sums become one of d."""

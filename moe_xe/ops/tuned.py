@@ -1,0 +1,57 @@
+"""Between plan and launch: the tuner's choice instead of the planned one, and MOE_XE_PRINT_CONFIG."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from ..device import facts_of
+from ..plan.launch import LaunchPlan, Origin, Target
+from ..plan.outer import OuterOperands
+from ..plan.outer_heuristics import can_split
+from ..plan.problem import Operands
+from ..plan.trials import trial_configs
+from ..runtime import Queue
+from ..tuning.key import UNREAD, skew_bucket, tuning_key
+from ..tuning.tuner import default_tuner, is_capturing
+
+__all__ = ["print_config", "tuned_plan"]
+
+PRINT_VARIABLE = "MOE_XE_PRINT_CONFIG"
+
+
+def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | OuterOperands, target: Target,
+               rows: torch.Tensor, rows_format: str, run: Callable[[LaunchPlan], None]) -> LaunchPlan:
+    """The plan in the tuner's configuration, which may be measured now, by doing the whole call with `run`.
+
+    A forced configuration stays. On xpu the key says nothing of how rows are spread, which only the device knows.
+    """
+    if plan.origin is not Origin.chosen:
+        return plan
+    facts, device = facts_of(queue), rows.device
+    if device.type == "cpu":
+        queue.wait()        # what computes `rows` may not have run yet
+        skew = skew_bucket(_counts(rows, rows_format))
+    else:
+        skew = UNREAD
+    unsplit = isinstance(operands, OuterOperands) and not can_split(plan.problem, operands)
+    key = tuning_key(facts, op, plan.problem, operands.num_experts, operands.total_rows, skew, plan.config,
+                     "unsplit" if unsplit else "")
+    config = default_tuner().config_for(
+        key, plan.config, lambda: trial_configs(plan, operands, _counts(rows, rows_format), target),
+        lambda config: run(plan.with_config(config, Origin.tuned, target.cores)), device, is_capturing(device))
+    return plan.with_config(config, Origin.tuned, target.cores)
+
+
+def _counts(rows: torch.Tensor, rows_format: str) -> list[int]:
+    counts = rows.diff(prepend=rows.new_zeros(1)) if rows_format == "ends" else rows
+    return counts.clamp(min=0).tolist()
+
+
+def print_config(op: str, plan: LaunchPlan, operands: Operands | OuterOperands) -> None:
+    """A line on stderr if MOE_XE_PRINT_CONFIG is set (and not to 0): the call, the configuration, and who chose it."""
+    if os.environ.get(PRINT_VARIABLE, "0") not in ("", "0"):
+        print(f"moe_xe: {op} {plan.problem}, {operands.num_experts} experts, {operands.total_rows} rows: "
+              f"{plan.config} ({plan.origin.value})", file=sys.stderr, flush=True)

@@ -1,0 +1,30 @@
+"""Configurations that tests and experiments force upon every launch, whatever the callers and the heuristics say."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from .config import TileConfig
+from .outer import OuterConfig
+
+__all__ = ["force_config", "forced_config"]
+
+Kind = TypeVar("Kind", TileConfig, OuterConfig)
+_forced: ContextVar[tuple[TileConfig | OuterConfig, ...]] = ContextVar("moe_xe_forced_configs", default=())
+
+
+@contextmanager
+def force_config(*configs: TileConfig | OuterConfig) -> Iterator[None]:
+    """Within the block every grouped GEMM uses the TileConfig among them, every gradient of weights the OuterConfig."""
+    token = _forced.set((*configs, *_forced.get()))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced_config(kind: type[Kind]) -> Kind | None:
+    """The innermost one of this kind."""
+    return next((config for config in _forced.get() if isinstance(config, kind)), None)

@@ -1,0 +1,87 @@
+"""Why a configuration that somebody chose by hand, or long ago, cannot be used for a problem; found before anything is compiled."""
+from __future__ import annotations
+
+from .xe_rules import check_xe_config
+from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .heuristics import Family
+from .outer import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
+from .problem import GroupedGemmProblem
+
+__all__ = ["check_config", "check_outer_config", "check_splits"]
+
+LANES = 16
+LARGEST_WORK_GROUP = 1024       # what every SYCL GPU takes
+
+_KINDS = {Family.xe: XeConfig, Family.cpu: CpuConfig, Family.generic: GenericConfig}
+_OUTER_KINDS = {Family.xe: OuterXeConfig, Family.cpu: OuterCpuConfig, Family.generic: OuterGenericConfig}
+
+
+def _refuse(config, reason: str) -> None:
+    raise ValueError(f"config does not fit: {reason}; got {config}")
+
+
+def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family, cpu_isa: str | None = None) -> None:
+    """Raises ValueError naming the rule. cpu_isa: the best vector instructions of the CPU (family cpu)."""
+    _check_kind(config, _KINDS[family], family)
+    if isinstance(config, XeConfig):
+        check_xe_config(problem, config)
+    elif isinstance(config, CpuConfig):
+        _check_isa(config, cpu_isa)
+        columns = 2 * VECTOR_DWORDS[config.isa]
+        if problem.pairs and (config.micro_columns % columns or config.tile_width % 2):
+            _refuse(config, f"pairs of gate and up values need an even tile_width and micro_columns that are a multiple of {columns}")
+    else:
+        _check_generic(config, config.sub_group_columns, 2 * LANES if problem.pairs else LANES)
+
+
+def check_splits(config: OuterConfig, can_split: bool) -> None:
+    """can_split: whether an expert's d may be a sum of parts."""
+    if config.splits > 1 and not can_split:
+        _refuse(config, "splits must be 1 where d is accumulated or its rows are not equally spaced")
+
+
+def check_outer_config(problem: OuterProblem, config: OuterConfig, family: Family, cpu_isa: str | None = None) -> None:
+    """The same for the weights' gradient."""
+    _check_kind(config, _OUTER_KINDS[family], family)
+    if isinstance(config, OuterCpuConfig):
+        _check_isa(config, cpu_isa)
+    elif isinstance(config, OuterGenericConfig):
+        _check_generic(config, (config.sub_group_columns,), LANES)
+    else:
+        _check_outer_xe(problem, config)
+
+
+def _check_kind(config, kind: type, family: Family) -> None:
+    if not isinstance(config, kind):
+        _refuse(config, f"the {family.value} kernel computes this call and needs a {kind.__name__}")
+
+
+def _check_isa(config: CpuConfig | OuterCpuConfig, cpu_isa: str | None) -> None:
+    known = list(VECTOR_DWORDS)     # best first
+    if cpu_isa is not None and known.index(config.isa) < known.index(cpu_isa):
+        _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
+
+
+def _check_generic(config: GenericConfig | OuterGenericConfig, sub_group_columns: tuple[int, ...], multiple: int) -> None:
+    if any(columns % multiple for columns in sub_group_columns):
+        _refuse(config, f"sub_group_columns must be multiples of {multiple}")
+    if config.work_group_size > LARGEST_WORK_GROUP:
+        _refuse(config, f"{config.work_group_size} work-items in a work-group, at most {LARGEST_WORK_GROUP} can be")
+
+
+def _check_outer_xe(problem: OuterProblem, config: OuterXeConfig) -> None:
+    """What sycl_kernels/include/moe_xe/outer_xe.hpp asserts."""
+    swapped = problem.gathered is Gathered.right
+    parts, tile = (config.sub_group_rows, config.sub_group_columns), (config.tile_rows, config.tile_columns)
+    (left, right), sides = (parts[::-1], tile[::-1]) if swapped else (parts, tile)
+    if left % 16 or right % 32:
+        _refuse(config, "sub-groups must be multiples of 16 columns of dpas' left operand and of 32 of its right one "
+                        f"({'right and left' if swapped else 'left and right'} of the product)")
+    if config.work_group_size > LARGEST_WORK_GROUP // 2:
+        _refuse(config, f"{config.work_group_size // LANES} sub-groups, an Xe core has {LARGEST_WORK_GROUP // 2 // LANES}")
+    sub_groups = config.work_group_size // LANES
+    for columns in sides[1:] if problem.gathered is not Gathered.none else sides:
+        lines = columns // 32
+        messages = max(lines // sub_groups, 1)
+        if columns % 32 or lines % messages or lines // messages > sub_groups:
+            _refuse(config, f"prefetch: {columns} columns cannot be shared out evenly to {sub_groups} sub-groups")

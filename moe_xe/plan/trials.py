@@ -1,0 +1,74 @@
+"""The few configurations besides the default that are worth measuring for a call, by device family."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from .candidates import best_xe_configs
+from .config import CpuConfig, GenericConfig, TileConfig, XeConfig
+from .launch import LaunchPlan, Target
+from .outer import OuterConfig, OuterCpuConfig, OuterOperands, OuterSubGroupConfig
+from .outer_heuristics import CPU_TILES, MAX_SPLITS, can_split, choose_splits
+from .problem import Operands
+
+__all__ = ["trial_configs"]
+
+XE_TRIALS = 4
+
+
+def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_per_expert: Sequence[int],
+                  target: Target) -> list[TileConfig] | list[OuterConfig]:
+    """Configurations of the plan's kind, each worth its compilation for these rows of each expert."""
+    config = plan.config
+    if isinstance(config, XeConfig):
+        best = best_xe_configs(plan.problem, tokens_per_expert, target.record, XE_TRIALS)
+        return [replace(trial, schedule=config.schedule) for trial in best]
+    if isinstance(config, CpuConfig):
+        return list(_cpu_trials(config, max(tokens_per_expert), sum(rows > 0 for rows in tokens_per_expert), plan.problem.n, target.cores))
+    if isinstance(config, GenericConfig):
+        return [replace(config, tile_width=width) for width in (64, 256) if width % max(config.sub_group_columns) == 0]
+    return list(_outer_trials(plan, operands, target.cores))
+
+
+def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, cores: int) -> Iterator[CpuConfig]:
+    """One change at a time: of what a tile of few rows is read by, or of the blocks that are packed."""
+    for tile_width in (96, 192, 384, 768):
+        if tile_width != config.tile_width and (tile_width < n or config.tile_width > n):
+            yield replace(config, tile_width=tile_width)
+    if most_rows <= config.unpacked_rows:
+        yield replace(config, prefetch_columns=2 * config.prefetch_columns)
+        yield replace(config, prefetch_columns=config.prefetch_columns // 2)
+        if config.dot_rows > 1 and most_rows > 1:
+            yield replace(config, dot_rows=config.dot_rows - 1)
+        if active_experts < cores:
+            yield replace(config, threads=max(cores // 2, 1))
+    else:
+        for height in (84, 168, 336):
+            if height != config.heights[0] and (height < most_rows or config.heights[0] > most_rows):
+                yield replace(config, heights=(height,))
+        for k_block in (config.k_block // 2, 2 * config.k_block):
+            yield replace(config, k_block=k_block)
+        if most_rows <= 3 * config.unpacked_rows:
+            yield replace(config, unpacked_rows=2 * config.unpacked_rows)
+
+
+def _outer_trials(plan: LaunchPlan, operands: OuterOperands, cores: int) -> Iterator[OuterConfig]:
+    config, problem = plan.config, plan.problem
+    if can_split(problem, operands):
+        for splits in {config.splits // 2, 2 * config.splits} - {0}:
+            if splits <= MAX_SPLITS:
+                yield replace(config, splits=splits)
+    if isinstance(config, OuterCpuConfig):
+        tiles = [*CPU_TILES, (84, 96)]
+        for tile in tiles:
+            if tile != (config.tile_rows, config.tile_columns):
+                yield replace(config, tile_rows=tile[0], tile_columns=tile[1],
+                              splits=choose_splits(problem, operands, *tile, cores))
+        for row_block in (config.row_block // 2, 2 * config.row_block):
+            yield replace(config, row_block=row_block)
+    elif isinstance(config, OuterSubGroupConfig):
+        rows, columns = config.sub_group_rows, config.sub_group_columns
+        for tile in ((config.tile_rows // 2, config.tile_columns), (config.tile_rows, config.tile_columns // 2)):
+            if tile[0] % rows == 0 and tile[1] % columns == 0 and min(tile) > 0:
+                yield replace(config, tile_rows=tile[0], tile_columns=tile[1],
+                              splits=choose_splits(problem, operands, *tile, cores))
