@@ -28,7 +28,7 @@ class Result:
 
     mode: "forward", "backward" (of a forward pass that is not timed) or "both", with the gradients of hidden states,
     routing weights and all parameters. rows: routed rows. active_experts: experts that have rows.
-    permute_x, permute_y: whether gather and scatter are fused.
+    permute_x, permute_y: whether gather and scatter are fused. autotune: whether configurations are the tuner's.
     speedup: the fastest peer's time / moe_xe's. gflops: operations that the mathematics needs, so not what backward
     computes again / time. gbytes_per_s: least bytes (active experts' weights, hidden states in and out; of the gradients,
     those of all weights) / time. roofline: the least time that the device's peaks allow / time, None for a device without
@@ -49,6 +49,7 @@ class Result:
     active_experts: int
     permute_x: bool
     permute_y: bool
+    autotune: bool
     moe_xe_ms: float
     eager_ms: float | None
     grouped_mm_ms: float | None
@@ -102,7 +103,7 @@ def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, devi
 
 
 def run_family(name: str, factor: float, token_counts: list[int], dtype_name: str, device: torch.device, fusions: Fusions,
-               seconds: float, mode: str = "forward") -> Iterator[Result]:
+               seconds: float, mode: str = "forward", autotune: bool = False) -> Iterator[Result]:
     """Times one family for each token count, on one set of weights. In training both permutations are always fused."""
     training = mode != "forward"
     family = block_models.scaled(block_models.FAMILIES[name], factor)
@@ -110,15 +111,16 @@ def run_family(name: str, factor: float, token_counts: list[int], dtype_name: st
     for tokens in token_counts:
         with torch.inference_mode(not training):
             inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device, training)
-            result = _run_case(name, family, weights, inputs, dtype_name, Fusions() if training else fusions, seconds, mode)
+            result = _run_case(name, family, weights, inputs, dtype_name, Fusions() if training else fusions, seconds, mode,
+                               autotune)
         yield result
 
 
 def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype_name: str, fusions: Fusions,
-              seconds: float, mode: str) -> Result:
+              seconds: float, mode: str, autotune: bool) -> Result:
     device, model = inputs.hidden_states.device, family.model
     tokens, itemsize = len(inputs.hidden_states), inputs.hidden_states.itemsize
-    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions, mode)
+    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions, mode, autotune)
     medians = interleaved_medians(calls, device, seconds)
     fastest = min((peer for peer in calls if peer != "moe_xe"), key=medians.__getitem__)
     ours = medians["moe_xe"]
@@ -129,7 +131,7 @@ def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype
         model=name, mode=mode, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size, shared_intermediate_size=family.shared_intermediate_size,
         num_experts=model.num_experts, top_k=model.top_k, tokens=tokens, rows=tokens * model.top_k,
-        active_experts=active_experts, permute_x=fusions.gather, permute_y=fusions.scatter, moe_xe_ms=1e3 * ours,
+        active_experts=active_experts, permute_x=fusions.gather, permute_y=fusions.scatter, autotune=autotune, moe_xe_ms=1e3 * ours,
         **{f"{peer}_ms": 1e3 * medians[peer] if peer in medians else None for peer in block_peers.PEERS},
         not_run=not_run, fastest_peer=fastest, speedup=medians[fastest] / ours, gflops=flops / ours / 1e9,
         gbytes_per_s=num_bytes / ours / 1e9,
@@ -162,7 +164,7 @@ class _Outputs:
 
 
 def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions,
-                   mode: str) -> tuple[Calls, dict[str, str], list[str]]:
+                   mode: str, autotune: bool) -> tuple[Calls, dict[str, str], list[str]]:
     """moe_xe and the peers that run here, why others do not, and whose output is wrong."""
     hidden_states = inputs.hidden_states
     tokens = len(hidden_states)
@@ -185,7 +187,7 @@ def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fu
     # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part;
     # a gradient has the roundings of the forward pass and then its own
     passes = 2 if training else 1
-    calls: Calls = {"moe_xe": measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions))}
+    calls: Calls = {"moe_xe": measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions, autotune))}
     wrong = [] if right(calls["moe_xe"](), 3 * passes) else ["moe_xe"]
     not_run = {}
     for peer in block_peers.PEERS:

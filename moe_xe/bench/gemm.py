@@ -45,7 +45,8 @@ def mm_loop(a: torch.Tensor, w: torch.Tensor, counts: list[int], out: torch.Tens
         begin += rows
 
 
-def run_case(model: workloads.Model, gemm: int, tokens: int, dtype_name: str, device: torch.device, seconds: float) -> Result:
+def run_case(model: workloads.Model, gemm: int, tokens: int, dtype_name: str, device: torch.device, seconds: float,
+             autotune: bool = False) -> Result:
     """Times one of the model's two GEMMs (`gemm` 0 or 1); gpt-oss-20b's prefill uses the recorded rows of its first layer."""
     generator = torch.Generator().manual_seed(tokens)
     counts = workloads.routed_rows(model, tokens, generator)
@@ -59,7 +60,7 @@ def run_case(model: workloads.Model, gemm: int, tokens: int, dtype_name: str, de
     rows = torch.tensor(counts, dtype=torch.int32, device=device)
     offs = rows.cumsum(0, dtype=torch.int32)
     ours, loop = (torch.full((sum(counts), n), float("nan"), dtype=dtype, device=device) for _ in range(2))
-    calls = {"moe_xe": lambda: moe_xe.grouped_gemm(a, w, rows, out=ours),
+    calls = {"moe_xe": lambda: moe_xe.grouped_gemm(a, w, rows, out=ours, autotune=autotune),
              "grouped_mm": lambda: torch.nn.functional.grouped_mm(a, w.transpose(1, 2), offs=offs),
              "mm_loop": lambda: mm_loop(a, w, counts, loop)}
     medians = interleaved_medians(calls, device, seconds)

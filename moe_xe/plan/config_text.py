@@ -17,6 +17,7 @@ KINDS = {kind.__name__: kind for kind in (XeConfig, GenericConfig, CpuConfig, Ou
                                           GemmConfigs, MoeConfig)}
 
 
+@functools.lru_cache(maxsize=1024)
 def to_text(config) -> str:
     """One line of JSON: the fields, and "kind", the name of the class."""
     return json.dumps(_plain(config))
