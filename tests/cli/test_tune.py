@@ -10,6 +10,7 @@ from moe_xe import timing
 from moe_xe.bench import block, block_models
 from moe_xe.cli import app
 from moe_xe.device import facts_of, queue_for
+from moe_xe.ops import tuned
 from moe_xe.plan.heuristics import cpu_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 from moe_xe.tuning import default_store, default_tuner, tuning_key
@@ -100,3 +101,20 @@ def test_failures(monkeypatch):
     monkeypatch.setenv("MOE_XE_TUNE_SECONDS", "long")
     result = run("--model", "mixtral", "--scale", 64)
     assert result.exit_code == 1 and "MOE_XE_TUNE_SECONDS" in result.stderr
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_next_process_hits(monkeypatch, training):
+    """With the block itself, whose GEMMs and, in training, their gradients are tuned; no candidates, to compile less."""
+    monkeypatch.setattr(tuned, "trial_configs", lambda *arguments: [])
+    arguments = ("--model", "mixtral", "--tokens", 3, "--dtype", "fp32", "--scale", 64, "--json", *["--training"] * training)
+    torch.manual_seed(0)    # the same routing, so the same skew
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    choices = json.loads(result.stdout)
+    ops = [choice["key"]["op"] for choice in choices]
+    assert (ops.count("grouped_gemm"), ops.count("grouped_outer")) == ((5, 2) if training else (2, 0))    # one is computed again
+    default_tuner.cache_clear()    # as another process starts
+    torch.manual_seed(0)
+    monkeypatch.setattr("moe_xe.tuning.tuner.timed", None)
+    assert json.loads(run(*arguments).stdout) == choices
