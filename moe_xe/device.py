@@ -36,6 +36,11 @@ def queue_for(device: torch.device) -> Queue:
     raise TypeError(f"moe_xe runs on xpu and cpu tensors, got a tensor on {device}")
 
 
+def on_torchs_stream() -> bool:
+    """Whether calls run where torch's events on this thread see them: not on a queue chosen with `on_queue`."""
+    return _chosen.get() is None
+
+
 _facts: dict[int, DeviceFacts] = {}
 
 

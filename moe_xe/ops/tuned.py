@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from ..device import facts_of
+from ..device import facts_of, on_torchs_stream
 from ..plan.launch import LaunchPlan, Origin, Target
 from ..plan.outer import OuterOperands
 from ..plan.outer_heuristics import can_split
 from ..plan.problem import Operands
+from ..plan.rules import check_config, check_outer_config, check_splits
 from ..plan.trials import trial_configs
 from ..runtime import Queue
 from ..tuning.key import UNREAD, skew_bucket, tuning_key
@@ -36,12 +37,24 @@ def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | Out
         skew = skew_bucket(_counts(rows, rows_format))
     else:
         skew = UNREAD
-    unsplit = isinstance(operands, OuterOperands) and not can_split(plan.problem, operands)
+    outer = isinstance(operands, OuterOperands)
+    splits = not outer or can_split(plan.problem, operands)
     key = tuning_key(facts, op, plan.problem, operands.num_experts, operands.total_rows, skew, plan.config,
-                     "unsplit" if unsplit else "")
+                     "" if splits else "unsplit")
+
+    def check(config) -> None:
+        if outer:
+            check_splits(config, splits)
+        (check_outer_config if outer else check_config)(plan.problem, config, plan.family, target.best_isa)
+
+    def measured(config) -> None:
+        run(plan.with_config(config, Origin.tuned, target.cores))
+        if not on_torchs_stream():
+            queue.wait()
+
     config = default_tuner().config_for(
-        key, plan.config, lambda: trial_configs(plan, operands, _counts(rows, rows_format), target),
-        lambda config: run(plan.with_config(config, Origin.tuned, target.cores)), device, is_capturing(device))
+        key, plan.config, lambda: trial_configs(plan, operands, _counts(rows, rows_format), target), measured, device,
+        is_capturing(device), check)
     return plan.with_config(config, Origin.tuned, target.cores)
 
 

@@ -31,10 +31,9 @@ def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_p
 
 
 def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, cores: int) -> Iterator[CpuConfig]:
-    """One change at a time: of what a tile of few rows is read by, or of the blocks that are packed."""
-    for tile_width in (96, 192, 384, 768):
-        if tile_width != config.tile_width and (tile_width < n or config.tile_width > n):
-            yield replace(config, tile_width=tile_width)
+    """One change at a time: of how tiles of few rows are read, or of the blocks that are packed."""
+    for tile_width in _others(config.tile_width, (96, 192, 384, 768), n):
+        yield replace(config, tile_width=tile_width)
     if most_rows <= config.unpacked_rows:
         yield replace(config, prefetch_columns=2 * config.prefetch_columns)
         yield replace(config, prefetch_columns=config.prefetch_columns // 2)
@@ -43,13 +42,17 @@ def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, 
         if active_experts < cores:
             yield replace(config, threads=max(cores // 2, 1))
     else:
-        for height in (84, 168, 336):
-            if height != config.heights[0] and (height < most_rows or config.heights[0] > most_rows):
-                yield replace(config, heights=(height,))
+        for height in _others(config.heights[0], (84, 168, 336), most_rows):
+            yield replace(config, heights=(height,))
         for k_block in (config.k_block // 2, 2 * config.k_block):
             yield replace(config, k_block=k_block)
         if most_rows <= 3 * config.unpacked_rows:
             yield replace(config, unpacked_rows=2 * config.unpacked_rows)
+
+
+def _others(size: int, sizes: Sequence[int], most: int) -> list[int]:
+    """Sizes that differ from this one where no more than `most` is there to be cut."""
+    return list({min(other, most): other for other in reversed(sizes) if min(other, most) != min(size, most)}.values())
 
 
 def _outer_trials(plan: LaunchPlan, operands: OuterOperands, cores: int) -> Iterator[OuterConfig]:

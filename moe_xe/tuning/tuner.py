@@ -41,19 +41,21 @@ class Tuner:
         self._measuring = threading.RLock()     # one at a time: two would slow each other
 
     def config_for(self, key: TuningKey, default: Config, candidates: Callable[[], Sequence[Config]],
-                   run: Callable[[Config], object], device: torch.device, capturing: bool) -> Config:
+                   run: Callable[[Config], object], device: torch.device, capturing: bool,
+                   check: Callable[[Config], None] = lambda config: None) -> Config:
         """The configuration for this key: known, else `default` in a graph capture, else the fastest measured.
 
         candidates: what to measure besides `default`, of its class. run: does the whole call in a configuration, on the
         device's current stream; it is called often and must not add to what it finds. One that raises is left out, with a
-        warning; what `default` raises is raised.
+        warning; what `default` raises is raised. check: raises ValueError for what cannot be used; it is asked of what
+        comes from disk, where an imported file may have said anything.
         """
-        entry = self._known(key)
+        entry = self._known(key, check)
         if entry is None and capturing:
             return default
         if entry is None:
             with self._measuring:
-                entry = self._known(key)    # another thread may have measured it meanwhile
+                entry = self._known(key, check)     # another thread may have measured it meanwhile
                 if entry is None:
                     entry = self._entries[key] = self._measure(key, default, candidates(), run, device)
                     self._store.store(key, entry)
@@ -63,10 +65,14 @@ class Tuner:
         """What this tuner has measured or read from disk so far."""
         return dict(self._entries)
 
-    def _known(self, key: TuningKey) -> Entry | None:
+    def _known(self, key: TuningKey, check: Callable[[Config], None]) -> Entry | None:
         entry = self._entries.get(key)
         if entry is None and (entry := self._store.load(key)) is not None:
             if not _serves(entry.config, key):
+                return None
+            try:
+                check(entry.config)
+            except ValueError:
                 return None
             self._entries[key] = entry
         return entry
