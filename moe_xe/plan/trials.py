@@ -24,13 +24,15 @@ def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_p
         best = best_xe_configs(plan.problem, tokens_per_expert, target.record, XE_TRIALS)
         return [replace(trial, schedule=config.schedule) for trial in best]
     if isinstance(config, CpuConfig):
-        return list(_cpu_trials(config, max(tokens_per_expert), sum(rows > 0 for rows in tokens_per_expert), plan.problem.n, target.cores))
+        active_experts = sum(rows > 0 for rows in tokens_per_expert)
+        return list(_cpu_trials(config, max(tokens_per_expert), active_experts, plan.problem.n, plan.problem.k, target.cores))
     if isinstance(config, GenericConfig):
         return [replace(config, tile_width=width) for width in (64, 256) if width % max(config.sub_group_columns) == 0]
     return list(_outer_trials(plan, operands, target.cores))
 
 
-def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, cores: int) -> Iterator[CpuConfig]:
+def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, k: int,
+                cores: int) -> Iterator[CpuConfig]:
     """One change at a time: of how tiles of few rows are read, or of the blocks that are packed."""
     for tile_width in _others(config.tile_width, (96, 192, 384, 768), n):
         yield replace(config, tile_width=tile_width)
@@ -44,7 +46,7 @@ def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, 
     else:
         for height in _others(config.heights[0], (84, 168, 336), most_rows):
             yield replace(config, heights=(height,))
-        for k_block in (config.k_block // 2, 2 * config.k_block):
+        for k_block in _others(config.k_block, (config.k_block // 2, 2 * config.k_block), k):
             yield replace(config, k_block=k_block)
         if most_rows <= 3 * config.unpacked_rows:
             yield replace(config, unpacked_rows=2 * config.unpacked_rows)
