@@ -154,7 +154,7 @@ def _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice=\"\") -> ()")
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()")
 def grouped_gemm_out(*arguments):
     *inputs, out, rows_format, schedule, choice = arguments
     call = _call(*inputs, rows_format, schedule, Choice.parse(choice))
@@ -164,7 +164,7 @@ def grouped_gemm_out(*arguments):
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice=\"\") -> Tensor")
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice) -> Tensor")
 def grouped_gemm_new(*arguments):
     *inputs, out_dtype, rows_format, schedule, choice = arguments
     call = _call(*inputs, rows_format, schedule, Choice.parse(choice))

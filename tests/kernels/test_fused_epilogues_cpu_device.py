@@ -13,7 +13,7 @@ from moe_xe.bench.numerics import difference
 from moe_xe.ops.activation import apply_activation
 from moe_xe.ops.launch import Call, SharedWeights, launch
 from moe_xe.plan.config import TileConfig
-from moe_xe.plan.heuristics import force_config
+from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, RowScale
 
 from .test_mainloops_cpu_device import COUNTS, LAYOUTS, POISON, USABLE_ISAS, cpu, generic, padded

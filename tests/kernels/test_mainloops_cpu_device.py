@@ -17,7 +17,8 @@ from moe_xe.jit import sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.ops import launch
 from moe_xe.plan.config import GenericConfig, Schedule, TileConfig
-from moe_xe.plan.heuristics import cpu_config, force_config
+from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

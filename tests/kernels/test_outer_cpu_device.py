@@ -14,7 +14,8 @@ from moe_xe.jit import sources_dir
 from moe_xe.jit.outer_source import generate
 from moe_xe.ops import grouped_outer as ops
 from moe_xe.plan.outer import OuterConfig, OuterGenericConfig, OuterProblem
-from moe_xe.plan.outer_heuristics import cpu_outer_config, force_outer_config
+from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Dtype
 
 from .test_mainloops_cpu_device import DTYPES, ISAS, POISON, USABLE_ISAS, padded
@@ -58,7 +59,7 @@ class Case:
         out = whole[1:-1, :q].fill_(float("nan")).unflatten(0, (experts, p))
         if self.before is not None:
             out.copy_(self.before)
-        with force_outer_config(config):
+        with force_config(config):
             ops.grouped_outer(self.left, self.right, torch.tensor(self.counts, dtype=torch.int32), out=out,
                               gather_divisor=self.divisor, accumulate=self.before is not None,
                               **({} if self.indices is None else {f"gather_indices_{self.gathered}": self.indices}))
@@ -202,7 +203,7 @@ def test_offsets_beyond_31_bits(config):
 
     left, right, out = far(rows, p), far(rows, q), far(3, p, q)
     case = Case(left.copy_(torch.randn(rows, p)), right.copy_(torch.randn(rows, q)), [0, 1, 3])
-    with force_outer_config(config):
+    with force_config(config):
         ops.grouped_outer(left, right, torch.tensor(case.counts), out=out)
     assert_right(out, case.reference(), rows)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moe_xe import Fusions, fused_moe_workspace_bytes
 from moe_xe.ops import launch
 from moe_xe.plan.config import GenericConfig, Schedule
-from moe_xe.plan.heuristics import force_config
+from moe_xe.plan.override import force_config
 
 from .block import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, reference, run
 

@@ -5,6 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_xe
 from moe_xe.ops import fused_moe as op
+from moe_xe.plan.choice import Choice
 
 from .block import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference
 
@@ -25,7 +26,7 @@ def test_default_kernels(layout, dtype, device):
 def op_arguments(block: dict, device) -> tuple:
     block = {name: moved(value, device) for name, value in block.items()}
     defaults = dict(activation="silu", interleaved=False, alpha=1.702, limit=None, b13=None, b2=None, expert_map=None, shared=None,
-                    routed_scaling_factor=1.0, weight_on_input=False)
+                    routed_scaling_factor=1.0, weight_on_input=False, choice=Choice())
     return op._op_arguments(op.validate(**(defaults | block)), moe_xe.Fusions())
 
 

@@ -442,7 +442,7 @@ def op_arguments(block: dict) -> list:
     """Of moe_xe::fused_moe_training, but for recompute."""
     w13, w2 = (block[name] if block["weight_layout"] == "enk" else block[name].transpose(1, 2) for name in ("w13", "w2"))
     return [block["hidden_states"], w13, w2, block["topk_weights"], block["topk_ids"], block.get("b13"), block.get("b2"),
-            block.get("expert_map"), "silu", True, False, 1.0, None, 1.5, block.get("weight_on_input", False)]
+            block.get("expert_map"), "silu", True, False, 1.0, None, 1.5, block.get("weight_on_input", False), ""]
 
 
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])

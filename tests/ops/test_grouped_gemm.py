@@ -9,6 +9,7 @@ import moe_xe
 from moe_xe import runtime
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.plan.heuristics import generic_config
+from moe_xe.plan.override import force_config
 from moe_xe.plan.schedule import tiles
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -198,11 +199,9 @@ def test_float32_is_exact_even_where_tf32_is_allowed_on_the_cpu_device():
 
 def test_the_generic_kernel_on_the_cpu_device():
     """The path of any other GPU, forced: same queue, same arguments, another inner loop."""
-    from moe_xe.plan import heuristics
-
     a, w, rows, b = make(COUNTS, 203, 141, torch.bfloat16, "cpu", torch.bfloat16)
     problem = moe_xe.explain(a, w, rows, bias=b).problem
-    with heuristics.force_config(generic_config(problem, sum(COUNTS))):
+    with force_config(generic_config(problem, sum(COUNTS))):
         assert_right(moe_xe.grouped_gemm(a, w, rows, bias=b), a, w, COUNTS, b)
 
 

@@ -31,8 +31,8 @@ def test_bias_and_output_dtype(device):
 def test_falling_or_too_large_ends_touch_nothing_outside(offs, device):
     a, w, _, _ = make([10, 10, 10], 24, 16, torch.float32, device)
     memory = torch.full((30 + 60, 24), float("nan"), device=device)
-    torch.ops.moe_xe.grouped_gemm_out(a, w, torch.tensor(offs, dtype=torch.int32, device=device), None, None, None, None, 1, memory[30:60], "ends",
-                                      "dynamic")
+    torch.ops.moe_xe.grouped_gemm_out(a, w, torch.tensor(offs, dtype=torch.int32, device=device), None, None, None, None, 1,
+                                      memory[30:60], "ends", "dynamic", "")
     assert memory[:30].isnan().all() and memory[60:].isnan().all()
 
 

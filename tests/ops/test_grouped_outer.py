@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from moe_xe.ops import grouped_outer as ops
 from moe_xe.ops.grouped_outer import OuterCall, grouped_outer
 from moe_xe.plan.outer import OuterGenericConfig
-from moe_xe.plan.outer_heuristics import force_outer_config
+from moe_xe.plan.override import force_config
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 COUNTS = [0, 5, 300, 1, 64, 0, 17]
@@ -194,11 +194,10 @@ def test_two_runs_are_bitwise_equal_whoever_computes(device, monkeypatch):
     left, right, rows = make(COUNTS, P, Q, torch.bfloat16, device)
     first = grouped_outer(left, right, rows)
     assert torch.equal(first, grouped_outer(left, right, rows))
-    queue = ops.queue_for(torch.device(device))
-    target = ops.target_of(ops.facts_of(queue))
-    config = ops.plan(OuterCall(left, right, rows), first, False, queue)[2]
+    target = ops.target_of(ops.facts_of(ops.queue_for(torch.device(device))))
+    config = ops.plan(OuterCall(left, right, rows), first, False, target)[0].config
     for cores in (1, 5):
-        with monkeypatch.context() as patch, force_outer_config(config):
+        with monkeypatch.context() as patch, force_config(config):
             patch.setattr(ops, "target_of", lambda facts: replace(target, cores=cores))
             assert torch.equal(first, grouped_outer(left, right, rows))
 
@@ -206,11 +205,11 @@ def test_two_runs_are_bitwise_equal_whoever_computes(device, monkeypatch):
 def test_few_tiles_share_rows_out(device, monkeypatch):
     """With many cores, an expert's rows are split; the parts are summed in order."""
     left, right, rows = make([1500, 0, 13], 70, 50, torch.bfloat16, device)
-    target = ops.target_of(ops.facts_of(ops.queue_for(torch.device(device))))
-    monkeypatch.setattr(ops, "target_of", lambda facts: replace(target, cores=3))
+    target = replace(ops.target_of(ops.facts_of(ops.queue_for(torch.device(device)))), cores=3)
+    monkeypatch.setattr(ops, "target_of", lambda facts: target)
     whole = poisoned(3 * 70, 60, dtype=torch.bfloat16, device=device)
     out = whole[:, :50].unflatten(0, (3, 70))
-    assert ops.plan(OuterCall(left, right, rows), out, False, ops.queue_for(torch.device(device)))[2].splits > 1
+    assert ops.plan(OuterCall(left, right, rows), out, False, target)[0].config.splits > 1
     grouped_outer(left, right, rows, out=out)
     assert_right(out, reference(left, right, [1500, 0, 13]), 1500)
     assert whole[:, 50:].isnan().all()
@@ -221,7 +220,7 @@ def test_few_tiles_share_rows_out(device, monkeypatch):
 
 def test_the_generic_kernel(device):
     left, right, rows = make(COUNTS, P, Q, torch.bfloat16, device)
-    with force_outer_config(OuterGenericConfig(16, 32, 1, sub_group_rows=8, sub_group_columns=16)):
+    with force_config(OuterGenericConfig(16, 32, 1, sub_group_rows=8, sub_group_columns=16)):
         assert_right(grouped_outer(left, right, rows), reference(left, right, COUNTS), 300)
 
 
@@ -290,7 +289,7 @@ def test_opcheck(dtype, device):
     left, right, rows = make(COUNTS, 24, 32, dtype, device)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
     for gathers in ((None, None, 1), (indices, None, 2), (None, indices, 1)):
-        arguments = (left, right, rows, *gathers, "counts")
+        arguments = (left, right, rows, *gathers, "counts", "")
         torch.library.opcheck(torch.ops.moe_xe.grouped_outer, (*arguments, dtype))
         out = torch.zeros(len(COUNTS), 24, 32, dtype=dtype, device=device)
         for accumulate in (False, True):

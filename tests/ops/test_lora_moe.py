@@ -335,7 +335,7 @@ def op_arguments(block: dict, device, recompute: bool) -> tuple:
     get = arguments.get
     adapters = [getattr(get(name), part, None) for name in ("lora13", "lora2") for part in "ab"]
     return (*(get(name) for name in ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")), *adapters, get("topk_ids"), None,
-            0.5, 2.0, "silu", True, False, 1.0, None, 1.0, recompute)
+            0.5, 2.0, "silu", True, False, 1.0, None, 1.0, "", recompute)
 
 
 @pytest.mark.parametrize("tokens, rank13, rank2, recompute", [(9, 8, 5, True), (9, 8, 5, False), (0, 8, 5, False), (9, None, 5, False),

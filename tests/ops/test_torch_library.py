@@ -17,9 +17,9 @@ def test_opcheck(dtype, device):
     scales = torch.rand(sum(COUNTS), device=device)
     for arguments in ((a, w, rows, None, None, None, None, 1), (a, w, rows, b, indices, None, None, 1),
                       (a, w, rows, b, None, indices, scales, 1)):
-        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic"))
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic", ""))
         out = torch.empty(sum(COUNTS), 24, dtype=dtype, device=device)
-        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic"))
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic", ""))
 
 
 def test_fake_xpu_tensors_reach_the_op():

@@ -67,13 +67,6 @@ def test_no_height_is_compiled_that_cannot_be_used(rows, tallest, layout):
     assert config.heights[0] == tallest and config.heights[-1] == 16
 
 
-def test_a_forced_configuration_wins_inside_its_block_only():
-    forced = h.generic_config(PROBLEM, 8)
-    with h.force_config(forced):
-        assert h.choose_config(PROBLEM, h.Family.xe, 500) is forced
-    assert h.choose_config(PROBLEM, h.Family.xe, 500) != forced
-
-
 @pytest.mark.parametrize("change, message", [
     ({"heights": (16, 32)}, "strictly falling"), ({"heights": ()}, "strictly falling"), ({"min_fill_eighths": 9}, "at most 8"),
     ({"prefetch_distance": 16}, "prefetch_distance must be from 0 to 15, got 16"), ({"raster_group": 0}, "raster_group must be at least 1"), ({"sub_group_rows": (32,)}, "one entry for each"),

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_xe.plan.heuristics import Family
-from moe_xe.plan.outer import Gathered, OuterConfig, OuterGenericConfig, OuterOperands, OuterProblem
-from moe_xe.plan.outer_heuristics import (MAX_PARTS_BYTES, MAX_SPLITS, choose_outer_config, choose_outer_family, force_outer_config,
+from moe_xe.plan.outer import Gathered, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
+from moe_xe.plan.outer_heuristics import (MAX_PARTS_BYTES, MAX_SPLITS, choose_outer_config, choose_outer_family,
                                           outer_fits_block_messages, xe_tile)
 from moe_xe.plan.problem import Dtype
 
@@ -98,12 +98,6 @@ def test_tiles_on_the_cpu(p, q, experts, cores, tile):
     assert (config.tile_rows, config.tile_columns) == tile
 
 
-def test_a_forced_configuration():
-    of, forced = problem(), OuterGenericConfig(32, 32, 2, sub_group_rows=16, sub_group_columns=16)
-    with force_outer_config(forced):
-        assert choose_outer_config(of, operands(of), Family.cpu, 2, "avx2") is forced
-        with pytest.raises(ValueError, match="splits must be 1"):
-            choose_outer_config(replace(of, accumulate=True), operands(of), Family.cpu, 2, "avx2")
-    assert isinstance(choose_outer_config(of, operands(of), Family.generic, 2), OuterConfig)
-    with pytest.raises(ValueError, match="multiples of the sub-group's"):
-        OuterGenericConfig(40, 32, 1, sub_group_rows=16, sub_group_columns=16)
+@pytest.mark.parametrize("family, kind", [(Family.cpu, OuterCpuConfig), (Family.xe, OuterXeConfig), (Family.generic, OuterGenericConfig)])
+def test_every_family_has_its_kind(family, kind):
+    assert isinstance(choose_outer_config(problem(), operands(problem()), family, 2, "avx2"), kind)
