@@ -10,7 +10,7 @@ from ..plan.candidates import choose_xe_config
 from ..plan.config import TileConfig, XeConfig
 from ..plan.cost_model import own_kernel, predict, predict_cpu
 from ..plan.devices import DeviceRecord, record_named
-from ..plan.heuristics import cpu_config, fast_isa, xe_config
+from ..plan.heuristics import cpu_config, fast_isa
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from . import workloads
 from .roofline import record_for
@@ -62,8 +62,8 @@ def describe(config: TileConfig) -> str:
 
 
 def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
-                 gathered: bool, choose: bool) -> Case:
-    """One of the model's two GEMMs (`gemm` 0 or 1) in today's configuration, or in the one that the model would choose."""
+                 gathered: bool) -> Case:
+    """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration."""
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
     problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0)
     if device.architecture is None:
@@ -73,7 +73,7 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
         config: TileConfig = cpu_config(problem, isa)
         prediction = predict_cpu(problem, rows, config, device)
     else:
-        config = choose_xe_config(problem, rows, model.num_experts, device) if choose else xe_config(problem, sum(rows))
+        config = choose_xe_config(problem, sum(rows), model.num_experts, device)
         prediction = predict(problem, rows, own_kernel(problem, config, device), device, launches=0)
     return Case(device.name, model.name, n, k, tokens, sum(rows), describe(config), 1e3 * prediction.seconds, prediction.tflops,
                 prediction.roofline_share, prediction.bound_by,

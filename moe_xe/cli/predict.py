@@ -22,7 +22,6 @@ def predict(
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     layout: Annotated[WeightLayout, typer.Option(help="Order of the weights in memory.")] = WeightLayout.enk,
     gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
-    choose: Annotated[bool, typer.Option("--choose", help="In the configuration that the cost model would choose.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write a picture (PNG).")] = None,
@@ -35,7 +34,7 @@ def predict(
         if check:
             _check(json, plot)
         else:
-            _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, choose, json, plot)
+            _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, json, plot)
     except (ImportError, OSError) as error:
         Console(stderr=True).print(str(error), markup=False)
         raise typer.Exit(1)
@@ -53,7 +52,7 @@ def _models(text: str) -> list:
     return found
 
 
-def _predict(device, models, token_counts, dtype, layout, gathered, choose, json, plot):
+def _predict(device, models, token_counts, dtype, layout, gathered, json, plot):
     from ..bench.predictions import device_record, predict_case
 
     if dtype not in DTYPES:
@@ -62,7 +61,7 @@ def _predict(device, models, token_counts, dtype, layout, gathered, choose, json
         record = device_record(device)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device")
-    cases = [predict_case(model, gemm, count, record, DTYPES[dtype], layout, gathered, choose)
+    cases = [predict_case(model, gemm, count, record, DTYPES[dtype], layout, gathered)
              for model in models for gemm in (0, 1) for count in token_counts]
     if plot:
         from ..bench.plot_predictions import plot_cases

@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 
 from ..plan import config
-from ..plan.heuristics import xe_config
+from ..plan.candidates import choose_xe_config
+from ..plan.devices import record_of
 from ..plan.problem import Dtype, GroupedGemmProblem
 from ..plan.schedule import simulate
 from .tables import table_console
@@ -21,7 +22,7 @@ def schedule(
     policy: Annotated[config.Schedule, typer.Option("--schedule", help="Who takes which tile.")] = config.Schedule.dynamic,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
 ):
-    """Useful work / (makespan x cores) of each layer, a tile's cost being its height x width."""
+    """Useful work / (makespan x cores) of each layer in the default configuration, a tile's cost being its height x width."""
     from ..bench.workloads import load_layers, recorded_layers
 
     try:
@@ -29,9 +30,10 @@ def schedule(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--rows")
     problem = GroupedGemmProblem(n, k, Dtype.bf16, Dtype.bf16)
+    device = record_of(f"{cores} Xe cores", cores)
     reports, configs = [], []
     for counts in layers:
-        configs.append(xe_config(problem, sum(counts), policy))
+        configs.append(choose_xe_config(problem, sum(counts), len(counts), device, policy))
         reports.append(simulate(counts, n, configs[-1], cores))
     mean = sum(report.efficiency for report in reports) / len(reports)
     if json:

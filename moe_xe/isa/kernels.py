@@ -5,15 +5,16 @@ from collections.abc import Iterator, Sequence
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
-from ..plan.heuristics import xe_config
-from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from ..plan.candidates import choose_xe_config
 from ..plan.config import TileConfig, XeConfig
+from ..plan.devices import record_named
+from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from . import ocloc, spirv
 from .dump import Dump
 from .listing import Loop, summarize
 
 LARGE_GRF = "-ze-intel-256-GRF-per-thread"     # what grf_size<256> asks of the driver at run time
-PREFILL_ROWS = 8192
+PREFILL_ROWS, PREFILL_EXPERTS = 8192, 32
 
 
 def variants(n: int, k: int, dtypes: Sequence[Dtype]) -> Iterator[GroupedGemmProblem]:
@@ -22,6 +23,11 @@ def variants(n: int, k: int, dtypes: Sequence[Dtype]) -> Iterator[GroupedGemmPro
         for layout in (WeightLayout.ekn, WeightLayout.enk):
             for gathered in (False, True):
                 yield GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered, tf32=dtype is Dtype.f32)
+
+
+def default_config(problem: GroupedGemmProblem, total_rows: int = PREFILL_ROWS, num_experts: int = PREFILL_EXPERTS) -> XeConfig:
+    """What a launch of so many rows takes on an Arc B580."""
+    return choose_xe_config(problem, total_rows, num_experts, record_named("b580"))
 
 
 def build(problem: GroupedGemmProblem, config: TileConfig, device: str) -> Dump:
@@ -38,8 +44,7 @@ def prefill_loop(loops: Sequence[Loop]) -> Loop:
 
 def report(problem: GroupedGemmProblem, device: str) -> dict:
     """One line of `moe-xe isa`: counts are of the prefill tile's innermost K loop; other: neither dpas nor message."""
-    config = xe_config(problem, PREFILL_ROWS)
-    summary = summarize(build(problem, config, device), KERNEL_NAME)
+    summary = summarize(build(problem, default_config(problem), device), KERNEL_NAME)
     loop = prefill_loop(summary.loops)
     return {"kernel": KERNEL_NAME, "device": device, "dtype": "tf32" if problem.tf32 else problem.input.value,
             "layout": problem.weights.value, "gathered": problem.gathered, "grf": summary.grf, "spill_bytes": summary.spill_bytes,

@@ -1,204 +1,159 @@
-"""The configurations for a problem on an Xe GPU: which are out and why, and which one the cost model prefers.
+"""The configurations of a grouped GEMM on an Xe GPU that the cost model prefers.
 
-enumerate -> filter, each rule with its reason -> score. heuristics.py decides whether to ask.
+enumerate (xe_configs.py) -> filter (xe_rules.py) -> score, here. docs/choosing.md explains it.
 """
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from bisect import insort
+from collections.abc import Sequence
 
 from .config import Schedule, XeConfig
-from .cost_model import STEP_BYTES, Prediction, TileCost, counted_instructions, own_kernel, predict, tile_cost, variant_of
+from .cost_model import Prediction, cut_of, own_kernel, predict
 from .devices import DeviceRecord
-from .problem import GroupedGemmProblem, WeightLayout
+from .problem import GroupedGemmProblem
+from .xe_configs import ALIKE, enumerate_configs, taller_tile
+from .xe_rules import check_xe_config
 
-Key = TypeVar("Key")
-Cost = TypeVar("Cost", TileCost, Prediction)
+__all__ = ["best_xe_configs", "check_xe_config", "choose_xe_config", "likely_loads"]
 
-HEIGHTS = (256, 128, 64, 32, 16)
-WIDTHS = (512, 384, 256, 192, 128, 64)
-PREFETCH_DISTANCE = 3           # for which instructions were counted
-RASTER_GROUP, MIN_FILL_EIGHTHS = 8, 7
-REGISTERS = 256                 # of a thread
-OTHER_REGISTERS = 16            # addresses and payloads, what a thread needs beside sums and operands
-THREADS_PER_ENGINE = 4          # with 256 registers each
-MOST_PADDING = 1.25             # of N, beside the width that pads least
-LINES = 32                      # of a prefetch message
-GATHERED_SUMS = 32 * 64         # of a sub-group that has no registers to spare (compiled beside a shorter tile: 192 bytes spill)
-QUEUE_SLM = 1 << 10             # the tile queue's share of L1, at most
-ALIKE = 1.01                    # times that the model cannot tell apart: then fewer instructions are better
+MOST_MEAN_ROWS = 1024           # rows an expert from which on the choice is always the same
+LOOKED_AT = 16                  # candidates for each of the best configurations: many differ in tiles that no load uses
+TWINS = 2                       # how many of the best configurations may have the same main tile
+
+# Loads, as rows of equal shares of the experts where the mean is 1: all alike; about what random routing gives (with 50
+# rows an expert); what was recorded, the mean of gpt-oss-20b's 24 layers (bench/workloads.recorded_layers).
+EVEN = (1.0,)
+RANDOM = (1.2, 1.05, 0.95, 0.8)
+RECORDED = (5.84, 3.49, 2.04, 1.40, 0.97, 0.70, 0.50, 0.35, 0.25, 0.17, 0.11, 0.08, 0.05, 0.03, 0.01, 0.01)
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A sub-group shape, tile or configuration that is out, and the rule that says so."""
-    what: str
-    reason: str
+class Scores:
+    """What configurations cost for these loads, each the rows of every expert: seconds of all of them together."""
+
+    def __init__(self, problem: GroupedGemmProblem, loads: Sequence[tuple[int, ...]], device: DeviceRecord,
+                 configs: Sequence[XeConfig]):
+        self.problem, self.loads, self.device = problem, loads, device
+        self._exact: dict[XeConfig, float] = {}
+        self._even = {config: self._predictions(config, even=True) for config in configs}
+
+    def seconds(self, config: XeConfig) -> float:
+        """With the queue simulated."""
+        if config not in self._exact:
+            self._exact[config] = sum(prediction.seconds for prediction in self._predictions(config))
+        return self._exact[config]
+
+    def least(self, config: XeConfig) -> float:
+        """A lower bound: all work shared out evenly."""
+        return sum(prediction.seconds for prediction in self._even[config])
+
+    def frugality(self, config: XeConfig) -> tuple:
+        """What decides between configurations of alike times: fewest instructions, tallest tiles, shortest prefetch."""
+        issue = sum(prediction.parts["issue"] for prediction in self._even[config])
+        return issue, -config.heights[0], config.prefetch_distance
+
+    def ranked(self, count: int) -> list[XeConfig]:
+        """The `count` best and possibly more, best first. Simulated is only what can still be among them."""
+        order = sorted(self._even, key=self.least)
+        enough = self.least(order[0]) * ALIKE
+        if count == 1:      # where all is bound by memory, many are as good as can be
+            alike = sorted((config for config in order if self.least(config) <= enough), key=self.frugality)
+            if found := next((config for config in alike if self.seconds(config) <= enough), None):
+                return [found]
+        times: list[float] = []
+        for config in order:
+            if len(times) >= count and self.least(config) > times[count - 1] * ALIKE:
+                break
+            insort(times, self.seconds(config))
+        least = times[0] or 1.0     # without rows all take no time
+
+        def rank(config: XeConfig) -> tuple:
+            return int(math.log(max(self.seconds(config) / least, 1.0), ALIKE)), *self.frugality(config)
+
+        return sorted(order[:len(times)], key=rank)
+
+    def _predictions(self, config: XeConfig, even: bool = False) -> list[Prediction]:
+        kernel = own_kernel(self.problem, config, self.device)
+        return [predict(self.problem, rows, kernel, self.device, launches=0, even=even) for rows in self.loads]
 
 
-def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, device: DeviceRecord) -> str | None:
-    """Why no sub-group can compute rows x columns; None if one can."""
-    registers = rows * columns // 16 + rows + columns + OTHER_REGISTERS
-    if registers > REGISTERS:
-        return f"registers: sums, operands of a step and addresses take {registers} of {REGISTERS}"
-    counted = counted_instructions()[device.architecture.counted][variant_of(problem)]
-    if f"{rows}x{columns}" not in counted:
-        return "spills: not among the shapes that were compiled and are known not to spill"
-    block = 8 if problem.weights is WeightLayout.enk else 16
-    if problem.pairs and columns < 2 * block:
-        return f"pairs: gate and up values need {2 * block} columns"
-    return None
+# ---- the default
+
+def likely_loads(total_rows: int, num_experts: int) -> tuple[tuple[int, ...], ...]:
+    """Rows of each expert, where only their sum is known: from all alike to as uneven as recorded."""
+    return tuple(_spread(total_rows, num_experts, weights) for weights in (EVEN, RANDOM, RECORDED))
 
 
-def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int, columns: int,
-                device: DeviceRecord) -> str | None:
-    """Why a tile cannot be shared out to sub-groups of rows x columns; None if it can."""
-    if height % rows or width % columns:
-        return "sub-groups: do not divide the tile"
-    sub_groups, most = height // rows * (width // columns), THREADS_PER_ENGINE * device.architecture.engines
-    if sub_groups > most:
-        return f"threads: {sub_groups} sub-groups, an Xe core has {most}"
-    if width % sub_groups or (width // sub_groups > LINES and width // sub_groups % LINES):
-        return "prefetch: the columns' lines cannot be shared out evenly"
-    if (problem.weights is WeightLayout.enk and problem.gathered and rows * columns >= GATHERED_SUMS and
-            width // sub_groups > LINES):
-        return "spills: gathered tokens' addresses leave no registers for two messages of prefetched columns"
-    if -(-height // sub_groups) > LINES:
-        return f"prefetch: more than {LINES} rows a sub-group"
-    if problem.pairs and sub_groups % 2:
-        return "prefetch: gates and up values need an even number of sub-groups"
-    if problem.weights is WeightLayout.ekn:     # a step's rows of K are shared out, too
-        lines = min(width // sub_groups, LINES)
-        step = STEP_BYTES // problem.input.size
-        if step % min(lines, step) or sub_groups // (2 if problem.pairs else 1) % (step // min(lines, step)):
-            return "prefetch: the rows of K cannot be shared out evenly"
-    return None
+def _spread(total_rows: int, num_experts: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers of this sum in the proportions of weights, each of which is for an equal share of the experts."""
+    ends, parts = [0.0, *itertools.accumulate(weights)], len(weights)
+
+    def until(expert: int) -> int:
+        part, rest = divmod(expert * parts, num_experts)
+        inside = weights[part] * rest / num_experts if rest else 0.0
+        return round(total_rows * (ends[part] + inside) / ends[-1])
+
+    return tuple(until(expert + 1) - until(expert) for expert in range(num_experts))
 
 
-def width_reason(problem: GroupedGemmProblem, width: int) -> str | None:
-    """Why tiles are not so wide; None if they may be."""
-    padded, least = (min(-(-problem.n // w) * w for w in some) for some in ((width,), WIDTHS))
-    if padded > MOST_PADDING * least:
-        return f"tail: pads N = {problem.n} to {padded}, another width to {least}"
-    return None
+@functools.lru_cache(maxsize=1024)
+def _choose(problem: GroupedGemmProblem, total_rows: int, num_experts: int, device: DeviceRecord, schedule: Schedule) -> XeConfig:
+    configs, _ = enumerate_configs(problem, device, total_rows, schedule)
+    scores = Scores(problem, likely_loads(total_rows, num_experts), device, configs)
+    return _with_taller_tiles(scores, scores.ranked(1)[0], total_rows)
 
 
-def config_reason(config: XeConfig, device: DeviceRecord) -> str | None:
-    """Why a whole configuration is out; None if it is not."""
-    ahead = (config.prefetch_distance + 1) * (config.heights[0] + config.tile_width) * STEP_BYTES + QUEUE_SLM
-    if ahead > device.architecture.l1_bytes:
-        return f"L1: {ahead} bytes of prefetched lines and SLM, an Xe core has {device.architecture.l1_bytes}"
-    return None
-
-
-def sub_group_shapes(problem: GroupedGemmProblem) -> Iterator[tuple[int, int]]:
-    """All that dpas allows: rows and columns are multiples of its 8 and 16, by the operand that they are."""
-    row_block, column_block = (16, 8) if problem.weights is WeightLayout.enk else (8, 16)
-    for rows in (8, 16, 32, 64):
-        for columns in (8, 16, 32, 64, 128):
-            if rows % row_block == 0 and columns % column_block == 0:
-                yield rows, columns
-
-
-def enumerate_configs(problem: GroupedGemmProblem, device: DeviceRecord, most_rows: int,
-                      schedule: Schedule = Schedule.dynamic) -> tuple[list[XeConfig], list[Rejected]]:
-    """Every configuration that the rules leave for experts of up to `most_rows` rows, and what they reject.
-
-    The tallest tile's sub-groups set the work-group's size; each shorter one takes the shape that the model finds fastest
-    among those with no more sub-groups.
-    """
-    configs, rejected, shapes = [], [], []
-    for rows, columns in sub_group_shapes(problem):
-        if reason := sub_group_reason(problem, rows, columns, device):
-            rejected.append(Rejected(f"sub-groups {rows}x{columns}", reason))
-        else:
-            shapes.append((rows, columns))
-    tallest = next((height for height in reversed(HEIGHTS) if height >= most_rows), HEIGHTS[0])
-    for width in WIDTHS:
-        if reason := width_reason(problem, width):
-            rejected.append(Rejected(f"width {width}", reason))
-            continue
-        fitting: dict[int, list[tuple[int, int]]] = {}
-        for height in (h for h in HEIGHTS if h <= tallest):
-            fitting[height] = []
-            for rows, columns in shapes:
-                if reason := tile_reason(problem, height, width, rows, columns, device):
-                    rejected.append(Rejected(f"{height}x{width} in {rows}x{columns}", reason))
-                else:
-                    fitting[height].append((rows, columns))
-        for first in fitting:
-            for shape in fitting[first]:
-                config = _one_tile(first, width, shape, schedule)
-                if reason := config_reason(config, device):
-                    rejected.append(Rejected(f"{first}x{width} in {shape[0]}x{shape[1]}", reason))
-                else:
-                    configs.append(_with_shorter_tiles(problem, config, fitting, device))
-    return configs, rejected
-
-
-def _one_tile(height: int, width: int, shape: tuple[int, int], schedule: Schedule = Schedule.dynamic) -> XeConfig:
-    return XeConfig((height,), width, RASTER_GROUP, MIN_FILL_EIGHTHS, schedule, shape[:1], shape[1:], PREFETCH_DISTANCE)
-
-
-def _with_shorter_tiles(problem: GroupedGemmProblem, config: XeConfig, fitting: dict[int, list[tuple[int, int]]],
-                        device: DeviceRecord) -> XeConfig:
-    for height in sorted(fitting, reverse=True):
-        costs = {(rows, columns): _tile_cost(problem, height, config.tile_width, (rows, columns), device)
-                 for rows, columns in fitting[height] if height // rows * (config.tile_width // columns) <= config.sub_groups[0]}
-        if height < config.heights[0] and costs:
-            rows, columns = _fastest(costs, lambda cost: cost.issue)
-            config = replace(config, heights=(*config.heights, height), sub_group_rows=(*config.sub_group_rows, rows),
-                             sub_group_columns=(*config.sub_group_columns, columns))
+def _with_taller_tiles(scores: Scores, config: XeConfig, most_rows: int) -> XeConfig:
+    """The same with taller tiles on top, for loads that are even less even, as long as these take no longer."""
+    longest = scores.seconds(config) * ALIKE
+    while (taller := taller_tile(scores.problem, config, most_rows, scores.device)) and scores.seconds(taller) <= longest:
+        config = taller
     return config
 
 
-@functools.lru_cache(maxsize=4096)
-def _tile_cost(problem: GroupedGemmProblem, height: int, width: int, shape: tuple[int, int], device: DeviceRecord) -> TileCost:
-    return tile_cost(problem, own_kernel(problem, _one_tile(height, width, shape), device), device, 0)
+def choose_xe_config(problem: GroupedGemmProblem, total_rows: int, num_experts: int, device: DeviceRecord,
+                     schedule: Schedule = Schedule.dynamic) -> XeConfig:
+    """The configuration with the least predicted time where only the sum of all experts' rows is known.
 
-
-def _fastest(costs: dict[Key, Cost], issue: Callable[[Cost], float]) -> Key:
-    """The key of the least seconds; of those that are alike, the one of the fewest instructions."""
-    best = min(cost.seconds for cost in costs.values())
-    return min((key for key, cost in costs.items() if cost.seconds <= best * ALIKE), key=lambda key: issue(costs[key]))
-
-
-def expected_rows(rows_per_expert: float, num_experts: int) -> tuple[int, ...]:
-    """Rows of each expert where only the mean is known: all alike, or below one, as many experts with one row."""
-    if rows_per_expert < 1:
-        return (1,) * max(round(rows_per_expert * num_experts), 1)
-    return (round(rows_per_expert),) * num_experts
-
-
-@functools.lru_cache(maxsize=256)
-def _choose(problem: GroupedGemmProblem, rows: tuple[int, ...], device: DeviceRecord, schedule: Schedule) -> XeConfig:
-    """Simulates the queue only of what could still be best: the least time that each one's work allows says when to stop."""
-    configs, _ = enumerate_configs(problem, device, max(rows, default=1), schedule)
-    kernels = {config: own_kernel(problem, config, device) for config in configs}
-    least = {config: predict(problem, rows, kernel, device, even=True).seconds for config, kernel in kernels.items()}
-    found: dict[XeConfig, Prediction] = {}
-    best = math.inf
-    for config in sorted(configs, key=least.get):
-        if least[config] > best * ALIKE:
-            break
-        found[config] = predict(problem, rows, kernels[config], device)
-        best = min(best, found[config].seconds)
-    return _fastest(found, lambda prediction: prediction.parts["issue"])
-
-
-def choose_xe_config(problem: GroupedGemmProblem, rows_per_expert: float | Sequence[int], num_experts: int,
-                     device: DeviceRecord, schedule: Schedule = Schedule.dynamic) -> XeConfig:
-    """The configuration with the least predicted time for these rows of each expert, or for their mean.
-
-    Of those within 1 % of it, the one that issues the fewest instructions.
-
-    Equal calls share the result. A caller that knows the mean only should round it coarsely: each configuration is a kernel.
-    Raises ValueError for a device without an architecture.
+    The time is of several loads together, from all experts alike to as uneven as recorded; of those within 1 % of the least,
+    the one that issues the fewest instructions. total_rows counts as the next power of two, so that a shape needs few
+    kernels. Equal calls share the result. Raises ValueError for a device without an architecture.
     """
-    if device.architecture is None:
-        raise ValueError(f"device must be an Xe GPU with an architecture, got {device.name}")
-    rows = tuple(rows_per_expert) if isinstance(rows_per_expert, Sequence) else expected_rows(rows_per_expert, num_experts)
-    return _choose(problem, rows, device, schedule)
+    rows = min(1 << max(total_rows - 1, 0).bit_length(), num_experts * MOST_MEAN_ROWS)
+    return _choose(problem, rows, num_experts, device, schedule)
+
+
+# ---- for known rows
+
+def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[int], device: DeviceRecord, count: int) -> list[XeConfig]:
+    """At most `count` distinct configurations for these rows, the least predicted time first: what an autotuner measures.
+
+    Really different ones: at most two have the same main tile, the one with most of the rows, and these differ in how far
+    ahead they prefetch. Raises ValueError for count < 1 or a device without an architecture.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    rows = tuple(rows_per_expert)
+    configs, _ = enumerate_configs(problem, device, max(rows, default=1))
+    scores = Scores(problem, [rows], device, configs)
+    found: dict[tuple, list[XeConfig]] = {}     # by main tile
+    for config in scores.ranked(count * LOOKED_AT):
+        config = _with_taller_tiles(scores, config, sum(rows))
+        twins = found.setdefault(_main_tile(rows, config), [])
+        if len(twins) < TWINS and all(config.prefetch_distance != twin.prefetch_distance for twin in twins):
+            twins.append(config)
+        if sum(map(len, found.values())) == count:
+            break
+    return sorted(itertools.chain.from_iterable(found.values()), key=scores.seconds)
+
+
+def _main_tile(rows_per_expert: Sequence[int], config: XeConfig) -> tuple[int, int, int, int]:
+    """Height, width and a sub-group's rows and columns of the tile that computes the most rows."""
+    shares = dict.fromkeys(config.heights, 0)
+    for rows in rows_per_expert:
+        for height in cut_of(rows, config):
+            shares[height] += height
+    index = max(range(len(config.heights)), key=lambda i: shares[config.heights[i]])
+    return config.heights[index], config.tile_width, config.sub_group_rows[index], config.sub_group_columns[index]

@@ -8,7 +8,7 @@ import functools
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -102,6 +102,16 @@ def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceReco
     return Kernel(config, code)
 
 
+def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
+    """The heights of one expert's row tiles."""
+    return _cut(rows, config.heights, config.min_fill_eighths)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
+    return tuple(cut_rows(rows, heights, min_fill_eighths))
+
+
 def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
             launches: int = 1, even: bool = False) -> Prediction:
     """The time of one grouped GEMM.
@@ -113,7 +123,7 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
         raise ValueError(f"device must be an Xe GPU with an architecture, got {device.name}")
     config, size = kernel.config, problem.input.size
     weight_bytes = kernel.weight_bytes or size
-    cuts = [cut_rows(count, config.heights, config.min_fill_eighths) for count in tokens_per_expert]
+    cuts = [cut_of(count, config) for count in tokens_per_expert]
     column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter(itertools.chain.from_iterable(cuts))
     residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
     costs = {height: tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
@@ -123,8 +133,8 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
         return total * column_tiles / device.xe_cores
 
     rows, mean = sum(tokens_per_expert), share("seconds")
-    makespan = mean if even else _makespan(tokens_per_expert, problem.n, config, device.xe_cores,
-                                           lambda tile: costs[tile.height].seconds)
+    queue = (costs[height].seconds for height in _tile_heights(tokens_per_expert, problem.n, config))
+    makespan = mean if even else _makespan(queue, device.xe_cores, config.schedule)
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
     parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
     parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
@@ -145,7 +155,8 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
         return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / core_rate
 
     work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
-    makespan = _makespan(tokens_per_expert, problem.n, config, device.xe_cores, tile_seconds)
+    queue = map(tile_seconds, tiles(tokens_per_expert, problem.n, config))
+    makespan = _makespan(queue, device.xe_cores, config.schedule)
     num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.input.size, device.l2_bytes)
     parts = {"multiply-add": work, "memory": num_bytes / (device.bandwidth * 1e9)}
     seconds = overlapped(makespan, parts["memory"])
@@ -161,15 +172,24 @@ def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], d
     return Prediction(seconds, parts, tail, flops, device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
 
 
-def _makespan(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int,
-              seconds: Callable[[Tile], float]) -> float:
-    """When the last of the cores is done with the queue."""
+def _tile_heights(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[int]:
+    """Of the queue's tiles in their order: all that the model needs of schedule.tiles, in a tenth of the time."""
+    columns = -(-n // config.tile_width)
+    for count in sorted(tokens_per_expert, key=lambda count: -count.bit_length()):
+        row_tiles = cut_of(count, config)
+        for first in range(0, len(row_tiles), config.raster_group):
+            yield from row_tiles[first:first + config.raster_group] * columns
+
+
+def _makespan(seconds: Iterable[float], cores: int, schedule: Schedule) -> float:
+    """When the last of the cores is done with a queue of tiles that take so long."""
     busy = [0.0] * cores
-    for number, tile in enumerate(tiles(tokens_per_expert, n, config)):
-        if config.schedule is Schedule.static:
-            busy[number % cores] += seconds(tile)
-        else:
-            heapq.heapreplace(busy, busy[0] + seconds(tile))
+    if schedule is Schedule.static:
+        for number, tile in enumerate(seconds):
+            busy[number % cores] += tile
+    else:
+        for tile in seconds:
+            heapq.heapreplace(busy, busy[0] + tile)
     return max(busy)
 
 
@@ -209,14 +229,14 @@ def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], 
     total = 0.0
     column_tiles = -(-problem.n // config.tile_width)
     weights, column = problem.n * problem.k * weight_bytes, config.tile_width * problem.k * weight_bytes
-    for count in tokens_per_expert:
+    for count, experts in Counter(tokens_per_expert).items():
         if count <= 0:
             continue
-        row_tiles = cut_rows(count, config.heights, config.min_fill_eighths)
+        row_tiles = cut_of(count, config)
         groups = -(-len(row_tiles) // config.raster_group)
         tokens = count * problem.k * problem.input.size
         group_tokens = min(sum(row_tiles[:config.raster_group]), count) * problem.k * problem.input.size
-        total += weights * (1 if weights + group_tokens <= l2_bytes else groups)
-        total += tokens * (1 if group_tokens + column <= l2_bytes else column_tiles)
-        total += count * problem.out_n * problem.output.size
+        moved = weights * (1 if weights + group_tokens <= l2_bytes else groups)
+        moved += tokens * (1 if group_tokens + column <= l2_bytes else column_tiles)
+        total += experts * (moved + count * problem.out_n * problem.output.size)
     return total

@@ -4,7 +4,7 @@ Peaks are Intel's published dense rates; a float32 rate is for the vector engine
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .problem import Dtype
 
@@ -120,3 +120,19 @@ def find_record(device_name: str) -> DeviceRecord | None:
     """The record of a device by the name that its driver reports; None for an unknown one."""
     plain = device_name.replace("(R)", "").replace("(TM)", "").lower()
     return next((record for record in RECORDS if record.name.lower() in " ".join(plain.split())), None)
+
+
+def record_of(name: str, xe_cores: int) -> DeviceRecord:
+    """The record of an Xe GPU with wide dpas, by the name and the number of Xe cores that its driver reports.
+
+    A stand-in where there is none: an unknown GPU is taken for an Arc B580, a known one with another number of cores (one
+    stack of a Max 1550, say) for its record; peaks, bandwidth and L2 are scaled by the cores.
+    """
+    record = find_record(name)
+    if record is not None and record.xe_cores == xe_cores:
+        return record
+    base = record or find_record("Arc B580")
+    share = xe_cores / base.xe_cores
+    return replace(base, name=name, xe_cores=xe_cores, tflops={dtype: rate * share for dtype, rate in base.tflops.items()},
+                   bandwidth=base.bandwidth * share, l2_bytes=round(base.l2_bytes * share), codename="",
+                   source=f"a stand-in: {base.name} with {xe_cores} cores")

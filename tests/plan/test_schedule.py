@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_xe.bench.workloads import recorded_layers
+from moe_xe.plan.candidates import choose_xe_config
 from moe_xe.plan.config import GenericConfig, Schedule
-from moe_xe.plan.heuristics import xe_config
+from moe_xe.plan.devices import record_named
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 from moe_xe.plan.schedule import cut_rows, simulate, tiles
 
@@ -47,7 +48,8 @@ def test_larger_experts_come_first(rows):
 @pytest.mark.parametrize("n", [5760, 2880])
 def test_recorded_layers_fill_twenty_cores(n):
     layers = recorded_layers()
-    configuration = xe_config(GroupedGemmProblem(n, 2880, Dtype.bf16, Dtype.bf16), sum(layers[0]))
+    problem = GroupedGemmProblem(n, 2880, Dtype.bf16, Dtype.bf16)
+    configuration = choose_xe_config(problem, sum(layers[0]), len(layers[0]), record_named("b580"))
     efficiencies = [simulate(rows, n, configuration, 20).efficiency for rows in layers]
     assert sum(efficiencies) / len(efficiencies) >= 0.95
 
