@@ -1,12 +1,16 @@
 """How a problem is computed: tile shapes, schedule and the inner loop's constants, one class per device family."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from .problem import Dtype, GroupedGemmProblem
 
 HOST_ONLY = {"host_only": True}     # marks fields that a kernel is not compiled for
+MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
 
 
 class Schedule(str, Enum):
@@ -15,8 +19,26 @@ class Schedule(str, Enum):
     static = "static"
 
 
+@functools.cache
+def field_types(kind: type) -> dict[str, object]:
+    """The types of a configuration's fields, by name."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def check_fields(config) -> None:
+    """Raises TypeError for a field of another type than its own, ValueError for a number that no kernel takes; names it."""
+    for name, hint in field_types(type(config)).items():
+        value = getattr(config, name)
+        is_tuple = hint == tuple[int, ...]
+        if type(value) is not (tuple if is_tuple else hint) or (is_tuple and any(type(item) is not int for item in value)):
+            raise TypeError(f"{name} must be {'a tuple of int' if is_tuple else f'of type {hint.__name__}'}, got {value!r}")
+        if any(isinstance(item, int) and not 0 <= item <= MOST for item in (value if is_tuple else (value,))):
+            raise ValueError(f"{name} must be from 0 to {MOST}, got {value}")
+
+
 @dataclass(frozen=True)
-class TileConfig:
+class TileConfig(ABC):
     """The tile queue's constants (see sycl_kernels/include/moe_xe/tile_queue.hpp).
 
     heights: rows of the tile shapes, falling. tile_width: columns of every tile. raster_group: row tiles that share a
@@ -29,6 +51,7 @@ class TileConfig:
     schedule: Schedule
 
     def __post_init__(self):
+        check_fields(self)
         if not self.heights or list(self.heights) != sorted(set(self.heights), reverse=True) or self.heights[-1] < 1:
             raise ValueError(f"heights must be positive and strictly falling, got {self.heights}")
         for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8)):
@@ -39,14 +62,14 @@ class TileConfig:
     def __str__(self) -> str:
         return f"{type(self).__name__}({'/'.join(map(str, self.heights))} x {self.tile_width}, {self._details()}, {self.schedule.value})"
 
+    @abstractmethod
     def _details(self) -> str:
         """What a kind of its own adds to the tiles, in short."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def work_group_size(self) -> int:
         """Work-items of one work-group."""
-        raise NotImplementedError
 
     def work_groups(self, cores: int) -> int:
         """Work-groups of a launch on so many cores."""
@@ -75,6 +98,9 @@ class SubGroupConfig(TileConfig):
         if not len(self.heights) == len(self.sub_group_rows) == len(self.sub_group_columns):
             raise ValueError(f"sub_group_rows {self.sub_group_rows} and sub_group_columns {self.sub_group_columns} need one "
                              f"entry for each of the heights {self.heights}")
+        for name in ("sub_group_rows", "sub_group_columns"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1 each, got {getattr(self, name)}")
         if max(self.sub_groups) > self.sub_groups[0] or min(self.sub_groups) < 1:
             raise ValueError(f"every height must use at least one sub-group and no more than the first, got {self.sub_groups} for {self}")
 
@@ -134,9 +160,10 @@ class CpuConfig(TileConfig):
         step = VECTOR_DWORDS[self.isa] * 2      # of a vector of pairs
         if self.k_block < step or self.k_block % step:
             raise ValueError(f"k_block must be a multiple of {step} with {self.isa}, got {self.k_block}")
-        for name, least in (("unpacked_rows", 1), ("dot_rows", 1), ("prefetch_columns", 0), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.unpacked_rows < 1:
+            raise ValueError(f"unpacked_rows must be at least 1, got {self.unpacked_rows}")
+        if not 1 <= self.dot_rows <= MOST_DOT_ROWS:
+            raise ValueError(f"dot_rows must be from 1 to {MOST_DOT_ROWS}, got {self.dot_rows}")
 
     def _details(self) -> str:
         threads = f", {self.threads} threads" if self.threads else ""
@@ -164,6 +191,7 @@ class CpuConfig(TileConfig):
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
 
 
+MOST_DOT_ROWS = 16      # more fill no registers, and each is code of its own
 # dwords of a vector register, by the names of types.hpp's Isa
 VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
 VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}

@@ -1,10 +1,11 @@
 """The weights' gradient, ``d[e] = left[rows of e]^T @ right[rows of e]``: what its kernel is compiled for, and its tiles."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
-from .config import VECTOR_DWORDS, _round_up, check_cpu_kernel
+from .config import VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields
 from .problem import Dtype, RowsFormat
 
 
@@ -52,13 +53,14 @@ class OuterOperands:
 
 
 @dataclass(frozen=True)
-class OuterConfig:
+class OuterConfig(ABC):
     """tile_rows x tile_columns: of a work-group's part of d. splits: tiles that share an expert's rows out."""
     tile_rows: int
     tile_columns: int
     splits: int
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("tile_rows", "tile_columns", "splits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -66,13 +68,14 @@ class OuterConfig:
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.tile_rows} x {self.tile_columns}, {self._details()}, {self.splits} splits)"
 
+    @abstractmethod
     def _details(self) -> str:
         """What a kind of its own adds to the tiles, in short."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def work_group_size(self) -> int:
-        raise NotImplementedError
+        """Work-items of one work-group."""
 
     def work_groups(self, cores: int) -> int:
         """Work-groups of a launch on so many cores."""

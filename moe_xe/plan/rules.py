@@ -1,16 +1,23 @@
 """Why a configuration that somebody chose by hand, or long ago, cannot be used for a problem; found before anything is compiled."""
 from __future__ import annotations
 
-from .xe_rules import check_xe_config
+from collections.abc import Iterable
+
 from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .heuristics import Family
 from .outer import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
-from .problem import GroupedGemmProblem
+from .problem import GroupedGemmProblem, WeightLayout
+from .xe_rules import check_xe_config
 
 __all__ = ["check_config", "check_outer_config", "check_splits"]
 
 LANES = 16
 LARGEST_WORK_GROUP = 1024       # what every SYCL GPU takes
+MOST_SPLITS = 64                # parts that the kernel of their sums takes
+MOST_SUMS = 128                 # of a lane: half of the registers that a thread can have
+MOST_REGISTERS = 240            # of a thread's 256, for sums and dpas' right operand
+LARGEST_SCRATCH = 1 << 28       # bytes of a work-group
+LARGEST_STACK = 1 << 17         # bytes of a work-item on the CPU device
 
 _KINDS = {Family.xe: XeConfig, Family.cpu: CpuConfig, Family.generic: GenericConfig}
 _OUTER_KINDS = {Family.xe: OuterXeConfig, Family.cpu: OuterCpuConfig, Family.generic: OuterGenericConfig}
@@ -27,15 +34,19 @@ def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family
         check_xe_config(problem, config)
     elif isinstance(config, CpuConfig):
         _check_isa(config, cpu_isa)
-        columns = 2 * VECTOR_DWORDS[config.isa]
-        if problem.pairs and (config.micro_columns % columns or config.tile_width % 2):
-            _refuse(config, f"pairs of gate and up values need an even tile_width and micro_columns that are a multiple of {columns}")
+        _check_cpu(problem, config)
     else:
-        _check_generic(config, config.sub_group_columns, 2 * LANES if problem.pairs else LANES)
+        _check_generic(config, zip(config.sub_group_rows, config.sub_group_columns), 2 * LANES if problem.pairs else LANES)
+        if any(height % rows for height, rows in zip(config.heights, config.sub_group_rows)):
+            _refuse(config, "heights must be multiples of their sub_group_rows")
+        if any(config.tile_width % columns for columns in config.sub_group_columns):
+            _refuse(config, "tile_width must be a multiple of all sub_group_columns")
 
 
 def check_splits(config: OuterConfig, can_split: bool) -> None:
     """can_split: whether an expert's d may be a sum of parts."""
+    if config.splits > MOST_SPLITS:
+        _refuse(config, f"splits must be at most {MOST_SPLITS}")
     if config.splits > 1 and not can_split:
         _refuse(config, "splits must be 1 where d is accumulated or its rows are not equally spaced")
 
@@ -45,8 +56,9 @@ def check_outer_config(problem: OuterProblem, config: OuterConfig, family: Famil
     _check_kind(config, _OUTER_KINDS[family], family)
     if isinstance(config, OuterCpuConfig):
         _check_isa(config, cpu_isa)
+        _check_scratch(problem, config)
     elif isinstance(config, OuterGenericConfig):
-        _check_generic(config, (config.sub_group_columns,), LANES)
+        _check_generic(config, [(config.sub_group_rows, config.sub_group_columns)], LANES)
     else:
         _check_outer_xe(problem, config)
 
@@ -62,9 +74,30 @@ def _check_isa(config: CpuConfig | OuterCpuConfig, cpu_isa: str | None) -> None:
         _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
 
 
-def _check_generic(config: GenericConfig | OuterGenericConfig, sub_group_columns: tuple[int, ...], multiple: int) -> None:
-    if any(columns % multiple for columns in sub_group_columns):
-        _refuse(config, f"sub_group_columns must be multiples of {multiple}")
+def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:
+    columns = 2 * VECTOR_DWORDS[config.isa]
+    if problem.pairs and (config.micro_columns % columns or config.tile_width % 2):
+        _refuse(config, f"pairs of gate and up values need an even tile_width and micro_columns that are a multiple of {columns}")
+    # of tiles that are not packed: rows and where they go, with [K, N] weights also their sums
+    stack = config.unpacked_rows * (32 + (4 * config.tile_width if problem.weights is WeightLayout.ekn else 0))
+    if stack > LARGEST_STACK:
+        _refuse(config, f"unpacked_rows take {stack} bytes of stack, at most {LARGEST_STACK} can be")
+    _check_scratch(problem, config)
+
+
+def _check_scratch(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig | OuterCpuConfig) -> None:
+    scratch = config.scratch_bytes(problem)
+    if scratch > LARGEST_SCRATCH:
+        _refuse(config, f"packed blocks take {scratch} bytes of each work-group, at most {LARGEST_SCRATCH} can be")
+
+
+def _check_generic(config: GenericConfig | OuterGenericConfig, parts: Iterable[tuple[int, int]], multiple: int) -> None:
+    """parts: rows and columns of sub-groups."""
+    for rows, columns in parts:
+        if columns % multiple:
+            _refuse(config, f"sub_group_columns must be multiples of {multiple}")
+        if rows * columns > MOST_SUMS * LANES:
+            _refuse(config, f"sub-groups of {rows}x{columns} need {rows * columns // LANES} sums a lane, at most {MOST_SUMS} can be")
     if config.work_group_size > LARGEST_WORK_GROUP:
         _refuse(config, f"{config.work_group_size} work-items in a work-group, at most {LARGEST_WORK_GROUP} can be")
 
@@ -77,6 +110,9 @@ def _check_outer_xe(problem: OuterProblem, config: OuterXeConfig) -> None:
     if left % 16 or right % 32:
         _refuse(config, "sub-groups must be multiples of 16 columns of dpas' left operand and of 32 of its right one "
                         f"({'right and left' if swapped else 'left and right'} of the product)")
+    registers = left * right // LANES + right
+    if registers > MOST_REGISTERS:
+        _refuse(config, f"sums and operands of a sub-group take {registers} registers, at most {MOST_REGISTERS} can be")
     if config.work_group_size > LARGEST_WORK_GROUP // 2:
         _refuse(config, f"{config.work_group_size // LANES} sub-groups, an Xe core has {LARGEST_WORK_GROUP // 2 // LANES}")
     sub_groups = config.work_group_size // LANES

@@ -86,4 +86,4 @@ def test_gradients(device):
             expected = torch.zeros_like(expected).index_copy(0, places.long(), expected)
         expected.backward(gradient.double())
         for mine, reference in zip(ours, theirs):
-            assert agrees(mine.grad, reference.grad, 300)
+            assert agrees(mine.grad, reference.grad, 4 * max(COUNTS))     # whose sums are twice as large as the others' mean
