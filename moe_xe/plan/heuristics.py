@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from .candidates import choose_xe_config
-from .config import CpuConfig, GenericConfig, Schedule, TileConfig, XeConfig
+from .config import CpuConfig, GenericConfig, Schedule, TileConfig
 from .devices import DeviceRecord
 from .problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 
@@ -68,36 +68,9 @@ def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool,
     return Family.xe if has_dpas and not exact_f32 and fits_block_messages(problem, operands) else Family.generic
 
 
-def choose_tile_width(n: int, widths: tuple[int, ...]) -> int:
-    """The width that pads N least; the widest of equals."""
-    return min(widths, key=lambda width: (-(-n // width) * width, -width))
-
-
 def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
     """Index of the first height worth compiling: taller ones than the smallest that holds all rows are never used."""
     return max([i for i, height in enumerate(heights) if height >= total_rows], default=0)
-
-
-# rows and columns of a sub-group for each height: 32x64 keeps accumulators and operands of two k16 halves within 256
-# registers (docs/performance.md); a sub-group needs both columns of a pair, so that the shortest tiles occupy fewer of them
-XE_HEIGHTS = (256, 128, 64, 32, 16)
-XE_SUB_GROUPS = {WeightLayout.enk: ((32, 32, 16, 16, 16), (64, 32, 32, 16, 8)),
-                 WeightLayout.ekn: ((32, 32, 16, 16, 8), (64, 32, 32, 16, 16))}
-XE_SUB_GROUPS_PAIRS = {WeightLayout.enk: ((32, 32, 16, 16, 16), (64, 32, 32, 16, 16)),
-                       WeightLayout.ekn: ((32, 32, 16, 8, 8), (64, 32, 32, 32, 32))}
-
-
-def xe_sub_groups(problem: GroupedGemmProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns of a sub-group, for each of XE_HEIGHTS."""
-    return (XE_SUB_GROUPS_PAIRS if problem.pairs else XE_SUB_GROUPS)[problem.weights]
-
-
-def xe_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> XeConfig:
-    first = heights_for(total_rows, XE_HEIGHTS)
-    rows, columns = xe_sub_groups(problem)
-    return XeConfig(heights=XE_HEIGHTS[first:], tile_width=choose_tile_width(problem.n, (256, 192, 128, 64)), raster_group=8,
-                    min_fill_eighths=7, schedule=schedule, sub_group_rows=rows[first:], sub_group_columns=columns[first:],
-                    prefetch_distance=3)
 
 
 def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> GenericConfig:

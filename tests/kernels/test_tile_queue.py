@@ -8,11 +8,11 @@ import pytest
 
 from moe_xe import runtime
 from moe_xe.bench.workloads import recorded_layers
-from moe_xe.isa import ocloc, spirv
+from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.jit import KernelSource, compile_kernel, sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.config import GenericConfig, Schedule, TileConfig
-from moe_xe.plan.heuristics import cpu_config, xe_config
+from moe_xe.plan.heuristics import cpu_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
 from moe_xe.plan.schedule import tiles
 
@@ -56,7 +56,7 @@ def record_on_cpu_device(counts, problem, config, groups):
 def test_recorded_layers_with_the_shapes_for_xe(layer, groups):
     """The sub-group's walk, sixteen lanes at a time, and the work-group's fetch, on the CPU device."""
     counts = recorded_layers()[layer]
-    xe = xe_config(PROBLEM, sum(counts))
+    xe = kernels.default_config(PROBLEM, sum(counts), len(counts))
     same = GenericConfig(**{field.name: getattr(xe, field.name) for field in dataclasses.fields(GenericConfig)})
     record_on_cpu_device(counts, PROBLEM, same, groups)
 

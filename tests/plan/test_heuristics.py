@@ -3,11 +3,14 @@ import dataclasses
 import pytest
 
 from moe_xe.plan import heuristics as h
+from moe_xe.plan.config import Schedule, XeConfig
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 
 PROBLEM = GroupedGemmProblem(n=256, k=128, input=Dtype.bf16, output=Dtype.bf16)
 ALIGNED = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,
                    w_expert_stride=256 * 128, d_stride=256, d_rows=100)
+
+XE = XeConfig((256, 128, 64, 32, 16), 256, 8, 7, Schedule.dynamic, (32, 32, 16, 16, 16), (64, 32, 32, 16, 8), prefetch_distance=3)
 
 
 def family(problem=PROBLEM, is_cpu=False, has_dpas=True, **changes):
@@ -55,25 +58,13 @@ def test_float32_is_exact_unless_tf32_is_allowed():
     assert family(dataclasses.replace(exact, tf32=True)) is h.Family.xe
 
 
-@pytest.mark.parametrize("n, width", [(5760, 192), (2880, 192), (2048, 256), (1536, 256), (128, 128), (64, 64), (1, 64)])
-def test_the_tile_width_pads_least(n, width):
-    assert h.choose_tile_width(n, (256, 192, 128, 64)) == width
-
-
-@pytest.mark.parametrize("rows, tallest", [(1, 16), (16, 16), (17, 32), (256, 256), (10**6, 256)])
-@pytest.mark.parametrize("layout", WeightLayout)
-def test_no_height_is_compiled_that_cannot_be_used(rows, tallest, layout):
-    config = h.xe_config(dataclasses.replace(PROBLEM, weights=layout), rows)
-    assert config.heights[0] == tallest and config.heights[-1] == 16
-
-
 @pytest.mark.parametrize("change, message", [
     ({"heights": (16, 32)}, "strictly falling"), ({"heights": ()}, "strictly falling"), ({"min_fill_eighths": 9}, "at most 8"),
     ({"prefetch_distance": 16}, "prefetch_distance must be from 0 to 15, got 16"), ({"raster_group": 0}, "raster_group must be at least 1"), ({"sub_group_rows": (32,)}, "one entry for each"),
     ({"sub_group_columns": (64, 16, 32, 16, 8)}, "no more than the first")])
 def test_a_wrong_configuration_names_the_rule(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(h.xe_config(PROBLEM, 1000), **change)
+        dataclasses.replace(XE, **change)
 
 
 def test_dpas_of_the_generation_before_is_too_narrow():

@@ -4,7 +4,7 @@ Memory outside the operands is unmapped in the simulator; padding between rows a
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -12,13 +12,20 @@ import torch
 
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.ops.activation import apply_activation
-from moe_xe.plan.config import SubGroupConfig
+from moe_xe.plan.config import Schedule, SubGroupConfig, XeConfig
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()
 
 ENK, EKN = WeightLayout.enk, WeightLayout.ekn
 REPORT: list[str] = []      # dynamic instruction counts, for conftest.py's summary
+
+# A sub-group's rows x columns: for heights from 256 down, and, WIDE, for heights from 64 down of tiles of 512 columns
+HEIGHTS = (256, 128, 64, 32, 16)
+SHAPES = {ENK: ((32, 64), (32, 32), (16, 32), (16, 16), (16, 8)), EKN: ((32, 64), (32, 32), (16, 32), (16, 16), (8, 16))}
+SHAPES_PAIRS = {ENK: ((32, 64), (32, 32), (16, 32), (16, 16), (16, 16)), EKN: ((32, 64), (32, 32), (16, 32), (8, 32), (8, 32))}
+WIDE = {ENK: ((16, 64), (32, 16), (16, 64)), EKN: ((16, 64), (32, 16), (8, 64))}
+WIDE_PAIRS = {ENK: ((16, 64), (32, 16), (16, 64)), EKN: ((16, 64), (16, 32), (8, 64))}
 RAGGED = [300, 0, 1, 70, 15, 0, 130, 33]
 
 
@@ -26,6 +33,19 @@ RAGGED = [300, 0, 1, 70, 15, 0, 130, 33]
 def kernel_of(problem: GroupedGemmProblem, config: SubGroupConfig):
     from xesim import Kernel
     return Kernel(kernels.build(problem, config, "bmg"), "grouped_gemm")
+
+
+def config_of(problem: GroupedGemmProblem, width: int = 256, schedule: Schedule = Schedule.dynamic, heights: int = 5) -> XeConfig:
+    """The `heights` shortest tiles of SHAPES, or of WIDE if they are 512 columns wide; experts' rows span raster groups."""
+    tables = (WIDE, WIDE_PAIRS) if width == 512 else (SHAPES, SHAPES_PAIRS)
+    rows, columns = zip(*tables[problem.pairs][problem.weights][-heights:])
+    return XeConfig(HEIGHTS[-len(rows):], width, raster_group=2, min_fill_eighths=7, schedule=schedule, sub_group_rows=rows,
+                    sub_group_columns=columns, prefetch_distance=3)
+
+
+def default_config(problem: GroupedGemmProblem, n: int, k: int, total_rows: int, num_experts: int) -> XeConfig:
+    """What a model's GEMM of this kind, N x K, takes by default."""
+    return kernels.default_config(replace(problem, n=n, k=k), total_rows, num_experts)
 
 
 def encode(values: np.ndarray, dtype: Dtype) -> np.ndarray:

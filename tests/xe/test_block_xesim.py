@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-from moe_xe.plan.config import Schedule, XeConfig
-from moe_xe.plan.heuristics import XE_HEIGHTS, generic_config, xe_config, xe_sub_groups
+from moe_xe.plan.heuristics import generic_config
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
 
-from .case import EKN, ENK, missing, name, run
+from .case import EKN, ENK, config_of, default_config, missing, name, run
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
@@ -22,13 +21,6 @@ NO_GATE = Activation(ActivationKind.relu2, gated=False)
 
 def act(kind: str, **fields) -> Activation:
     return Activation(ActivationKind(kind), **fields)
-
-
-def config_of(problem: GroupedGemmProblem, width: int = 256, heights: int = 5) -> XeConfig:
-    """The default configuration's `heights` smallest tiles, `width` columns wide."""
-    rows, columns = xe_sub_groups(problem)
-    return XeConfig(heights=XE_HEIGHTS[-heights:], tile_width=width, raster_group=2, min_fill_eighths=7, schedule=Schedule.dynamic,
-                    sub_group_rows=rows[-heights:], sub_group_columns=columns[-heights:], prefetch_distance=3)
 
 
 # N and K leave tails of every tile and step; slots from 1 to 10; every default width
@@ -73,10 +65,10 @@ def test_first_gemm_of_tf32(activation, layout):
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("activation, bias", [(SILU, None), (OAI, BF16)], ids=["halves", "interleaved"])
 def test_first_gemm_of_few_rows(activation, bias, layout):
-    """The shortest tiles only, and the planner's choice for so few rows; K of whole steps."""
+    """The shortest tiles only, and the default's for so few rows; K of whole steps."""
     problem = first(layout, n=656, k=256, activation=activation, slots=10, bias=bias)
     run(problem, config_of(problem, 128, heights=1), DECODE, groups=(3,))
-    run(problem, xe_config(problem, 16), DECODE, groups=(20,), unused=5)
+    run(problem, default_config(problem, 1536, 2048, 16, 128), DECODE, groups=(20,), unused=5)
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
@@ -92,7 +84,7 @@ def test_second_gemm(width, fields, layout):
 @pytest.mark.parametrize("layout", [ENK, EKN])
 def test_second_gemm_of_few_rows(layout):
     problem = second(layout, n=328, k=256, row_scale=RowScale.outputs, bias=BF16)
-    run(problem, xe_config(problem, 16), DECODE, groups=(20,), unused=5)
+    run(problem, default_config(problem, 2048, 768, 16, 128), DECODE, groups=(20,), unused=5)
 
 
 @pytest.mark.parametrize("shared, layout, fields", [
@@ -114,7 +106,7 @@ def test_shared_experts_in_the_second_gemm(shared, layout, fields):
 
 def test_shared_expert_alone():
     problem = GroupedGemmProblem(208, 136, BF16, BF16, ENK, activation=SILU, shared=1)
-    run(problem, xe_config(problem, 300), [300], groups=(2, 7))
+    run(problem, default_config(problem, 16384, 5120, 300, 1), [300], groups=(2, 7))
 
 
 @pytest.mark.parametrize("problem", [

@@ -5,20 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from moe_xe.plan.config import Schedule, XeConfig
-from moe_xe.plan.heuristics import XE_HEIGHTS, xe_sub_groups
+from moe_xe.plan.config import Schedule
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
 
-from .case import EKN, ENK, Case, missing, run
+from .case import EKN, ENK, Case, config_of, default_config, missing, run
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
-
-
-def config_of(problem: GroupedGemmProblem, width: int = 256, schedule: Schedule = Schedule.dynamic, heights: int = 5) -> XeConfig:
-    """The default configuration's `heights` smallest tiles, `width` columns wide."""
-    rows, columns = xe_sub_groups(problem)
-    return XeConfig(heights=XE_HEIGHTS[-heights:], tile_width=width, raster_group=2, min_fill_eighths=7, schedule=schedule,
-                    sub_group_rows=rows[-heights:], sub_group_columns=columns[-heights:], prefetch_distance=3)
 
 
 # K leaves a tail of 48, 16 and 32 bytes, N one of 8 columns: bias in its own type
@@ -44,15 +36,16 @@ def test_static_schedule_and_row_tables(layout, rows_format, bits):
     run(problem, config_of(problem, 64, Schedule.static, heights=3))
 
 
-@pytest.mark.parametrize("rows, columns, width", [(16, 64, 256), (16, 64, 512), (None, None, 128)], ids=["4 sub-groups", "8 sub-groups", "default"])
-@pytest.mark.parametrize("layout, gathered", [(ENK, False), (ENK, True), (EKN, True)])
-def test_decode(layout, gathered, rows, columns, width):
-    """More experts than lanes, at most a few rows each; also sub-groups that share fewer, larger parts of a tile."""
+@pytest.mark.parametrize("width", [512, 256, 128])
+@pytest.mark.parametrize("layout, gathered", [(ENK, False), (ENK, True), (EKN, False), (EKN, True)])
+def test_decode(layout, gathered, width):
+    """More experts than lanes, at most a few rows each; the default's 512 columns, and other parts of a tile for a sub-group."""
     problem = GroupedGemmProblem(328, 136, Dtype.bf16, Dtype.bf16, layout, gathered=gathered)
-    config = config_of(problem, width, heights=1)
-    if rows:
-        config = replace(config, sub_group_rows=(rows,), sub_group_columns=(columns,))
-    run(problem, config, [1, 0, 2, 0, 0, 5, 1, 0, 16, 0, 40, 3] * 3, groups=(3, 40))
+    config = default_config(problem, 5760, 2880, 16, 32)
+    assert (config.heights, config.tile_width, config.sub_group_rows, config.sub_group_columns) == ((16,), 512, (16,), (64,))
+    if width == 128:
+        config = config_of(problem, width, heights=1)
+    run(problem, replace(config, tile_width=width), [1, 0, 2, 0, 0, 5, 1, 0, 16, 0, 40, 3] * 3, groups=(3, 40))
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [500, 900, 7], [40, -3, 2**31 - 1], [-2**31, 64, 64]])

@@ -9,7 +9,6 @@ from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
-from moe_xe.plan.heuristics import xe_config
 from moe_xe.plan.outer import Gathered, OuterProblem
 from moe_xe.plan.outer_heuristics import xe_outer_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, WeightLayout
@@ -64,6 +63,6 @@ BACKWARD = {
 @pytest.mark.parametrize("form", BACKWARD)
 def test_gemms_of_backward(form, layout):
     problem = GroupedGemmProblem(input=BF16, weights=layout, **BACKWARD[form])
-    summary = summarize(kernels.build(problem, xe_config(problem, kernels.PREFILL_ROWS), "bmg"), "grouped_gemm")
+    summary = summarize(kernels.build(problem, kernels.default_config(problem), "bmg"), "grouped_gemm")
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
     assert kernels.prefill_loop(summary.loops).other_per_dpas <= 0.9
