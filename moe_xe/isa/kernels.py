@@ -13,7 +13,8 @@ from . import ocloc, spirv
 from .dump import Dump
 from .listing import Loop, summarize
 
-LARGE_GRF = "-ze-intel-256-GRF-per-thread"     # what grf_size<256> asks of the driver at run time
+GRF_OPTION = "-ze-intel-{}-GRF-per-thread"     # what grf_size<...> asks of the driver at run time
+LARGE_GRF = GRF_OPTION.format(256)
 PREFILL_ROWS, PREFILL_EXPERTS = 8192, 32
 
 
@@ -34,7 +35,7 @@ def build(problem: GroupedGemmProblem, config: TileConfig, device: str) -> Dump:
     """The machine code of one grouped GEMM. Raises as spirv.compile_to_spirv and ocloc.build do."""
     root = sources_dir()
     image = spirv.compile_to_spirv(generate(problem, config), [f"-I{root / 'include'}", f"-I{root}"])
-    return ocloc.build(image, device, LARGE_GRF if isinstance(config, XeConfig) else "")
+    return ocloc.build(image, device, GRF_OPTION.format(config.grf_size) if isinstance(config, XeConfig) else "")
 
 
 def prefill_loop(loops: Sequence[Loop]) -> Loop:

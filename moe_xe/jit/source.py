@@ -13,7 +13,7 @@ _FREE_FUNCTION = "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experime
 _ATTRIBUTES = {
     "CPU": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<4>")],
     "XE": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>"),
-           "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::intel::experimental::grf_size<256>))"],
+           "SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::intel::experimental::grf_size<{grf_size}>))"],
     "GENERIC": [_FREE_FUNCTION.format("nd_range_kernel<1>"), _FREE_FUNCTION.format("sub_group_size<16>")],
 }
 
@@ -78,20 +78,20 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *constants_of(config),
-    ], "grouped_gemm.cpp")
+    ], "grouped_gemm.cpp", getattr(config, "grf_size", 256))
 
 
-def assemble(family: str, problem: list[str], config: list[str], kernel_file: str) -> str:
+def assemble(family: str, problem: list[str], config: list[str], kernel_file: str, grf_size: int = 256) -> str:
     """The text for one of the files in sycl_kernels/kernels: constants, then the file.
 
-    family: "CPU" (one work-item a work-group), "XE" (sub-groups of 16, 256 registers) or "GENERIC" (sub-groups of 16);
+    family: "CPU" (one work-item a work-group), "XE" (sub-groups of 16, grf_size registers a thread) or "GENERIC" (sub-groups of 16);
     the file sees MOE_XE_<family> and MOE_XE_KERNEL_ATTRIBUTES. problem, config: lines of the namespaces of those names.
     """
     return "\n".join([
         f"#define MOE_XE_{family} 1",
         *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
         "#include <moe_xe/types.hpp>",
-        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]),
+        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]).format(grf_size=grf_size),
         "namespace moe_xe::problem {", *problem, "}",
         "namespace moe_xe::config {", *config, "}",
         f"#include <kernels/{kernel_file}>", ""])

@@ -9,7 +9,7 @@ from enum import Enum
 
 from .problem import Dtype, GroupedGemmProblem
 
-HOST_ONLY = {"host_only": True}     # marks fields that a kernel is not compiled for
+HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the kernel
 MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
 
 
@@ -119,16 +119,22 @@ class SubGroupConfig(TileConfig):
 
 @dataclass(frozen=True)
 class XeConfig(SubGroupConfig):
-    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K, at most 15 (an immediate offset)."""
+    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K, at most 15 (an immediate offset).
+
+    grf_size: registers of a hardware thread, 256, or 128 and twice as many threads.
+    """
     prefetch_distance: int
+    grf_size: int = field(default=256, metadata=HOST_ONLY)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.grf_size not in (128, 256):
+            raise ValueError(f"grf_size must be 128 or 256, got {self.grf_size}")
         if not 0 <= self.prefetch_distance <= 15:
             raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
 
     def _details(self) -> str:
-        return f"{super()._details()}, prefetch {self.prefetch_distance}"
+        return f"{super()._details()}, prefetch {self.prefetch_distance}, {self.grf_size} registers"
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ class CpuConfig(TileConfig):
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
 
 
-MOST_DOT_ROWS = 16      # more fill no registers, and each is code of its own
+MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
 # dwords of a vector register, by the names of types.hpp's Isa
 VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
 VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}

@@ -11,7 +11,7 @@ from .cost_model import STEP_BYTES, counted_instructions, variant_of
 from .devices import RECORDS, DeviceRecord
 from .problem import Dtype, GroupedGemmProblem, WeightLayout
 
-REGISTERS = 256                 # of a thread
+REGISTERS = 256                 # of a thread, or half as many and twice the threads
 OTHER_REGISTERS = 16            # addresses and payloads, what a thread needs beside sums and operands
 THREADS_PER_ENGINE = 4          # with 256 registers each
 LINES = 32                      # of a block message, at most
@@ -21,12 +21,12 @@ FOUR_LINES_ROWS = 4             # gathered rows that a sub-group prefetches four
 QUEUE_SLM = 1 << 10             # the tile queue's share of L1, at most
 
 
-def most_sub_groups(device: DeviceRecord | None) -> int:
+def most_sub_groups(device: DeviceRecord | None, grf_size: int = REGISTERS) -> int:
     """Of a work-group, on this device or on any that has a record. Raises ValueError for a device that is no Xe GPU."""
     if device is not None and device.architecture is None:
         raise ValueError(f"device must be an Xe GPU with an architecture, got {device.name}")
     devices = RECORDS if device is None else (device,)
-    return THREADS_PER_ENGINE * min(record.architecture.engines for record in devices)
+    return THREADS_PER_ENGINE * REGISTERS // grf_size * min(record.architecture.engines for record in devices)
 
 
 # ---- hard rules
@@ -41,7 +41,7 @@ def runs(problem: GroupedGemmProblem) -> int:
     return 2 if problem.pairs and not problem.activation.interleaved else 1
 
 
-def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> str | None:
+def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, grf_size: int = REGISTERS) -> str | None:
     """Why no sub-group can compute rows x columns."""
     row_block, column_block = blocks(problem)
     if rows % row_block or columns % column_block:
@@ -50,8 +50,8 @@ def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> st
     if problem.pairs and columns % least:
         return f"pairs: gate and up values need multiples of {least} columns, got {columns}"
     registers = rows * columns // 16 + rows + columns + OTHER_REGISTERS
-    if registers > REGISTERS:
-        return f"registers: sums, operands of a step and addresses take {registers} of {REGISTERS}"
+    if registers > grf_size:
+        return f"registers: sums, operands of a step and addresses take {registers} of {grf_size}"
     return _message_reason(problem, rows, columns)
 
 
@@ -96,9 +96,9 @@ def check_xe_config(problem: GroupedGemmProblem, config: XeConfig, device: Devic
     """
     if not isinstance(config, XeConfig):
         raise TypeError(f"config must be an XeConfig, got {type(config).__name__}")
-    most = most_sub_groups(device)
+    most = most_sub_groups(device, config.grf_size)
     for height, rows, columns in zip(config.heights, config.sub_group_rows, config.sub_group_columns):
-        reason = sub_group_reason(problem, rows, columns) or tile_reason(problem, height, config.tile_width, rows, columns, most)
+        reason = sub_group_reason(problem, rows, columns, config.grf_size) or tile_reason(problem, height, config.tile_width, rows, columns, most)
         if reason:
             raise ValueError(f"config's tile {height}x{config.tile_width} in sub-groups {rows}x{columns}: {reason}")
 
