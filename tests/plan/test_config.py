@@ -42,7 +42,7 @@ WRONG = [
     (OUTER_CPU, dict(micro_rows=17), "in at most 32 registers of 16 dwords"),
     *((CPU, dict(k_block=value), "k_block must be a multiple of 16 with avx2") for value in (0, 8, 24)),
     (CPU, dict(unpacked_rows=0), "unpacked_rows must be at least 1"),
-    *((CPU, dict(dot_rows=value), f"dot_rows must be from 1 to 16, got {value}") for value in (0, 17)),
+    *((CPU, dict(dot_rows=value), f"dot_rows must be from 1 to 8, got {value}") for value in (0, 9)),
     (CPU, dict(prefetch_columns=-1), "prefetch_columns must be from 0"),
     (CPU, dict(threads=-1), "threads must be from 0"),
     *((config, {name: 0}, f"{name} {AT_LEAST_ONE}") for config in (OUTER_XE, OUTER_GENERIC, OUTER_CPU) for name in OUTER),
@@ -84,7 +84,7 @@ def test_the_parts_of_several_configurations(kind, fields, message):
 
 
 @pytest.mark.parametrize("config, text", [
-    (XE, "XeConfig(64/32 x 128, sub-groups 32x64/32x32, prefetch 3, dynamic)"),
+    (XE, "XeConfig(64/32 x 128, sub-groups 32x64/32x32, prefetch 3, 256 registers, dynamic)"),
     (replace(GENERIC, schedule=Schedule.static), "GenericConfig(64/32 x 128, sub-groups 32x64/32x32, static)"),
     (CPU, "CpuConfig(64/32 x 128, avx2, blocks 6x16x256, in place up to 6 rows, 2 at a time, 16 columns ahead, dynamic)"),
     (replace(CPU, threads=3), "CpuConfig(64/32 x 128, avx2, blocks 6x16x256, in place up to 6 rows, 2 at a time, 16 columns "

@@ -1,0 +1,218 @@
+"""What the rules refuse, and that what they let through compiles on the CPU device and computes what it should."""
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moe_xe
+from moe_xe import runtime
+from moe_xe.bench.numerics import agrees
+from moe_xe.ops import launch
+from moe_xe.ops.activation import apply_activation
+from moe_xe.ops.launch import Call
+from moe_xe.plan import heuristics, outer_heuristics
+from moe_xe.plan.devices import record_named
+from moe_xe.plan.heuristics import Family
+from moe_xe.plan.launch import Target, plan_launch, plan_outer
+from moe_xe.plan.outer import Gathered, OuterOperands, OuterProblem
+from moe_xe.plan.override import force_config
+from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem, Operands, WeightLayout
+from moe_xe.plan.rules import check_config, check_outer_config, check_splits
+from moe_xe.plan.trials import trial_configs
+
+from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, outer_generic_configs
+from .test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
+
+BF16, F32 = Dtype.bf16, Dtype.f32
+USABLE_ISAS = ISAS[ISAS.index(runtime.cpu_isa()):]
+PROBLEM, OUTER = GroupedGemmProblem(256, 128, BF16, BF16), OuterProblem(256, 128, BF16, BF16)
+EKN, PAIRS = replace(PROBLEM, weights=WeightLayout.ekn), replace(PROBLEM, activation=Activation())
+
+
+@pytest.mark.parametrize("problem, config, family, message", [
+    (PROBLEM, XE, Family.cpu, "the cpu kernel computes this call and needs a CpuConfig; got XeConfig"),
+    (PROBLEM, CPU, Family.generic, "needs a GenericConfig"), (PROBLEM, GENERIC, Family.xe, "needs a XeConfig"),
+    (PROBLEM, replace(CPU, isa="avx512", micro_columns=32, k_block=64), Family.cpu, "this CPU has no avx512, its best is avx2"),
+    (PAIRS, replace(CPU, micro_columns=8), Family.cpu, "micro_columns that are a multiple of 16"),
+    (PAIRS, replace(CPU, tile_width=95), Family.cpu, "an even tile_width"),
+    (PROBLEM, replace(CPU, unpacked_rows=8192), Family.cpu, "unpacked_rows take 262144 bytes of stack"),
+    (EKN, replace(CPU, unpacked_rows=64, tile_width=1024), Family.cpu, "unpacked_rows take 264192 bytes of stack"),
+    (PROBLEM, replace(CPU, heights=(65536,), tile_width=4096), Family.cpu, None),
+    (replace(PROBLEM, k=4096), replace(CPU, heights=(65536,)), Family.cpu, "packed blocks take .* bytes of each work-group"),
+    (PROBLEM, replace(GENERIC, sub_group_columns=(64, 40)), Family.generic, "sub_group_columns must be multiples of 16"),
+    (PAIRS, replace(GENERIC, sub_group_columns=(16, 16)), Family.generic, "must be multiples of 32"),
+    (PROBLEM, replace(GENERIC, heights=(80, 32)), Family.generic, "heights must be multiples of their sub_group_rows"),
+    (PROBLEM, replace(GENERIC, tile_width=144), Family.generic, "tile_width must be a multiple of all sub_group_columns"),
+    (PROBLEM, replace(GENERIC, sub_group_columns=(128, 64)), Family.generic, "need 256 sums a lane, at most 128"),
+    (PROBLEM, replace(GENERIC, tile_width=2176), Family.generic, "1088 work-items in a work-group, at most 1024"),
+    (PROBLEM, replace(XE, heights=(64,), sub_group_rows=(16,), sub_group_columns=(128,)), Family.xe, "registers")])
+def test_rules_of_grouped_gemms(problem, config, family, message):
+    if message is None:
+        return check_config(problem, config, family, "avx2")
+    with pytest.raises(ValueError, match=f"config.*: .*{message}"):
+        check_config(problem, config, family, "avx2")
+
+
+@pytest.mark.parametrize("problem, config, family, message", [
+    (OUTER, OUTER_XE, Family.cpu, "the cpu kernel computes this call and needs a OuterCpuConfig; got OuterXeConfig"),
+    (OUTER, OUTER_CPU, Family.cpu, "this CPU has no avx512, its best is avx2"),
+    (OUTER, replace(OUTER_CPU, isa="baseline", micro_rows=2, tile_rows=65536, tile_columns=4096), Family.cpu, "packed blocks take"),
+    (OUTER, replace(OUTER_GENERIC, sub_group_columns=8), Family.generic, "sub_group_columns must be multiples of 16"),
+    (OUTER, replace(OUTER_GENERIC, sub_group_rows=64, sub_group_columns=128, tile_columns=128), Family.generic, "need 512 sums a lane"),
+    (OUTER, replace(OUTER_GENERIC, tile_rows=2048, tile_columns=128), Family.generic, "2048 work-items"),
+    (OUTER, replace(OUTER_XE, sub_group_rows=8), Family.xe, "multiples of 16 columns of dpas' left operand and of 32"),
+    (OUTER, replace(OUTER_XE, sub_group_columns=16), Family.xe, "multiples of 16 columns of dpas' left operand and of 32"),
+    (replace(OUTER, gathered=Gathered.right), replace(OUTER_XE, sub_group_rows=16), Family.xe, "right and left of the product"),
+    (OUTER, replace(OUTER_XE, sub_group_rows=64, sub_group_columns=64), Family.xe, "take 320 registers, at most 240"),
+    (OUTER, replace(OUTER_XE, tile_rows=512, tile_columns=256), Family.xe, "64 sub-groups, an Xe core has 32"),
+    (OUTER, replace(OUTER_XE, tile_rows=96, tile_columns=256), Family.xe, None),
+    (OUTER, replace(OUTER_XE, tile_rows=160, tile_columns=64), Family.xe, None),
+    (OUTER, replace(OUTER_XE, tile_rows=80, sub_group_rows=16, tile_columns=64), Family.xe, "prefetch: 80 columns cannot be shared out")])
+def test_rules_of_gradients_of_weights(problem, config, family, message):
+    if message is None:
+        return check_outer_config(problem, config, family, "avx2")
+    with pytest.raises(ValueError, match=f"config does not fit: .*{message}"):
+        check_outer_config(problem, config, family, "avx2")
+
+
+def test_rules_of_splits():
+    check_splits(OUTER_CPU, True)
+    check_splits(replace(OUTER_CPU, splits=1), False)
+    with pytest.raises(ValueError, match="splits must be 1 where d is accumulated or its rows are not equally spaced; got OuterCpuConfig"):
+        check_splits(OUTER_CPU, False)
+    with pytest.raises(ValueError, match="splits must be at most 64"):
+        check_splits(replace(OUTER_CPU, splits=65), True)
+
+
+COUNTS = [5, 0, 1, 47, 2, 18]
+
+
+def gemm_is_right(config, problem: GroupedGemmProblem) -> None:
+    """A call of this problem, also a forced one of another family, with poison in its output."""
+    dtype = {BF16: torch.bfloat16, F32: torch.float32}[problem.input]
+    a, w = torch.randn(sum(COUNTS), problem.k, dtype=dtype), torch.randn(len(COUNTS), problem.n, problem.k, dtype=dtype)
+    stored = w if problem.weights is WeightLayout.enk else w.transpose(1, 2).contiguous().transpose(1, 2)
+    out = torch.full((len(a), problem.out_n), float("nan"), dtype=torch.float32)
+    with force_config(config):
+        launch.launch(Call(a, stored, torch.tensor(COUNTS, dtype=torch.int32), len(a), activation=problem.activation), out)
+    sums = torch.cat([part.double() @ each.double().T for part, each in zip(a.split(COUNTS), w)])
+    expected = sums if problem.activation is None else apply_activation(sums, problem.activation)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.square().mean().sqrt()))
+
+
+def outer_is_right(config, problem: OuterProblem) -> None:
+    left, right = (torch.randn(sum(COUNTS), columns, dtype=torch.bfloat16) for columns in (problem.p, problem.q))
+    out = torch.full((len(COUNTS), problem.p, problem.q), float("nan"))
+    with force_config(config):
+        moe_xe.grouped_outer(left, right, torch.tensor(COUNTS), out=out)
+    expected = torch.stack([x.double().T @ y.double() for x, y in zip(left.split(COUNTS), right.split(COUNTS))])
+    assert agrees(out, expected, 4 * max(COUNTS))
+
+
+SHAPES = [GroupedGemmProblem(102, 149, BF16, F32), GroupedGemmProblem(70, 64, F32, F32, WeightLayout.ekn),
+          GroupedGemmProblem(84, 75, BF16, F32, WeightLayout.ekn, activation=Activation()),
+          GroupedGemmProblem(84, 75, BF16, F32, activation=Activation(interleaved=True))]
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), problem=st.sampled_from(SHAPES))
+def test_legal_cpu_configurations_are_right(data, problem):
+    config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs))
+    check_config(problem, config, Family.cpu, runtime.cpu_isa())
+    gemm_is_right(config, problem)
+
+
+@settings(max_examples=3, deadline=None)
+@given(data=st.data(), problem=st.sampled_from([SHAPES[0], SHAPES[3]]))
+def test_legal_generic_configurations_are_right(data, problem):
+    config = data.draw(generic_configs((32,) if problem.pairs else (16, 32)))
+    check_config(problem, config, Family.generic)
+    gemm_is_right(config, problem)
+
+
+@settings(max_examples=6, deadline=None)
+@given(outer_cpu_configs(USABLE_ISAS))
+def test_legal_outer_cpu_configurations_are_right(config):
+    problem = OuterProblem(45, 71, BF16, F32)
+    check_outer_config(problem, config, Family.cpu, runtime.cpu_isa())
+    outer_is_right(config, problem)
+
+
+@settings(max_examples=3, deadline=None)
+@given(outer_generic_configs())
+def test_legal_outer_generic_configurations_are_right(config):
+    problem = OuterProblem(45, 71, BF16, F32)
+    check_outer_config(problem, config, Family.generic)
+    outer_is_right(config, problem)
+
+
+@pytest.mark.parametrize("problem, change", [
+    (SHAPES[2], dict(unpacked_rows=40, tile_width=766)), (SHAPES[0], dict(dot_rows=8, unpacked_rows=50)), (SHAPES[0], dict(micro_rows=1)),
+    (SHAPES[2], dict(heights=(8192,), threads=64)), (SHAPES[0], dict(prefetch_columns=65536))], ids=str)
+def test_the_largest_cpu_configurations_run(problem, change):
+    config = replace(heuristics.cpu_config(problem, USABLE_ISAS[0]), **change)
+    check_config(problem, config, Family.cpu, runtime.cpu_isa())
+    gemm_is_right(config, problem)
+
+
+def test_most_splits_run():
+    outer_is_right(replace(outer_heuristics.cpu_outer_config(USABLE_ISAS[0]), splits=64), OuterProblem(45, 71, BF16, F32))
+
+
+CPU_TARGET = Target(True, 3, False, isa=USABLE_ISAS[0], best_isa=runtime.cpu_isa())
+GPU_TARGETS = [Target(False, 20, True, record=record_named("b60")), Target(False, 20, False)]
+LOADS = [[1, 0, 0, 1], [5, 6, 2, 0], [20, 3, 18, 0], [300, 20, 900, 60]]
+
+
+def operands_of(problem: GroupedGemmProblem, rows: int) -> Operands:
+    stride = problem.k if problem.weights is WeightLayout.enk else problem.n
+    return Operands(1 << 20, 1 << 30, 1 << 40, rows, rows, 4, problem.k, stride, problem.n * problem.k, problem.out_n, rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 40).map(lambda x: 64 * x), k=st.integers(1, 40).map(lambda x: 64 * x), rows=st.sampled_from(LOADS),
+       layout=st.sampled_from(WeightLayout), act=st.sampled_from([None, Activation(), Activation(interleaved=True)]),
+       target=st.sampled_from([CPU_TARGET, *GPU_TARGETS]))
+def test_trials_are_legal(n, k, rows, layout, act, target):
+    problem = GroupedGemmProblem(n, k, BF16, BF16, layout, activation=act)
+    operands = operands_of(problem, sum(rows))
+    plan = plan_launch(problem, operands, target, heuristics.Schedule.static)
+    check_config(problem, plan.config, plan.family, target.best_isa)
+    for config in trial_configs(plan, operands, rows, target):
+        check_config(problem, config, plan.family, target.best_isa)
+        assert type(config) is type(plan.config) and config.schedule is plan.config.schedule
+
+
+@settings(max_examples=60, deadline=None)
+@given(p=st.integers(1, 40).map(lambda x: 64 * x), q=st.integers(1, 40).map(lambda x: 64 * x), rows=st.sampled_from(LOADS),
+       gathered=st.sampled_from(Gathered), accumulate=st.booleans(), target=st.sampled_from([CPU_TARGET, *GPU_TARGETS]))
+def test_trials_of_gradients_are_legal(p, q, rows, gathered, accumulate, target):
+    problem = OuterProblem(p, q, BF16, BF16, gathered=gathered, accumulate=accumulate)
+    total = sum(rows)
+    operands = OuterOperands(1 << 20, 1 << 30, 1 << 40, total, total, total, 4, p, q, q, p * q)
+    plan = plan_outer(problem, operands, target)
+    check_outer_config(problem, plan.config, plan.family, target.best_isa)
+    for config in trial_configs(plan, operands, rows, target):
+        check_outer_config(problem, config, plan.family, target.best_isa)
+        check_splits(config, not accumulate)
+        assert type(config) is type(plan.config)
+
+
+@pytest.mark.parametrize("rows", LOADS[1:3], ids=str)
+def test_trials_on_the_cpu_device_are_right(rows):
+    problem = GroupedGemmProblem(210, 300, BF16, F32, WeightLayout.ekn, activation=Activation())
+    operands = operands_of(problem, sum(rows))
+    trials = trial_configs(plan_launch(problem, operands, CPU_TARGET, heuristics.Schedule.dynamic), operands, rows, CPU_TARGET)
+    assert trials
+    for config in trials:
+        gemm_is_right(config, problem)
+
+
+def test_trials_of_gradients_on_the_cpu_device_are_right():
+    problem, total = OuterProblem(45, 71, BF16, F32), sum(COUNTS)
+    operands = OuterOperands(1 << 20, 1 << 30, 1 << 40, total, total, total, len(COUNTS), 45, 71, 71, 45 * 71)
+    plan = plan_outer(problem, operands, CPU_TARGET)
+    for config in trial_configs(plan, operands, COUNTS, CPU_TARGET):
+        outer_is_right(config, problem)
