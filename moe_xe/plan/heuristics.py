@@ -1,6 +1,7 @@
 """Every choice that is made without measuring, as pure functions of the problem, the operands and the device."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from enum import Enum
 
@@ -73,6 +74,7 @@ def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
     return max([i for i, height in enumerate(heights) if height >= total_rows], default=0)
 
 
+@functools.lru_cache(maxsize=1024)
 def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> GenericConfig:
     heights = (64, 32, 16)
     first = heights_for(total_rows, heights)
@@ -94,6 +96,7 @@ def fast_isa(isa: str, device_name: str) -> str:
     return "avx512" if isa == "avx512_bf16" and "intel" in device_name.lower() else isa
 
 
+@functools.lru_cache(maxsize=1024)
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
     micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
     return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,

@@ -1,6 +1,7 @@
 """Every choice for the weights' gradient that is made without measuring, as pure functions."""
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from itertools import product
 
@@ -81,6 +82,7 @@ def xe_tile(left_columns: int, right_columns: int) -> tuple[int, int]:
     return min((shape for shape in shapes if 4 <= shape[2] <= 32), key=cost)[:2]
 
 
+@functools.lru_cache(maxsize=1024)
 def xe_outer_config(problem: OuterProblem) -> OuterXeConfig:
     """A gathered operand is dpas' left one: with `right` gathered the product is d^T."""
     swapped = problem.gathered is Gathered.right
@@ -89,6 +91,7 @@ def xe_outer_config(problem: OuterProblem) -> OuterXeConfig:
     return OuterXeConfig(tile_rows, tile_columns, splits=1, sub_group_rows=rows, sub_group_columns=columns, prefetch_distance=3)
 
 
+@functools.lru_cache(maxsize=1024)
 def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
     rows, columns = min(32, 1 << (problem.p - 1).bit_length()), 16 if problem.q <= 16 else 32
     return OuterGenericConfig(min(256, _round_up(problem.p, rows)), min(128, _round_up(problem.q, columns)), splits=1,
@@ -107,6 +110,7 @@ def cpu_tile(problem: OuterProblem, num_experts: int, cores: int) -> tuple[int, 
     return next(filter(enough, CPU_TILES), CPU_TILES[-1])
 
 
+@functools.lru_cache(maxsize=1024)
 def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpuConfig:
     """isa: the CPU's vector instructions."""
     micro_rows, micro_columns = CPU_KERNELS[isa][:2]
@@ -118,4 +122,5 @@ def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: 
     """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
     config = (cpu_outer_config(isa or "baseline", cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
               xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem))
-    return replace(config, splits=choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores))
+    splits = choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores)
+    return config if splits == 1 else replace(config, splits=splits)
