@@ -1,6 +1,12 @@
 """Every device test runs on each device that is there: the SYCL CPU device always, torch's XPU where there is one."""
+import re
+from collections import namedtuple
+
 import pytest
 import torch
+
+from moe_xe.tuning import default_tuner
+from moe_xe.tuning.tuner import SECONDS_VARIABLE
 
 DEVICES = ["cpu"] + (["xpu"] if torch.xpu.is_available() else [])
 
@@ -8,6 +14,32 @@ DEVICES = ["cpu"] + (["xpu"] if torch.xpu.is_available() else [])
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def fresh_tuner(tmp_path, monkeypatch):
+    """autotune=True that knows nothing yet and measures as shortly as it can."""
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    default_tuner.cache_clear()
+    yield default_tuner()
+    default_tuner.cache_clear()
+
+
+Launched = namedtuple("Launched", "op problem experts rows config origin")
+
+
+@pytest.fixture
+def launched(monkeypatch, capsys):
+    """Call it for what was launched since the last call, as MOE_XE_PRINT_CONFIG says it."""
+    monkeypatch.setenv("MOE_XE_PRINT_CONFIG", "1")
+
+    def lines() -> list[Launched]:
+        printed = capsys.readouterr().err.splitlines()
+        return [Launched(*re.fullmatch(r"moe_xe: (\w+) (.+), (\d+) experts, (\d+) rows: (.+) \((\w+)\)", line).groups())
+                for line in printed if line.startswith("moe_xe: ")]
+
+    return lines
 
 
 def pytest_report_header():

@@ -15,7 +15,7 @@ from ..plan.problem import Activation, ActivationKind
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
-from .launch import finish, pointer_of, target_of
+from .launch import finishing, pointer_of, target_of
 
 __all__ = ["ActivationGradients", "activate", "activate_backward", "launch_activate"]
 
@@ -154,8 +154,8 @@ _ACTIVATION = "str kind, bool gated, bool interleaved, float alpha, float? limit
 def activate_op(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
     h = torch.empty(_hs_shape(z, gated), dtype=out_dtype, device=z.device)
     queue = queue_for(z.device)
-    launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
-    finish(queue, z.device)
+    with finishing(queue, z.device):
+        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
     return h
 
 
@@ -166,9 +166,9 @@ def activate_backward_op(z, g, row_scales, row_pairs, kind, gated, interleaved, 
     """The wanted ones of dz, hs and dscale, in this order."""
     results = _empty_gradients(z, gated, out_dtype, wanted)
     queue = queue_for(z.device)
-    launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), g=g, row_scales=row_scales,
-                    row_pairs=row_pairs, **results)
-    finish(queue, z.device)
+    with finishing(queue, z.device):
+        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), g=g, row_scales=row_scales,
+                        row_pairs=row_pairs, **results)
     return list(results.values())
 
 

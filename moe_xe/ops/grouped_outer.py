@@ -15,7 +15,7 @@ from ..plan.problem import Dtype, RowsFormat, WeightLayout
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
-from .launch import finish, pointer_of, target_of
+from .launch import finishing, pointer_of, target_of
 from .token_sort import Routing, launch_combine
 from .tuned import print_config, tuned_plan
 
@@ -195,11 +195,13 @@ def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None
         trial_operands = replace(operands, d=trial_out.data_ptr())
 
         def run(trial: Plan) -> None:
-            finish(queue, out.device, *submit(queue, call, trial, trial_operands, trial_out))
+            with finishing(queue, out.device) as used:
+                used.append(submit(queue, call, trial, trial_operands, trial_out))
 
         planned = tuned_plan(queue, "grouped_outer", planned, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_outer", planned, operands)
-    finish(queue, out.device, *submit(queue, call, planned, operands, out))
+    with finishing(queue, out.device) as used:
+        used.append(submit(queue, call, planned, operands, out))
 
 
 def submit(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -103,14 +105,20 @@ def launch(call: Call, out: torch.Tensor) -> None:
     queue = queue_for(out.device)
     # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)
-    scratch = submit(queue, call, out, tile_counter)
-    finish(queue, out.device, tile_counter, scratch)
+    with finishing(queue, out.device) as used:
+        used.append(submit(queue, call, out, tile_counter))
 
 
-def finish(queue: Queue, device: torch.device, *used: torch.Tensor) -> None:
-    """Waits on cpu, where memory is not freed in stream order: `used` is what must live until then."""
-    if device.type == "cpu":
-        queue.wait()
+@contextmanager
+def finishing(queue: Queue, device: torch.device) -> Iterator[list]:
+    """A list for what submitted kernels use. At its end, also after an error, waits on cpu, where memory is not freed in
+    stream order."""
+    used: list = []
+    try:
+        yield used
+    finally:
+        if device.type == "cpu":
+            queue.wait()
 
 
 def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> torch.Tensor:
@@ -120,7 +128,8 @@ def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tens
     if call.choice.autotune:
         def run(trial: LaunchPlan) -> None:
             counter = torch.zeros(1, dtype=torch.int32, device=out.device)
-            finish(queue, out.device, counter, _submit(queue, call, trial, operands, out.device, counter))
+            with finishing(queue, out.device) as used:
+                used.append(_submit(queue, call, trial, operands, out.device, counter))
 
         plan = tuned_plan(queue, "grouped_gemm", plan, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_gemm", plan, operands)

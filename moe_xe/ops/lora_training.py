@@ -103,10 +103,10 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
             result["w2"] = weights_gradient(block.w2, grad_out, grads.hs, counts, pairs, None, slots,
                                             choice=block.choice.part("down").part("dW"))
         if needed["lora2.a"]:
-            result["lora2.a"] = _adapter_gradient(call.lora2, low_g, grads.hs, counts)
+            result["lora2.a"] = _adapter_gradient(block, call.lora2, low_g, grads.hs, counts)
         if needed["lora2.b"]:
             low_h = grouped_gemm(grads.hs, call.lora2.a, counts, autotune=block.choice.autotune)
-            result["lora2.b"] = _adapter_gradient(call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
+            result["lora2.b"] = _adapter_gradient(block, call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
                                                   gather_divisor=slots)
         if of_first:
             _backward_of_first_gemm(call, rows, grads.dz, low, needed, result)
@@ -164,9 +164,10 @@ def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, 
     return out.add_(of_adapter, alpha=adapter.scaling).to(dtype)
 
 
-def _adapter_gradient(adapter: LoraAdapter, left: torch.Tensor, right: torch.Tensor, counts: torch.Tensor,
+def _adapter_gradient(block: BlockCall, adapter: LoraAdapter, left: torch.Tensor, right: torch.Tensor, counts: torch.Tensor,
                       **gather) -> torch.Tensor:
-    return grouped_outer(left, right, counts, out_dtype=torch.float32, **gather).mul_(adapter.scaling).to(adapter.a.dtype)
+    gradient = grouped_outer(left, right, counts, out_dtype=torch.float32, autotune=block.choice.autotune, **gather)
+    return gradient.mul_(adapter.scaling).to(adapter.a.dtype)
 
 
 def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor, low: torch.Tensor, needed: dict[str, bool],
@@ -183,9 +184,9 @@ def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor
         ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
         result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(block.b13.dtype)
     if needed["lora13.a"]:
-        result["lora13.a"] = _adapter_gradient(adapter, low_dz, x, counts, gather_indices_right=pairs, gather_divisor=slots)
+        result["lora13.a"] = _adapter_gradient(block, adapter, low_dz, x, counts, gather_indices_right=pairs, gather_divisor=slots)
     if needed["lora13.b"]:
-        result["lora13.b"] = _adapter_gradient(adapter, dz, low, counts)
+        result["lora13.b"] = _adapter_gradient(block, adapter, dz, low, counts)
     if needed["hidden_states"]:
         result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed,
                                              block.choice.part("gate_up").part("dX"))

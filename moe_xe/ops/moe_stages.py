@@ -11,7 +11,7 @@ from ..plan.problem import Activation, RowScale
 from . import checks
 from .activation import apply_activation
 from .checks import DTYPES, row_stride
-from .launch import Call, SharedWeights, submit
+from .launch import Call, SharedWeights, finishing, submit
 from .token_sort import Routing, launch_combine, launch_sort
 
 __all__ = ["BlockCall", "Fusions", "SharedExpert", "run_block", "workspace_bytes"]
@@ -139,40 +139,38 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     scales = space.take(routing.num_pairs, dtype=torch.float32)
     counters = space.take(_NUM_COUNTERS, dtype=torch.int32)
     direct = routing.slots == 1 and fusions.scatter
-    launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
     # one slot a token needs no y, if stores are scattered: the workspace has none then
     y_space = space if fusions.scatter else Workspace(x.device, None)
     y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
-
-    stages = _Stages(queue, call, fusions, space, routing)
-    if merged:
-        stages.experts(y, counts, pairs, scales, counters[:2], merged)
-    else:
-        own = num_tokens * num_shared       # rows of the shared expert, which come first
-        if num_shared:
-            stages.shared(y, counts[:1], pairs[:own], scales[:own], counters[2:])
-        stages.experts(y, counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
-    if not direct:
-        launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
-    stages.finish()
+    with finishing(queue, x.device) as used:
+        launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                    tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
+        stages = _Stages(queue, call, fusions, space, routing, used)
+        if merged:
+            stages.experts(y, counts, pairs, scales, counters[:2], merged)
+        else:
+            own = num_tokens * num_shared       # rows of the shared expert, which come first
+            if num_shared:
+                stages.shared(y, counts[:1], pairs[:own], scales[:own], counters[2:])
+            stages.experts(y, counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
+        if not direct:
+            launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
 
 
 class _Stages:
-    """The two GEMMs of one call; holds what they use until `finish`."""
+    """The two GEMMs of one call; adds what they use to `used`."""
 
-    def __init__(self, queue, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing):
-        self.queue, self.call, self.fusions, self.space, self.routing = queue, call, fusions, space, routing
-        self.used: list = [routing]
+    def __init__(self, queue, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing, used: list):
+        self.queue, self.call, self.fusions, self.space, self.routing, self.used = queue, call, fusions, space, routing, used
 
     def submit(self, call: Call, out: torch.Tensor, counter: torch.Tensor) -> None:
-        self.used += [call, out, submit(self.queue, call, out, counter)]
+        self.used += [call, out]
+        self.used.append(submit(self.queue, call, out, counter))
 
-    def finish(self) -> None:
-        """On cpu, waits: memory is freed there at once; on xpu it is reused in stream order."""
+    def wait(self) -> None:
+        """For what torch reads next; on xpu it does so in stream order."""
         if self.call.hidden_states.device.type == "cpu":
             self.queue.wait()
-        self.used.clear()
 
     def experts(self, y, counts, pairs, scales, counters, merged: int) -> None:
         """Rows `pairs` of the routed experts (behind those of `merged` shared ones), into the rows of y that they name."""
@@ -189,7 +187,7 @@ class _Stages:
                      row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up,
                      choice=call.choice.part("gate_up"))
         if not fusions.gather:
-            self.finish()
+            self.wait()
             gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
         if fusions.activation:
             h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
@@ -197,7 +195,7 @@ class _Stages:
         else:
             sums = torch.zeros(len(pairs), call.w13.shape[1], dtype=torch.float32, device=y.device)
             self.submit(replace(gemm1, activation=None), sums, counters[:1])
-            self.finish()
+            self.wait()
             h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
         gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
                      row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
@@ -207,7 +205,7 @@ class _Stages:
         else:
             y_sorted = torch.zeros(len(pairs), y.shape[1], dtype=torch.float32, device=y.device)
             self.submit(replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, counters[1:])
-            self.finish()
+            self.wait()
             if not call.weight_on_input:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0

@@ -12,7 +12,7 @@ from .activation import apply_activation
 from .checks import DTYPES
 from .grouped_gemm import grouped_gemm
 from .grouped_outer import grouped_outer, weights_gradient
-from .launch import Call, finish, launch, submit
+from .launch import Call, finishing, launch, submit
 from .moe_stages import BlockCall, SharedExpert
 from .token_sort import Routing, combine, launch_combine, launch_sort
 
@@ -51,18 +51,18 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     if rows == 0 or out.numel() == 0:
         return out, saved
     queue = queue_for(x.device)
-    launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                tile_counters=counters.data_ptr(), num_counters=2)
     h, y = empty(rows, call.w2.shape[2], dtype=x.dtype), empty(rows, hidden_size, dtype=torch.float32)
     gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
-    used = [submit(queue, gemm1, h if recompute else z, counters[:1])]
-    if not recompute:
-        launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
                  row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
-    used.append(submit(queue, gemm2, y, counters[1:]))
-    launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
-    finish(queue, x.device, *used)
+    with finishing(queue, x.device) as used:
+        launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                    tile_counters=counters.data_ptr(), num_counters=2)
+        used.append(submit(queue, gemm1, h if recompute else z, counters[:1]))
+        if not recompute:
+            launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
+        used.append(submit(queue, gemm2, y, counters[1:]))
+        launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
     return out, saved
 
 

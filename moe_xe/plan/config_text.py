@@ -18,8 +18,8 @@ KINDS = {kind.__name__: kind for kind in (XeConfig, GenericConfig, CpuConfig, Ou
 
 @functools.lru_cache(maxsize=1024)
 def to_text(config) -> str:
-    """One line of JSON: the fields, and "kind", the name of the class."""
-    return json.dumps(_plain(config))
+    """One line of JSON: the fields, and "kind", the name of the class. (torch.compile traces it, but not json.dumps.)"""
+    return _text(config)
 
 
 def from_text(text: str):
@@ -31,12 +31,15 @@ def from_text(text: str):
     return _config(data)
 
 
-def _plain(value):
+def _text(value) -> str:
     if dataclasses.is_dataclass(value):
-        return {"kind": type(value).__name__, **{field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}}
-    if isinstance(value, Enum):
-        return value.value
-    return list(value) if isinstance(value, tuple) else value
+        fields = (f', "{field.name}": {_text(getattr(value, field.name))}' for field in dataclasses.fields(value))
+        return f'{{"kind": "{type(value).__name__}"{"".join(fields)}}}'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if value is None or isinstance(value, int):
+        return "null" if value is None else str(value)
+    return f'"{value.value if isinstance(value, Enum) else value}"'
 
 
 def _config(data):

@@ -1,0 +1,16 @@
+"""Configurations of the CPU device that differ in what MOE_XE_PRINT_CONFIG says, for the tests of given ones."""
+from dataclasses import replace
+
+from moe_xe import runtime
+from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.outer_heuristics import cpu_outer_config
+
+ISA = "avx2" if runtime.cpu_isa() != "baseline" else "baseline"     # wider ones take longer to compile
+
+
+def tile(width: int):
+    return replace(cpu_config(None, ISA), tile_width=width)
+
+
+def outer_tile(columns: int):
+    return replace(cpu_outer_config(ISA), tile_rows=84, tile_columns=columns)
