@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import heapq
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,8 +122,10 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
         raise ValueError(f"device must be an Xe GPU with an architecture, got {device.name}")
     config, size = kernel.config, problem.input.size
     weight_bytes = kernel.weight_bytes or size
-    cuts = [cut_of(count, config) for count in tokens_per_expert]
-    column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter(itertools.chain.from_iterable(cuts))
+    column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter[int]()
+    for count, experts in Counter(tokens_per_expert).items():
+        for height in cut_of(count, config):
+            row_tiles[height] += experts
     residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
     costs = {height: tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
 
