@@ -18,11 +18,13 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def fresh_tuner(tmp_path, monkeypatch):
-    """autotune=True that knows nothing yet and measures as shortly as it can."""
-    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    """autotune=True that knows nothing yet, measures as shortly as it can and keeps its choices below tmp_path."""
     default_tuner.cache_clear()
-    yield default_tuner()
+    with monkeypatch.context() as environment:      # kernels stay in the cache of all tests
+        environment.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
+        environment.setenv(SECONDS_VARIABLE, "0")
+        tuner = default_tuner()
+    yield tuner
     default_tuner.cache_clear()
 
 
