@@ -1,6 +1,4 @@
 """The interface's permutations against loops in float64, on odd sizes."""
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -8,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 import moe_xe
 from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_dW, grouped_gemm_dX, grouped_gemm_forward
 from moe_xe.grouped_gemm.reference.moe_ops import get_routing_indices
-from moe_xe.plan import heuristics
+
+from ..ops.tiles import outer_tile, tile
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -68,18 +67,38 @@ def test_transposed_weights_are_read_in_place():
                  choices_product(x, w, ids)[indices.long()], torch.float32)
 
 
-def test_a_configuration_and_autotune(monkeypatch):
-    chosen = []
-    choose = heuristics.choose_config
-    monkeypatch.setattr(heuristics, "choose_config", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+def test_configurations_reach_each_gemm(launched):
+    """Of the call and of its gradients, of which X's is gathered."""
     x, w, ids, _, m_sizes, indices = make(21, 2, 5, 34, 27)
-    config = dataclasses.replace(moe_xe.explain(x, w, m_sizes).config, heights=(28,))
-    chosen.clear()
-    forced, tuned = (grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, **options)
-                     for options in (dict(kernel_config_fwd=config), dict(autotune=True)))
-    assert chosen[0] == config and chosen[1] != config
-    assert_close(forced, choices_product(x, w, ids)[indices.long()], torch.float32)
-    assert torch.equal(tuned, grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True))
+    forward, d_x, d_w = tile(28), tile(24), outer_tile(20)
+    first = grouped_gemm(x.requires_grad_(), w.requires_grad_(), m_sizes, 2, indices, permute_x=True, kernel_config_fwd=forward,
+                         kernel_config_bwd_dX=d_x, kernel_config_bwd_dW=d_w)
+    assert_close(first, choices_product(x, w, ids)[indices.long()], torch.float32)
+    gradient = torch.randn_like(first)
+    got = torch.autograd.grad(first, (x, w), gradient)
+    assert [line.config for line in launched() if line.origin == "given"] == [str(forward), str(d_x), str(d_w)]
+    plain = grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True)
+    for mine, other in zip(got, torch.autograd.grad(plain, (x, w), gradient)):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_one_configuration_of_three(launched):
+    x, w, _, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    x, rows = x.requires_grad_(), x[indices.long() // 2]
+    grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, kernel_config_bwd_dX=tile(24)).sum().backward()
+    assert [line.origin for line in launched()] == ["chosen", "given"]
+    y = grouped_gemm_forward(rows.detach(), w, m_sizes, 2, kernel_config_fwd=tile(28))
+    grouped_gemm_dX(y, w, m_sizes, 2, kernel_config_bwd_dX=tile(24))
+    grouped_gemm_dW(rows.detach(), y, m_sizes, 2, kernel_config_bwd_dW=outer_tile(20))
+    assert [line.config for line in launched()] == [str(tile(28)), str(tile(24)), str(outer_tile(20))]
+
+
+@pytest.mark.usefixtures("fresh_tuner")
+def test_autotune(launched):
+    x, w, _, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    tuned, plain = (grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, autotune=autotune) for autotune in (True, False))
+    torch.testing.assert_close(tuned, plain)
+    assert [line.origin for line in launched()] == ["tuned", "chosen"]
 
 
 def test_compiles_to_one_graph():

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation  # noqa: E402
 
 import moe_xe.integrations.transformers as integration  # noqa: E402
+from moe_xe import MoeConfig  # noqa: E402
 from moe_xe.integrations.transformers import fused_activation  # noqa: E402
+from tests.ops.tiles import tile  # noqa: E402
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY = 64, 32, 8, 3, 96
 
@@ -332,3 +334,47 @@ def test_register_with_experts_that_say_too_little(monkeypatch):
     monkeypatch.setattr("transformers.integrations.moe.use_experts_implementation", lambda experts_class: experts_class)
     with pytest.raises(ImportError, match=f"needs transformers >= 5.23.*found {re.escape(transformers.__version__)}"):
         integration.register()
+
+
+@pytest.fixture
+def registered_again():
+    """register() with other arguments is undone."""
+    yield
+    integration.register()
+
+
+@torch.inference_mode()
+def test_a_registered_configuration_is_that_of_all_experts(registered_again, launched):
+    model, prompt = _model("Qwen3Moe"), _prompt()
+    expected = model(prompt, use_cache=False).logits
+    assert {line.origin for line in launched()} == {"chosen"}
+    integration.register(config=MoeConfig(tile(40), tile(28)))
+    torch.testing.assert_close(model(prompt, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+    assert [line.config for line in launched()] == [str(tile(40)), str(tile(28))] * model.config.num_hidden_layers
+    integration.register()
+    model(prompt, use_cache=False)
+    assert {line.origin for line in launched()} == {"chosen"}
+
+
+@pytest.mark.usefixtures("fresh_tuner")
+@pytest.mark.parametrize("act", ["silu", "softplus"])
+def test_registered_for_tuning(act, registered_again, launched):
+    """Fused experts, and those around whose own gate grouped GEMMs run."""
+    module, name = "transformers.models.qwen3_moe.modeling_qwen3_moe", "Qwen3MoeExperts"
+    experts, x, (ids, weights) = _experts(module, name), torch.randn(20, HIDDEN), _routing(20)
+    if act != "silu":
+        experts.act_fn = torch.nn.Softplus()
+    expected = _run(experts, "moe_xe", x, ids, weights)
+    launched()
+    integration.register(autotune=True)
+    torch.testing.assert_close(_run(experts, "moe_xe", x, ids, weights), expected, rtol=1e-4, atol=1e-4)
+    assert [line.origin for line in launched()] == ["tuned", "tuned"]
+
+
+def test_register_with_wrong_arguments():
+    with pytest.raises(TypeError, match="config must be a MoeConfig, or None, got CpuConfig"):
+        integration.register(config=tile(40))
+    with pytest.raises(TypeError, match="autotune must be True or False, got 1"):
+        integration.register(autotune=1)
+    with pytest.raises(ValueError, match="config must be None with autotune=True"):
+        integration.register(config=MoeConfig(), autotune=True)

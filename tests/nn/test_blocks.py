@@ -6,8 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_xe.nn import DeepseekV3Block, GptOssBlock, Llama4Block, MixtralBlock, Qwen3MoeBlock, reference
+from moe_xe import GemmConfigs, MoeConfig
+from moe_xe.nn import DeepseekV3Block, Experts, GptOssBlock, Llama4Block, LoraExperts, MixtralBlock, Qwen3MoeBlock, reference
 from moe_xe.nn.activations import activation_name, recognise
+from tests.ops.tiles import tile
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
@@ -213,3 +215,46 @@ def test_activations_are_recognised_by_what_they_compute():
     assert recognise(lambda x: silu(x[:, 0::2]) * x[:, 1::2], gated=True) is None
     assert recognise(lambda x: silu(x[:, 0::2]) * x[:, 1::2], gated=True, interleaved=True) is not None
     assert recognise(lambda x: silu(x).clamp(max=2.0), gated=False, limits=[2.0]) is None
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+MOE = MoeConfig(tile(40), GemmConfigs(forward=tile(28)))
+
+
+@family
+def test_blocks_take_configurations(family, launched):
+    hf, hidden_states = family.hf(), torch.randn(2, 7, HIDDEN)
+    block, plain = family.block.from_hf(hf, config=MOE), family.block.from_hf(hf)
+    assert family.ours(config=MOE).experts.config is MOE and family.ours(autotune=True).experts.autotune is True
+    for ours, other in zip(_outputs(block(hidden_states)), _outputs(plain(hidden_states))):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)
+    lines = launched()
+    assert [line.config for line in lines if line.origin == "given"] == [str(tile(40)), str(tile(28))]
+    assert {line.origin for line in lines} == {"given", "chosen"}
+
+
+@pytest.mark.usefixtures("fresh_tuner")
+def test_blocks_are_tuned(launched):
+    for name in ("qwen3_moe", "deepseek_v3"):
+        hf, hidden_states = FAMILIES[name].hf(), torch.randn(2, 7, HIDDEN)
+        block = FAMILIES[name].block.from_hf(hf, autotune=True)
+        torch.testing.assert_close(block(hidden_states), FAMILIES[name].block.from_hf(hf)(hidden_states), rtol=1e-5, atol=1e-5)
+        origins = [line.origin for line in launched()]
+        assert origins[0] == "tuned" and origins.count("tuned") == origins.count("chosen") == 2
+
+
+def test_experts_with_wrong_configurations():
+    with pytest.raises(TypeError, match="config must be a MoeConfig, or None, got CpuConfig"):
+        FAMILIES["qwen3_moe"].ours(config=tile(40))(torch.randn(1, 2, HIDDEN))
+    with pytest.raises(ValueError, match="config must be None with autotune=True"):
+        FAMILIES["qwen3_moe"].ours(config=MOE, autotune=True)(torch.randn(1, 2, HIDDEN))
+
+
+def test_adapted_experts_keep_the_configuration(launched):
+    experts = _random(Experts(EXPERTS, HIDDEN, INTERMEDIATE, config=MOE))
+    lora = LoraExperts(experts, 4)
+    assert lora.config is MOE and LoraExperts(experts, 4, config=MoeConfig()).config == MoeConfig()
+    assert LoraExperts(experts, 4, autotune=True).config is None
+    lora(torch.randn(5, HIDDEN), torch.rand(5, TOP_K), torch.randint(EXPERTS, (5, TOP_K)))
+    assert [line.config for line in launched() if line.origin == "given"] == [str(tile(40)), str(tile(28))]
