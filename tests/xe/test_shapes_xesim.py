@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from moe_xe.isa import counts
+from moe_xe.isa import counts, kernels
+from moe_xe.isa.listing import summarize
 from moe_xe.plan import xe_rules
-from moe_xe.plan.config import XeConfig
+from moe_xe.plan.config import Schedule, XeConfig
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
+from moe_xe.plan.xe_rules import check_xe_config
 
 from .case import EKN, ENK, config_of, default_config, missing, run
 
@@ -64,3 +66,16 @@ def test_prefetch_distances(kind, layout, distance):
     for k in (136, 528):
         problem = problem_of(kind, layout, n=136, k=k)
         run(problem, replace(config_of(problem, 64, heights=3), prefetch_distance=distance), [40, 3], groups=(2,))
+
+
+@pytest.mark.parametrize("layout", [ENK, EKN])
+@pytest.mark.parametrize("kind", ["rows", "gathered, halves"])
+def test_half_the_registers(kind, layout):
+    """No spills, and the same results."""
+    problem = problem_of(kind, layout)
+    config = XeConfig(heights=(32, 16), tile_width=128, raster_group=2, min_fill_eighths=7, schedule=Schedule.dynamic,
+                      sub_group_rows=(16, 16), sub_group_columns=(32, 32), prefetch_distance=3, grf_size=128)
+    check_xe_config(problem, config)
+    summary = summarize(kernels.build(problem, config, "bmg"), "grouped_gemm")
+    assert (summary.grf, summary.spill_bytes) == (128, 0)
+    run(problem, config, COUNTS, groups=(9,))
