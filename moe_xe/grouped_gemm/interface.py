@@ -17,7 +17,7 @@ def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: 
                  gather_indices: torch.Tensor | None = None, permute_x: bool = False, permute_y: bool = False,
                  topk_weights: torch.Tensor | None = None, fuse_mul_post: bool = False,
                  kernel_config_fwd: TileConfig | None = None, kernel_config_bwd_dX: TileConfig | None = None,
-                 kernel_config_bwd_dW: TileConfig | None = None, autotune: bool = False,
+                 kernel_config_bwd_dW: OuterConfig | None = None, autotune: bool = False,
                  is_first_gemm: bool = True) -> torch.Tensor:
     """One of the two grouped GEMMs of an MoE MLP: `grouped_gemm_forward` with the arguments that a training step has.
 

@@ -52,9 +52,12 @@ def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | Out
         if not on_torchs_stream():
             queue.wait()
 
+    capturing = is_capturing(device)
     config = default_tuner().config_for(
-        key, plan.config, lambda: trial_configs(plan, operands, _counts(rows, rows_format), target), measured, device,
-        is_capturing(device), check)
+        key, plan.config, lambda: trial_configs(plan, operands, _counts(rows, rows_format), target), measured, device, capturing,
+        check)
+    if capturing and config is plan.config:     # the tuner knows none
+        return plan
     return plan.with_config(config, Origin.tuned, target.cores)
 
 
