@@ -1,11 +1,13 @@
-"""The roofline of the device at hand: a published record for a GPU, a measurement for the CPU device."""
+"""The roofline of the device at hand: a published record for a GPU, one measurement for the CPU device."""
 from __future__ import annotations
 
 import functools
+import json
 
 import torch
 
-from ..device import facts_of, queue_for
+from ..device import DeviceFacts, facts_of, queue_for
+from ..disk_cache import DiskCache, cache_directory
 from ..jit import KernelSource, compile_kernel
 from ..plan.config import VECTOR_DWORDS
 from ..plan.devices import DeviceRecord, find_record
@@ -14,7 +16,6 @@ from ..plan.problem import Dtype
 from ..runtime import cpu_isa
 from ..timing import timed
 
-
 _MM_SIZE = 768     # enough for torch.mm's full rate
 
 
@@ -22,7 +23,30 @@ _MM_SIZE = 768     # enough for torch.mm's full rate
 def record_for(device: torch.device) -> DeviceRecord | None:
     """None for a GPU without a record."""
     facts = facts_of(queue_for(device))
-    return find_record(facts.name) if facts.kind == "gpu" else _measured_cpu(facts.name, facts.compute_units)
+    return find_record(facts.name) if facts.kind == "gpu" else _cpu_record(facts)
+
+
+def device_cache() -> DiskCache:
+    """What was measured of devices."""
+    return DiskCache(cache_directory() / "devices", 1 << 20)
+
+
+def _cpu_record(facts: DeviceFacts) -> DeviceRecord:
+    """Measured once on a machine, then kept on disk."""
+    disk = device_cache()
+    key = {"device": facts.name, "driver": facts.driver_version, "cores": facts.compute_units, "cpu_isa": cpu_isa(),
+           "torch": torch.__version__}
+    try:
+        return DeviceRecord(**json.loads(disk.load(key) or b"{}"))
+    except (TypeError, ValueError):     # nothing there, or of a version with other fields
+        pass
+    record = _measured_cpu(facts.name, facts.compute_units)
+    disk.store(key, json.dumps({name: getattr(record, name) for name in _MEASURED}).encode())
+    return record
+
+
+# the fields of a DeviceRecord that say something about a CPU
+_MEASURED = ("name", "xe_cores", "tflops", "bandwidth", "source")
 
 
 def _measured_cpu(name: str, cores: int) -> DeviceRecord:
@@ -39,7 +63,7 @@ def _measured_cpu(name: str, cores: int) -> DeviceRecord:
         mm = 2 * _MM_SIZE**3 / min(timed(lambda: x @ y, device) for _ in range(3)) / 1e12
         pairs = 2 if dtype is Dtype.bf16 and isa == "avx512_bf16" else 1     # one instruction multiplies pairs
         rates[dtype.value] = max(mm, pairs * units)
-    return DeviceRecord(name, cores, rates, 2 * block.nbytes / copy / 1e9, "measured now: multiply-add units, torch.mm, a copy")
+    return DeviceRecord(name, cores, rates, 2 * block.nbytes / copy / 1e9, "measured: multiply-add units, torch.mm, a copy")
 
 
 def _fma_tflops(width: int, chains: int, cores: int) -> float:

@@ -80,11 +80,13 @@ def import_entries(file: Annotated[Path, typer.Argument(help="JSON that export w
 
 @app.command()
 def clear(kernels: Annotated[bool, typer.Option("--kernels", help="The compiled kernels too.")] = False):
-    """Remove all measured choices."""
+    """Remove all measured choices, and what was measured of the CPU."""
+    from ..bench.roofline import device_cache
     from ..jit.compiler import kernel_cache
     from ..tuning import default_store
 
     with _failures_exit():
         print(f"{default_store().clear()} measured choices removed")
+        device_cache().clear()
         if kernels:
             print(f"{kernel_cache().clear()} kernels removed")

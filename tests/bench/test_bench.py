@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
+from moe_xe.bench import roofline
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
-from moe_xe.plan.devices import RECORDS, find_record
+from moe_xe.device import facts_of, queue_for
+from moe_xe.plan.devices import RECORDS, DeviceRecord, find_record
 from moe_xe.plan.problem import Dtype
 from moe_xe.timing import interleaved_medians
 
@@ -81,3 +83,23 @@ def test_the_cpus_measured_record_is_plausible():
     record = record_for(torch.device("cpu"))
     assert record.bandwidth > 1 and all(0.001 < rate < 1000 and math.isfinite(rate) for rate in record.tflops.values())
     assert record.tflops["bf16"] >= record.tflops["f32"]
+
+
+def test_the_cpu_is_measured_once_for_all_processes(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
+    facts, measured = facts_of(queue_for(torch.device("cpu"))), []
+
+    def measure(name, cores):
+        measured.append(DeviceRecord(name, cores, {"bf16": 2.0, "f16": 1.5, "f32": 1.0}, 30.5 + len(measured), "here"))
+        return measured[-1]
+
+    monkeypatch.setattr(roofline, "_measured_cpu", measure)
+    first = roofline._cpu_record(facts)
+    assert roofline._cpu_record(facts) == first and len(measured) == 1
+    roofline.device_cache().clear()
+    assert roofline._cpu_record(facts) != first and len(measured) == 2
+    disk = roofline.device_cache()
+    ((key, _),) = disk.entries()
+    disk.store(key, b'{"name": "of another version"}')
+    roofline._cpu_record(facts)
+    assert len(measured) == 3
