@@ -1,6 +1,8 @@
 """Every device test runs on each device that is there: the SYCL CPU device always, torch's XPU where there is one."""
+import importlib
 import re
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +28,23 @@ def fresh_tuner(tmp_path, monkeypatch):
         tuner = default_tuner()
     yield tuner
     default_tuner.cache_clear()
+
+
+_ASK_FOR_TARGETS = [f"moe_xe.ops.{name}" for name in ("activate", "grouped_outer", "launch", "route", "token_sort")]
+
+
+@pytest.fixture
+def quickly_compiled(monkeypatch):
+    """For tests that are not about kernels: those for avx512 take three times as long to compile as those for avx2. tests/kernels
+    has all instruction sets, and the operators' own tests those of the machine."""
+    target_of = importlib.import_module("moe_xe.ops.launch").target_of
+
+    def narrow(facts):
+        target = target_of(facts)
+        return replace(target, isa="avx2") if (target.isa or "").startswith("avx") else target
+
+    for name in _ASK_FOR_TARGETS:
+        monkeypatch.setattr(importlib.import_module(name), "target_of", narrow)
 
 
 Launched = namedtuple("Launched", "op problem experts rows config origin")

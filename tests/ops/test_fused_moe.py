@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_xe import Fusions, fused_moe_workspace_bytes
-from moe_xe.ops import launch
 from moe_xe.plan.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 
@@ -22,15 +21,7 @@ ALL_OFF = Fusions(gather=False, activation=False, scatter=False, shared=False)
 BIASES = (F32, F32)
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch):
-    """The CPU's kernels for avx512 take three times as long to compile as others; tests/kernels has all instruction sets."""
-    target_of = launch.target_of
-    def narrow(facts):
-        target = target_of(facts)
-        return replace(target, isa="avx2") if (target.isa or "").startswith("avx") else target
-
-    monkeypatch.setattr(launch, "target_of", narrow)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 # an activation is the same code in both layouts, what pairs are is not

@@ -1,8 +1,6 @@
 """Gradients of fused_moe against float64 autograd of one expert after the other. Most tests share sizes, and so kernels."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_xe import SharedExpert, fused_moe
 from moe_xe.ops import fused_moe as fused_moe_module, grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
-from moe_xe.ops import launch
 
 from .block import HIDDEN, INTERMEDIATE, assert_close, make, make_shared, moved, random_ids, reference
 from .test_fused_moe import within
@@ -24,16 +21,7 @@ BIASES = (F32, F32)
 LIMITS = {BF16: (6e-2, 8e-3), F16: (8e-3, 1e-3), F32: (1e-5, 1e-6)}
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch):
-    """As in test_fused_moe.py: the CPU's kernels for avx512 take three times as long to compile as others."""
-    target_of = launch.target_of
-    def narrow(facts):
-        target = target_of(facts)
-        return replace(target, isa="avx2") if (target.isa or "").startswith("avx") else target
-
-    for module in (launch, grouped_outer_module):
-        monkeypatch.setattr(module, "target_of", narrow)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def leaves(block: dict, device, dtype: torch.dtype | None = None, frozen=()) -> tuple[dict, dict[str, torch.Tensor]]:

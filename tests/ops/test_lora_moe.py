@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_xe import LoraAdapter, fused_moe, lora_moe
-from moe_xe.ops import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module, launch
+from moe_xe.ops import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
 from moe_xe.ops.lora_training import GRADIENTS
 
 from .block import HIDDEN, INTERMEDIATE, assert_close, make, make_shared, moved, reference
@@ -22,17 +22,7 @@ ADAPTERS = ("lora13.a", "lora13.b", "lora2.a", "lora2.b")
 LIMITS = {BF16: (1e-1, 1e-2), F16: (1.5e-2, 1.3e-3), F32: (1e-5, 1e-6)}
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch):
-    """The CPU's kernels for avx512 take three times as long to compile as others."""
-    target_of = launch.target_of
-
-    def narrow(facts):
-        target = target_of(facts)
-        return replace(target, isa="avx2") if (target.isa or "").startswith("avx") else target
-
-    for module in (launch, grouped_outer_module):
-        monkeypatch.setattr(module, "target_of", narrow)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def adapter(experts: int, n: int, k: int, rank: int, scaling: float, dtype=F32) -> LoraAdapter:
