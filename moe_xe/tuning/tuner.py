@@ -104,10 +104,11 @@ class Tuner:
 
 
 def _first_sight(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call that has been compiled: the least of three, or, if it is long, the first."""
+    """Seconds of one call that has been compiled: the least of several, or, if it is long, the first."""
     call()
     first = timed(call, device)
-    return min(first, timed(call, device), timed(call, device)) if first < _SHORT_SECONDS else first
+    more = 0 if first >= _SHORT_SECONDS else 2 if first >= _SHORT_SECONDS / 10 else 20
+    return min(first, *(timed(call, device) for _ in range(more))) if more else first
 
 
 def _serves(config: Config, key: TuningKey) -> bool:
