@@ -127,7 +127,7 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
         inputs |= {f"shared.{name}": value for name, value in vars(call.shared).items()}
     checks.check_addresses(**inputs, out=out)
     queue, space = queue_for(x.device), Workspace(x.device, buffer)
-    num_experts, top_k = call.w13.shape[0], call.topk_ids.shape[1]
+    num_experts = call.w13.shape[0]
     merged = merged_shared(call, fusions)
     num_shared = merged or int(call.shared is not None)
     weights = None

@@ -69,7 +69,7 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
 def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
     """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
     x, counts, pairs, scales = call.hidden_states, saved.tokens_per_expert, saved.row_pairs, saved.row_scales
-    num_experts, slots = call.w13.shape[0], call.topk_ids.shape[1]
+    slots = call.topk_ids.shape[1]
     if pairs.numel() == 0 or x.numel() == 0:
         return {name: torch.zeros_like(getattr(call, name)) for name in GRADIENTS if needed[name]}
     grad_out = grad_out.contiguous().to(x.dtype)

@@ -5,7 +5,6 @@ configurations from the default choice that are known to be bad, or are not know
 """
 from __future__ import annotations
 
-
 from .config import XeConfig
 from .cost_model import STEP_BYTES, counted_instructions, variant_of
 from .devices import RECORDS, DeviceRecord
