@@ -15,7 +15,7 @@ from ..plan.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem
 from ..runtime import Queue
 from . import checks
 from .checks import DTYPES, row_stride
-from .launch import target_of
+from .launch import finishing, target_of
 
 __all__ = ["Routing", "SortedTokens", "check_routing", "combine", "launch_combine", "launch_sort", "sort_tokens"]
 
@@ -221,12 +221,6 @@ def _ids(routing: Routing) -> tuple[int, int, int, int]:
     return *_rows("topk_ids", routing.topk_ids), address, size
 
 
-def _finish(queue: Queue, device: torch.device) -> None:
-    """Work on cpu tensors is done when an op returns, on xpu tensors it is in stream order."""
-    if device.type == "cpu":
-        queue.wait()
-
-
 _ROUTING = "Tensor topk_ids, int num_experts"
 
 
@@ -240,9 +234,9 @@ def sort_tokens_op(topk_ids, num_experts, topk_weights, expert_map, num_shared, 
     row_pairs = torch.empty(routing.num_pairs, dtype=torch.int32, device=device)
     row_scales = torch.empty(routing.num_pairs, dtype=torch.float32, device=device)
     queue = queue_for(device)
-    launch_sort(queue, routing, tokens_per_expert=tokens_per_expert.data_ptr(), row_pairs=row_pairs.data_ptr(),
-                row_scales=row_scales.data_ptr())
-    _finish(queue, device)
+    with finishing(queue, device):
+        launch_sort(queue, routing, tokens_per_expert=tokens_per_expert.data_ptr(), row_pairs=row_pairs.data_ptr(),
+                    row_scales=row_scales.data_ptr())
     return tokens_per_expert, row_pairs, row_scales
 
 
@@ -252,9 +246,9 @@ def combine_op(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
     checks.check_addresses(y=y)
     out = torch.empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype, device=y.device)
     queue = queue_for(y.device)
-    launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y=y.data_ptr(),
-                   y_stride=row_stride("y", y), y_dtype=DTYPES[y.dtype], out=out)
-    _finish(queue, y.device)
+    with finishing(queue, y.device):
+        launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y=y.data_ptr(),
+                       y_stride=row_stride("y", y), y_dtype=DTYPES[y.dtype], out=out)
     return out
 
 

@@ -19,6 +19,12 @@ class Schedule(str, Enum):
     static = "static"
 
 
+def check_prefetch_distance(config) -> None:
+    """Raises ValueError for more steps than an immediate offset of a block message reaches."""
+    if not 0 <= config.prefetch_distance <= 15:
+        raise ValueError(f"prefetch_distance must be from 0 to 15, got {config.prefetch_distance}")
+
+
 @functools.cache
 def field_types(kind: type) -> dict[str, object]:
     """The types of a configuration's fields, by name."""
@@ -130,8 +136,7 @@ class XeConfig(SubGroupConfig):
         super().__post_init__()
         if self.grf_size not in (128, 256):
             raise ValueError(f"grf_size must be 128 or 256, got {self.grf_size}")
-        if not 0 <= self.prefetch_distance <= 15:
-            raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
+        check_prefetch_distance(self)
 
     def _details(self) -> str:
         return f"{super()._details()}, prefetch {self.prefetch_distance}, {self.grf_size} registers"

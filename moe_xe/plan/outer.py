@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
-from .config import VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields
+from .config import VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields, check_prefetch_distance
 from .problem import Dtype, RowsFormat
 
 
@@ -112,8 +112,7 @@ class OuterXeConfig(OuterSubGroupConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.prefetch_distance <= 15:
-            raise ValueError(f"prefetch_distance must be from 0 to 15, got {self.prefetch_distance}")
+        check_prefetch_distance(self)
 
     def _details(self) -> str:
         return f"{super()._details()}, prefetch {self.prefetch_distance}"

@@ -7,7 +7,7 @@ from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfi
 from .heuristics import Family
 from .outer import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
 from .problem import GroupedGemmProblem, WeightLayout
-from .xe_rules import check_xe_config
+from .xe_rules import check_xe_config, most_sub_groups
 
 __all__ = ["check_config", "check_outer_config", "check_splits"]
 
@@ -113,9 +113,9 @@ def _check_outer_xe(problem: OuterProblem, config: OuterXeConfig) -> None:
     registers = left * right // LANES + right
     if registers > MOST_REGISTERS:
         _refuse(config, f"sums and operands of a sub-group take {registers} registers, at most {MOST_REGISTERS} can be")
-    if config.work_group_size > LARGEST_WORK_GROUP // 2:
-        _refuse(config, f"{config.work_group_size // LANES} sub-groups, an Xe core has {LARGEST_WORK_GROUP // 2 // LANES}")
-    sub_groups = config.work_group_size // LANES
+    sub_groups, most = config.work_group_size // LANES, most_sub_groups(None)
+    if sub_groups > most:
+        _refuse(config, f"{sub_groups} sub-groups, an Xe core has {most}")
     for columns in sides[1:] if problem.gathered is not Gathered.none else sides:
         lines = columns // 32
         messages = max(lines // sub_groups, 1)
