@@ -8,7 +8,7 @@ from ..jit import compile_kernel
 from ..jit.route_source import route_source
 from ..plan.routing import MAX_EXPERTS, MAX_GROUPS, MAX_TOP_K, GroupScore, RoutingProblem, Scoring, launch_shape
 from . import checks
-from .launch import target_of
+from .launch import finishing, target_of
 
 __all__ = ["route"]
 
@@ -113,12 +113,11 @@ def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_gr
     queue = queue_for(router_logits.device)
     target = target_of(facts_of(queue))
     kernel = compile_kernel(queue, route_source(problem, target.isa))
-    kernel.launch(queue, *launch_shape(tokens, target.is_cpu, target.cores), (
-        router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
-        topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
-        scaling_factor))
-    if target.is_cpu:
-        queue.wait()
+    with finishing(queue, router_logits.device):
+        kernel.launch(queue, *launch_shape(tokens, target.is_cpu, target.cores), (
+            router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
+            topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
+            scaling_factor))
     return topk_weights, topk_ids
 
 
