@@ -11,7 +11,8 @@ from moe_xe.ops import grouped_outer as outer_module, launch, tuned
 from moe_xe.plan.choice import Choice
 from moe_xe.plan.override import force_config
 from moe_xe.plan.trials import trial_configs
-from moe_xe.tuning import default_tuner
+from moe_xe.tuning import default_store, default_tuner
+from moe_xe.tuning.store import Entry
 
 from .block import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import ISA, tile
@@ -82,6 +83,21 @@ def test_choices_on_disk_are_not_measured_again(device, runs, one_trial, tmp_pat
     monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     grouped_gemm(a, w, rows, autotune=True)
     assert len(runs) == 1 == len(one_trial)
+
+
+def test_a_choice_on_disk_that_breaks_a_rule_is_measured_again(runs, one_trial, tmp_path, monkeypatch):
+    """An imported file may say anything that its classes take."""
+    a, w, rows = operands("cpu")
+    grouped_gemm(a, w, rows, autotune=True)
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
+    store = default_store()
+    (key, entry), = store.entries()
+    broken = replace(entry.config, unpacked_rows=60000)     # more than a work-item's stack has room for
+    store.store(key, Entry(broken, broken, {broken: 1.0}))
+    default_tuner.cache_clear()     # as a new process
+    grouped_gemm(a, w, rows, autotune=True)
+    (_, mended), = store.entries()
+    assert len(one_trial) == 2 and mended.config != broken
 
 
 def test_the_tuners_choice_is_used(device, monkeypatch, launched, fresh_tuner):
