@@ -23,7 +23,7 @@ from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.workloads import load_layers, recorded_layers
 from moe_xe.plan.problem import Dtype
-from moe_xe.plan.schedule import simulate
+from moe_xe.plan.model.schedule import simulate
 from moe_xe.timing import timed
 
 DTYPES = {"bf16": (torch.bfloat16, Dtype.bf16), "fp16": (torch.float16, Dtype.f16), "fp32": (torch.float32, Dtype.f32)}

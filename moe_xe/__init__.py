@@ -1,17 +1,18 @@
 """moe_xe: Mixture-of-Experts GEMMs for Intel Xe GPUs and, on the SYCL CPU device, for any x86 machine."""
 from .device import devices, on_queue
 from .grouped_gemm import interface as _interface, reference as _reference    # before the function takes the package's name
-from .ops.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
-from .ops.grouped_gemm import explain, grouped_gemm
-from .ops import grouped_gemm_gradient as _gemm_gradient, route_gradient as _route_gradient    # register themselves
-from .ops.grouped_mm import grouped_mm
-from .ops.grouped_outer import grouped_outer
-from .ops.lora_moe import LoraAdapter, lora_moe
-from .ops.route import route
-from .ops.token_sort import combine, sort_tokens
-from .plan.block_config import GemmConfigs, MoeConfig
-from .plan.config import CpuConfig, GenericConfig, Schedule, XeConfig
-from .plan.outer import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
+from .ops.block.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
+from .ops.gemm.grouped_gemm import explain, grouped_gemm
+from .ops.gemm import gradient as _gemm_gradient    # register themselves
+from .ops.routing import gradient as _route_gradient
+from .ops.gemm.grouped_mm import grouped_mm
+from .ops.gemm.grouped_outer import grouped_outer
+from .ops.lora.lora_moe import LoraAdapter, lora_moe
+from .ops.routing.route import route
+from .ops.routing.token_sort import combine, sort_tokens
+from .plan.choice.block_config import GemmConfigs, MoeConfig
+from .plan.gemm.config import CpuConfig, GenericConfig, Schedule, XeConfig
+from .plan.outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 
 # `import moe_xe.grouped_gemm.interface as i` looks the submodule up on whatever moe_xe.grouped_gemm is
 grouped_gemm.interface, grouped_gemm.reference = _interface, _reference

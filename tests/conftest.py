@@ -30,7 +30,7 @@ def fresh_tuner(tmp_path, monkeypatch):
     default_tuner.cache_clear()
 
 
-_ASK_FOR_TARGETS = [f"moe_xe.ops.{name}" for name in ("activate", "grouped_outer", "launch", "route", "token_sort")]
+_ASK_FOR_TARGETS = [f"moe_xe.ops.{name}" for name in ("block.activate", "gemm.grouped_outer", "launch", "routing.route", "routing.token_sort")]
 
 
 @pytest.fixture

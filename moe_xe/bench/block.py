@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..ops.fused_moe import Fusions
+from ..ops.block.fused_moe import Fusions
 from ..plan.problem import Dtype
 from ..timing import interleaved_medians
 from . import block_models, block_peers

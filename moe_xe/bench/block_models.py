@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..ops.fused_moe import Fusions, SharedExpert, fused_moe
-from ..ops.route import route
+from ..ops.block.fused_moe import Fusions, SharedExpert, fused_moe
+from ..ops.routing.route import route
 from .workloads import MODELS, Model
 
 _MULTIPLE = 64

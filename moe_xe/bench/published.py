@@ -1,4 +1,4 @@
-"""Other people's measurements (plan/data/published.yaml) beside what the cost model predicts for their kernels."""
+"""Other people's measurements (plan/model/data/published.yaml) beside what the cost model predicts for their kernels."""
 from __future__ import annotations
 
 import functools
@@ -10,9 +10,9 @@ from importlib.resources import files
 import torch
 import yaml
 
-from ..plan import cost_model
-from ..plan.config import Schedule, XeConfig
-from ..plan.devices import DeviceRecord, find_record
+from ..plan.model import cost as cost_model
+from ..plan.gemm.config import Schedule, XeConfig
+from ..plan.model.devices import DeviceRecord, find_record
 from ..plan.problem import Activation, Dtype, GroupedGemmProblem, WeightLayout
 from . import workloads
 
@@ -38,7 +38,7 @@ class Comparison:
 
 @functools.cache
 def _data() -> dict:
-    return yaml.safe_load(files("moe_xe.plan").joinpath("data/published.yaml").read_text())
+    return yaml.safe_load(files("moe_xe.plan.model").joinpath("data/published.yaml").read_text())
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -93,7 +93,7 @@ def block(
     from ..bench.block_models import FAMILIES
     from ..bench.block_peers import require_transformers
     from ..bench.plot import plot_blocks, require_matplotlib
-    from ..ops.fused_moe import Fusions
+    from ..ops.block.fused_moe import Fusions
 
     cases = [(m, d) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")]
     if mode not in MODES:

@@ -6,11 +6,11 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from ..plan import config
-from ..plan.candidates import choose_xe_config
-from ..plan.devices import record_of
+from ..plan.gemm import config
+from ..plan.xe.candidates import choose_xe_config
+from ..plan.model.devices import record_of
 from ..plan.problem import Dtype, GroupedGemmProblem
-from ..plan.schedule import simulate
+from ..plan.model.schedule import simulate
 from .tables import table_console
 
 

@@ -68,7 +68,7 @@ def _runs(name, scale, dtype, token_counts, device, training):
     import torch
 
     from ..bench import block_models
-    from ..ops.fused_moe import Fusions
+    from ..ops.block.fused_moe import Fusions
 
     family = block_models.scaled(block_models.FAMILIES[name], scale)
     weights = block_models.make_weights(family, dtype, device, training)

@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 
 from ..ops import checks
-from ..ops.grouped_gemm import grouped_gemm as expert_order_gemm, validate
-from ..ops.grouped_outer import grouped_outer
-from ..plan.block_config import GemmConfigs
-from ..plan.config import TileConfig
-from ..plan.outer import OuterConfig
+from ..ops.gemm.grouped_gemm import grouped_gemm as expert_order_gemm, validate
+from ..ops.gemm.grouped_outer import grouped_outer
+from ..plan.choice.block_config import GemmConfigs
+from ..plan.gemm.config import TileConfig
+from ..plan.outer.config import OuterConfig
 
 __all__ = ["grouped_gemm", "grouped_gemm_dW", "grouped_gemm_dX", "grouped_gemm_forward"]
 
@@ -21,7 +21,7 @@ def grouped_gemm(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, topk: 
                  is_first_gemm: bool = True) -> torch.Tensor:
     """One of the two grouped GEMMs of an MoE MLP: `grouped_gemm_forward` with the arguments that a training step has.
 
-    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs: a TileConfig and an OuterConfig (moe_xe.plan.outer).
+    kernel_config_bwd_dX, kernel_config_bwd_dW: of the gradients' GEMMs: a TileConfig and an OuterConfig (moe_xe.plan.outer.config).
     is_first_gemm: says which of the two GEMMs the caller means. The permutations already determine what is computed, so
     that it changes nothing. The rest, the result and the errors: see `grouped_gemm_forward`. Differentiable in X, W and,
     with fuse_mul_post, topk_weights (whose gradient computes the products again, without them).
@@ -49,7 +49,7 @@ def grouped_gemm_forward(X: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor
     permute_y: the product of sorted row i is row gather_indices[i] of the result (its second GEMM).
     topk_weights: [tokens, topk] or [tokens * topk], a float dtype. fuse_mul_post: with permute_y, row r of the result is
       multiplied by the r-th of them, in float32, before it is rounded.
-    kernel_config_fwd: a TileConfig of the device's family (moe_xe.plan.config), or None for moe_xe's choice.
+    kernel_config_fwd: a TileConfig of the device's family (moe_xe.plan.gemm.config), or None for moe_xe's choice.
     autotune: as in moe_xe.grouped_gemm; excludes kernel configurations.
 
     Returns [total_rows, N] in X's dtype: in token order with permute_y, else sorted by expert. Raises TypeError or

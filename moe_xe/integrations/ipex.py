@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..ops import checks
-from ..ops.fused_moe import fused_moe
-from ..ops.route import route
+from ..ops.block.fused_moe import fused_moe
+from ..ops.routing.route import route
 
 __all__ = ["GatedMLPMOE"]
 

@@ -11,11 +11,11 @@ import torch
 
 from ..nn.activations import recognise
 from ..ops.autocast import autocast
-from ..ops.fused_moe import fused_moe
-from ..ops.grouped_gemm import grouped_gemm
-from ..ops.token_sort import sort_tokens
-from ..plan.block_config import MoeConfig
-from ..plan.choice import Choice
+from ..ops.block.fused_moe import fused_moe
+from ..ops.gemm.grouped_gemm import grouped_gemm
+from ..ops.routing.token_sort import sort_tokens
+from ..plan.choice.block_config import MoeConfig
+from ..plan.choice.choice import Choice
 
 __all__ = ["experts_forward", "fused_activation", "register"]
 

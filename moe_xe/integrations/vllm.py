@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..ops import checks
-from ..ops.fused_moe import fused_moe
+from ..ops.block.fused_moe import fused_moe
 
 __all__ = ["XpuFusedMoe", "xpu_fused_moe"]
 

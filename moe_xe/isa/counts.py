@@ -1,6 +1,6 @@
 """Counts the K loops of sub-group shapes from Intel's offline compiler: the table behind plan/cost_model.py.
 
-    python -m moe_xe.isa.counts > moe_xe/plan/data/instructions.yaml
+    python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
-from ..plan.config import Schedule, XeConfig
+from ..plan.gemm.config import Schedule, XeConfig
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from . import ocloc, spirv
 from .kernels import LARGE_GRF
@@ -26,7 +26,7 @@ SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (3
 HEADER = """\
 # Instructions of one sub-group, bf16, counted in machine code: target -> layout [+ gathered] -> rows x columns -> counts.
 # step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of a tile outside the K loop.
-# Written by: python -m moe_xe.isa.counts > moe_xe/plan/data/instructions.yaml
+# Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
-from ..plan.candidates import choose_xe_config
-from ..plan.config import TileConfig, XeConfig
-from ..plan.devices import record_named
+from ..plan.xe.candidates import choose_xe_config
+from ..plan.gemm.config import TileConfig, XeConfig
+from ..plan.model.devices import record_named
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from . import ocloc, spirv
 from .dump import Dump

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 
-from ..plan.activate import ActivateProblem, sub_groups
+from ..plan.block.activate import ActivateProblem, sub_groups
 from .kernel_source import KernelSource
 from .source import assemble
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 
-from ..plan.outer import OuterConfig, OuterCpuConfig, OuterProblem, OuterXeConfig
+from ..plan.outer.config import OuterConfig, OuterCpuConfig, OuterProblem, OuterXeConfig
 from .kernel_source import KernelSource
 from .source import assemble, bool_constant, constants_of
 

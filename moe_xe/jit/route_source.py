@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 from enum import Enum
 
-from ..plan.routing import GroupScore, RoutingProblem, Scoring
+from ..plan.block.routing import GroupScore, RoutingProblem, Scoring
 from .kernel_source import KernelSource
 from .source import assemble
 

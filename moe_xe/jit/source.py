@@ -4,8 +4,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from ..plan.config import CpuConfig, Schedule, TileConfig, XeConfig
-from ..plan.outer import OuterConfig
+from ..plan.gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
+from ..plan.outer.config import OuterConfig
 from ..plan.problem import GroupedGemmProblem
 from .kernel_source import KernelSource
 

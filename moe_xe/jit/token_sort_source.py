@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 
 from ..plan.problem import Dtype
-from ..plan.token_sort import CombineProblem, SortProblem, row_groups
+from ..plan.block.token_sort import CombineProblem, SortProblem, row_groups
 from .kernel_source import KernelSource
 from .source import assemble, bool_constant
 

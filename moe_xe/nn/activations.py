@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..ops.activation import apply_activation
+from ..ops.block.activation import apply_activation
 from ..plan.problem import Activation, ActivationKind
 
 __all__ = ["activation_name", "recognise"]

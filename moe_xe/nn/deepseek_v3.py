@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..ops.route import route
-from ..plan.block_config import MoeConfig
+from ..ops.routing.route import route
+from ..plan.choice.block_config import MoeConfig
 from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
 
 __all__ = ["DeepseekV3Block"]

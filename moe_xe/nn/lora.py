@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from ..ops.lora_moe import LoraAdapter, lora_moe
-from ..plan.block_config import MoeConfig
+from ..ops.lora.lora_moe import LoraAdapter, lora_moe
+from ..plan.choice.block_config import MoeConfig
 from .parts import Experts
 
 __all__ = ["LoraExperts"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..plan.block_config import MoeConfig
+from ..plan.choice.block_config import MoeConfig
 from .parts import activation_of, sizes_of
 from .qwen3_moe import Qwen3MoeBlock
 

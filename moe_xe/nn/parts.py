@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..ops.fused_moe import SharedExpert, fused_moe
-from ..plan.block_config import MoeConfig
+from ..ops.block.fused_moe import SharedExpert, fused_moe
+from ..plan.choice.block_config import MoeConfig
 from .activations import activation_name
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]

@@ -1,1 +1,1 @@
-"""One file for each public operation: check the arguments, plan, launch."""
+"""Public operations, a room for each family: check the arguments, plan, launch."""

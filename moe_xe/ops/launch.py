@@ -13,10 +13,10 @@ from ..runtime import Queue
 from ..device import DeviceFacts, facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
-from ..plan.choice import Choice
-from ..plan.config import Schedule
-from ..plan.devices import record_of
-from ..plan.heuristics import fast_isa, has_wide_dpas
+from ..plan.choice.choice import Choice
+from ..plan.gemm.config import Schedule
+from ..plan.model.devices import record_of
+from ..plan.gemm.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
 from .checks import DTYPES, check_addresses, row_stride, weight_layout

@@ -9,8 +9,8 @@ import torch
 
 from ..device import facts_of, on_torchs_stream
 from ..plan.launch import LaunchPlan, Origin, Target
-from ..plan.outer import OuterOperands
-from ..plan.outer_heuristics import can_split
+from ..plan.outer.config import OuterOperands
+from ..plan.outer.heuristics import can_split
 from ..plan.problem import Operands
 from ..plan.rules import check_config, check_outer_config, check_splits
 from ..plan.trials import trial_configs

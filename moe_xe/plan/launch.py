@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from . import heuristics, outer_heuristics
-from .config import Schedule, TileConfig
-from .devices import DeviceRecord
-from .heuristics import Family
-from .outer import OuterConfig, OuterOperands, OuterProblem
+from .gemm import heuristics
+from .outer import heuristics as outer_heuristics
+from .gemm.config import Schedule, TileConfig
+from .model.devices import DeviceRecord
+from .gemm.heuristics import Family
+from .outer.config import OuterConfig, OuterOperands, OuterProblem
 from .override import forced_config
 from .problem import GroupedGemmProblem, Operands
 from .rules import check_config, check_outer_config, check_splits

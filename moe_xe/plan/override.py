@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from .config import TileConfig
-from .outer import OuterConfig
+from .gemm.config import TileConfig
+from .outer.config import OuterConfig
 
 __all__ = ["force_config", "forced_config"]
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
-from .heuristics import Family
-from .outer import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
+from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.heuristics import Family
+from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
 from .problem import GroupedGemmProblem, WeightLayout
-from .xe_rules import check_xe_config, most_sub_groups
+from .xe.rules import check_xe_config, most_sub_groups
 
 __all__ = ["check_config", "check_outer_config", "check_splits"]
 
@@ -103,7 +103,7 @@ def _check_generic(config: GenericConfig | OuterGenericConfig, parts: Iterable[t
 
 
 def _check_outer_xe(problem: OuterProblem, config: OuterXeConfig) -> None:
-    """What sycl_kernels/include/moe_xe/outer_xe.hpp asserts."""
+    """What sycl_kernels/include/moe_xe/xe/outer.hpp asserts."""
     swapped = problem.gathered is Gathered.right
     parts, tile = (config.sub_group_rows, config.sub_group_columns), (config.tile_rows, config.tile_columns)
     (left, right), sides = (parts[::-1], tile[::-1]) if swapped else (parts, tile)

@@ -10,8 +10,8 @@ from enum import Enum
 
 from ..disk_cache import Facts
 from ..jit.cache_key import environment_facts
-from ..plan.config import TileConfig
-from ..plan.outer import OuterConfig, OuterProblem
+from ..plan.gemm.config import TileConfig
+from ..plan.outer.config import OuterConfig, OuterProblem
 from ..plan.problem import GroupedGemmProblem
 from ..runtime import DeviceFacts
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..disk_cache import DiskCache, cache_directory
-from ..plan.config_text import from_text, to_text
+from ..plan.choice.text import from_text, to_text
 from .key import Config, TuningKey
 
 SIZE_LIMIT = 64 << 20   # bytes: ten thousands of entries

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ..plan.config import VECTOR_DWORDS, TileConfig
-from ..plan.config_text import to_text
+from ..plan.gemm.config import VECTOR_DWORDS, TileConfig
+from ..plan.choice.text import to_text
 from ..timing import interleaved_medians, timed
 from .key import Config, TuningKey
 from .store import Entry, TuningStore, default_store

@@ -1,5 +1,5 @@
 // out[t] = the sum of the rows of y that the token's experts wrote, rounded once.
-#include <moe_xe/combine.hpp>
+#include <moe_xe/routing/combine.hpp>
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void combine(
     const void* y, long y_stride, const void* topk_ids, long topk_ids_stride, const int* expert_map, int expert_map_size,

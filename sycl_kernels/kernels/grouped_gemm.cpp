@@ -1,15 +1,15 @@
 // The persistent MoE GEMM: every work-group takes tiles of all experts from one queue until it is empty.
 #include <moe_xe/types.hpp>
-#include <moe_xe/tile_queue.hpp>
+#include <moe_xe/queue/tile_queue.hpp>
 #if defined(MOE_XE_CPU)
-#include <moe_xe/team_cpu.hpp>
-#include <moe_xe/mainloop_cpu.hpp>
+#include <moe_xe/cpu/team.hpp>
+#include <moe_xe/cpu/mainloop.hpp>
 #elif defined(MOE_XE_XE)
-#include <moe_xe/team_gpu.hpp>
-#include <moe_xe/mainloop_xe.hpp>
+#include <moe_xe/gpu/team.hpp>
+#include <moe_xe/xe/mainloop.hpp>
 #else
-#include <moe_xe/team_gpu.hpp>
-#include <moe_xe/mainloop_generic.hpp>
+#include <moe_xe/gpu/team.hpp>
+#include <moe_xe/generic/mainloop.hpp>
 #endif
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_gemm(

@@ -1,14 +1,14 @@
 // The persistent gradient of the weights: every work-group takes tiles of all experts' d from one queue until it is empty.
-#include <moe_xe/outer_queue.hpp>
+#include <moe_xe/queue/outer_queue.hpp>
 #if defined(MOE_XE_CPU)
-#include <moe_xe/team_cpu.hpp>
-#include <moe_xe/outer_cpu.hpp>
+#include <moe_xe/cpu/team.hpp>
+#include <moe_xe/cpu/outer.hpp>
 #elif defined(MOE_XE_XE)
-#include <moe_xe/team_gpu.hpp>
-#include <moe_xe/outer_xe.hpp>
+#include <moe_xe/gpu/team.hpp>
+#include <moe_xe/xe/outer.hpp>
 #else
-#include <moe_xe/team_gpu.hpp>
-#include <moe_xe/outer_generic.hpp>
+#include <moe_xe/gpu/team.hpp>
+#include <moe_xe/generic/outer.hpp>
 #endif
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_outer(

@@ -1,8 +1,8 @@
 // Routed tokens become rows sorted by expert: rows per expert, and the pair and the scale of each row.
 #if defined(MOE_XE_CPU)
-#include <moe_xe/sort_tokens_cpu.hpp>
+#include <moe_xe/cpu/sort_tokens.hpp>
 #else
-#include <moe_xe/sort_tokens_gpu.hpp>
+#include <moe_xe/gpu/sort_tokens.hpp>
 #endif
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void sort_tokens(

@@ -8,7 +8,7 @@ from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
 from moe_xe.device import facts_of, queue_for
-from moe_xe.plan.devices import RECORDS, DeviceRecord, find_record
+from moe_xe.plan.model.devices import RECORDS, DeviceRecord, find_record
 from moe_xe.plan.problem import Dtype
 from moe_xe.timing import interleaved_medians
 

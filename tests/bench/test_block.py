@@ -16,7 +16,7 @@ from moe_xe.bench.block import check_memory, run_family
 from moe_xe.bench.block_models import FAMILIES, make_inputs, make_weights, reference, scaled
 from moe_xe.bench.memory import available_bytes, peak_bytes
 from moe_xe.bench.plot import plot_blocks, require_matplotlib
-from moe_xe.plan.devices import DeviceRecord
+from moe_xe.plan.model.devices import DeviceRecord
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from moe_xe import timing
 from moe_xe.bench import block, block_models
 from moe_xe.cli import app
-from moe_xe.plan.devices import DeviceRecord
+from moe_xe.plan.model.devices import DeviceRecord
 
 pytest.importorskip("transformers", minversion="5.23")
 

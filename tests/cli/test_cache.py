@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 from moe_xe.cli import app
 from moe_xe.disk_cache import cache_directory
 from moe_xe.jit.compiler import kernel_cache
-from moe_xe.plan.heuristics import cpu_config
-from moe_xe.plan.outer import OuterProblem
-from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.outer.config import OuterProblem
+from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 from moe_xe.runtime import devices
 from moe_xe.tuning import Entry, default_store, tuning_key

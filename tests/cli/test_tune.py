@@ -11,7 +11,7 @@ from moe_xe.bench import block, block_models
 from moe_xe.cli import app
 from moe_xe.device import facts_of, queue_for
 from moe_xe.ops import tuned
-from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 from moe_xe.tuning import default_store, default_tuner, tuning_key
 

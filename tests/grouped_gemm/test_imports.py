@@ -6,7 +6,7 @@ import pytest
 
 FORMS = {
     "the function": "import moe_xe; assert callable(moe_xe.grouped_gemm) and 'tokens_per_expert' in moe_xe.grouped_gemm.__doc__",
-    "the function by name": "from moe_xe import grouped_gemm; assert grouped_gemm.__module__ == 'moe_xe.ops.grouped_gemm'",
+    "the function by name": "from moe_xe import grouped_gemm; assert grouped_gemm.__module__ == 'moe_xe.ops.gemm.grouped_gemm'",
     "from the package's module": "from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_forward; "
                                  "assert grouped_gemm.__module__ == 'moe_xe.grouped_gemm.interface'",
     "module under another name": "import moe_xe.grouped_gemm.interface as i; assert callable(i.grouped_gemm_forward)",

@@ -1,9 +1,9 @@
 // A kernel that walks the tile queue as grouped_gemm.cpp does, but writes down the tiles instead of computing them.
-#include <moe_xe/tile_queue.hpp>
+#include <moe_xe/queue/tile_queue.hpp>
 #ifdef MOE_XE_CPU
-#include <moe_xe/team_cpu.hpp>
+#include <moe_xe/cpu/team.hpp>
 #else
-#include <moe_xe/team_gpu.hpp>
+#include <moe_xe/gpu/team.hpp>
 #endif
 
 // visits: [capacity] tiles seen under each number; seen: [capacity][6] expert, height, rows, column, row (2 words)

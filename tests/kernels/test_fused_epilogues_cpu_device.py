@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from moe_xe.bench.numerics import difference
-from moe_xe.ops.activation import apply_activation
+from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call, SharedWeights, launch
-from moe_xe.plan.config import TileConfig
+from moe_xe.plan.gemm.config import TileConfig
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, RowScale
 

@@ -16,8 +16,8 @@ from moe_xe.isa import spirv
 from moe_xe.jit import sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.ops import launch
-from moe_xe.plan.config import GenericConfig, Schedule, TileConfig
-from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.gemm.config import GenericConfig, Schedule, TileConfig
+from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 

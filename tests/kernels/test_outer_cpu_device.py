@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from moe_xe.isa import spirv
 from moe_xe.jit import sources_dir
 from moe_xe.jit.outer_source import generate
-from moe_xe.ops import grouped_outer as ops
-from moe_xe.plan.outer import OuterConfig, OuterGenericConfig, OuterProblem
-from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.ops.gemm import grouped_outer as ops
+from moe_xe.plan.outer.config import OuterConfig, OuterGenericConfig, OuterProblem
+from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Dtype
 

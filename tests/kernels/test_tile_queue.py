@@ -11,10 +11,10 @@ from moe_xe.bench.workloads import recorded_layers
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.jit import KernelSource, compile_kernel, sources_dir
 from moe_xe.jit.source import generate
-from moe_xe.plan.config import GenericConfig, Schedule, TileConfig
-from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.gemm.config import GenericConfig, Schedule, TileConfig
+from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
-from moe_xe.plan.schedule import tiles
+from moe_xe.plan.model.schedule import tiles
 
 RECORDER = Path(__file__).with_name("record_tiles.hpp")
 PROBLEM = GroupedGemmProblem(2880, 2880, Dtype.bf16, Dtype.bf16)

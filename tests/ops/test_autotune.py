@@ -7,14 +7,15 @@ import torch
 
 import moe_xe
 from moe_xe import LoraAdapter, fused_moe, grouped_gemm, grouped_mm, grouped_outer, lora_moe, timing
-from moe_xe.ops import grouped_outer as outer_module, launch, tuned
-from moe_xe.plan.choice import Choice
+from moe_xe.ops.gemm import grouped_outer as outer_module
+from moe_xe.ops import launch, tuned
+from moe_xe.plan.choice.choice import Choice
 from moe_xe.plan.override import force_config
 from moe_xe.plan.trials import trial_configs
 from moe_xe.tuning import default_store, default_tuner
 from moe_xe.tuning.store import Entry
 
-from .block import HIDDEN, INTERMEDIATE, make, make_shared, moved
+from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import ISA, tile
 
 COUNTS = [5, 0, 40, 1]

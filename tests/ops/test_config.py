@@ -6,12 +6,12 @@ import torch
 
 import moe_xe
 from moe_xe import GemmConfigs, LoraAdapter, MoeConfig, fused_moe, grouped_gemm, grouped_mm, grouped_outer, lora_moe
-from moe_xe.plan.choice import Choice
-from moe_xe.plan.config import GenericConfig, Schedule
+from moe_xe.plan.choice.choice import Choice
+from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 from moe_xe.runtime import Queue
 
-from .block import HIDDEN, INTERMEDIATE, make, make_shared, moved
+from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import outer_tile, tile
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

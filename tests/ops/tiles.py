@@ -2,8 +2,8 @@
 from dataclasses import replace
 
 from moe_xe import runtime
-from moe_xe.plan.heuristics import cpu_config
-from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.outer.heuristics import cpu_outer_config
 
 ISA = "avx2" if runtime.cpu_isa() != "baseline" else "baseline"     # wider ones take longer to compile
 

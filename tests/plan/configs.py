@@ -1,8 +1,8 @@
 """Configurations drawn at random, by kind; their classes take them all, `rules.py` not for every problem."""
 from hypothesis import strategies as st
 
-from moe_xe.plan.config import VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
-from moe_xe.plan.outer import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
+from moe_xe.plan.gemm.config import VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
+from moe_xe.plan.outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 
 ISAS = list(VECTOR_DWORDS)
 

@@ -3,16 +3,17 @@ from dataclasses import replace
 
 import pytest
 
-from moe_xe.plan import heuristics, outer_heuristics
-from moe_xe.plan.config import Schedule
-from moe_xe.plan.devices import record_named
-from moe_xe.plan.heuristics import Family
+from moe_xe.plan.gemm import heuristics
+from moe_xe.plan.outer import heuristics as outer_heuristics
+from moe_xe.plan.gemm.config import Schedule
+from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.gemm.heuristics import Family
 from moe_xe.plan.launch import Origin, Target, plan_launch, plan_outer
-from moe_xe.plan.outer import OuterOperands, OuterProblem
+from moe_xe.plan.outer.config import OuterOperands, OuterProblem
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands
 
-from .test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
+from .gemm.test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
 
 PROBLEM, OUTER = GroupedGemmProblem(256, 128, Dtype.bf16, Dtype.bf16), OuterProblem(256, 128, Dtype.bf16, Dtype.bf16)
 OPERANDS = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,

@@ -3,10 +3,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_xe.plan.config import CpuConfig, TileConfig
-from moe_xe.plan.heuristics import cpu_config
-from moe_xe.plan.outer import OuterConfig
-from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.gemm.config import CpuConfig, TileConfig
+from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.outer.config import OuterConfig
+from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.override import force_config, forced_config
 
 FIRST, SECOND, OUTER, OTHER_OUTER = cpu_config(None, "avx2"), cpu_config(None, "baseline"), cpu_outer_config("avx2"), cpu_outer_config("baseline")

@@ -10,20 +10,21 @@ import moe_xe
 from moe_xe import runtime
 from moe_xe.bench.numerics import agrees
 from moe_xe.ops import launch
-from moe_xe.ops.activation import apply_activation
+from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call
-from moe_xe.plan import heuristics, outer_heuristics
-from moe_xe.plan.devices import record_named
-from moe_xe.plan.heuristics import Family
+from moe_xe.plan.gemm import heuristics
+from moe_xe.plan.outer import heuristics as outer_heuristics
+from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.gemm.heuristics import Family
 from moe_xe.plan.launch import Target, plan_launch, plan_outer
-from moe_xe.plan.outer import Gathered, OuterOperands, OuterProblem
+from moe_xe.plan.outer.config import Gathered, OuterOperands, OuterProblem
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem, Operands, WeightLayout
 from moe_xe.plan.rules import check_config, check_outer_config, check_splits
 from moe_xe.plan.trials import trial_configs
 
 from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, outer_generic_configs
-from .test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
+from .gemm.test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
 
 BF16, F32 = Dtype.bf16, Dtype.f32
 USABLE_ISAS = ISAS[ISAS.index(runtime.cpu_isa()):]

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from moe_xe.plan.config import Schedule
-from moe_xe.plan.heuristics import cpu_config
-from moe_xe.plan.outer import OuterProblem
-from moe_xe.plan.outer_heuristics import cpu_outer_config
+from moe_xe.plan.gemm.config import Schedule
+from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.outer.config import OuterProblem
+from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem
 from moe_xe.tuning import Entry, TuningKey, tuning_key
 

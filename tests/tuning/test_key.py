@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_xe.jit import cache_key
-from moe_xe.plan.outer import Gathered
+from moe_xe.plan.outer.config import Gathered
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, RowScale, RowsFormat, WeightLayout
 from moe_xe.tuning import TuningKey, key as key_module, rows_bucket, skew_bucket
 

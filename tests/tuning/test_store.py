@@ -4,7 +4,7 @@ import json
 import pytest
 
 from moe_xe.disk_cache import DiskCache
-from moe_xe.plan.block_config import MoeConfig
+from moe_xe.plan.choice.block_config import MoeConfig
 from moe_xe.tuning import Entry, TuningStore, default_store
 from moe_xe.tuning.store import SIZE_LIMIT
 

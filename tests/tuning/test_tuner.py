@@ -15,7 +15,7 @@ import torch
 
 from moe_xe import timing
 from moe_xe.disk_cache import DiskCache, key_of
-from moe_xe.plan.heuristics import cpu_config
+from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.tuning import Entry, Tuner, TuningStore, default_tuner, is_capturing, tuner as tuner_module
 from moe_xe.tuning.store import SIZE_LIMIT
 

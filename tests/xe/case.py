@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from moe_xe.isa import kernels, ocloc, spirv
-from moe_xe.ops.activation import apply_activation
-from moe_xe.plan.config import Schedule, SubGroupConfig, XeConfig
+from moe_xe.ops.block.activation import apply_activation
+from moe_xe.plan.gemm.config import Schedule, SubGroupConfig, XeConfig
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()

@@ -7,12 +7,12 @@ import torch
 
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.activate_source import activate_source
-from moe_xe.ops.activate import ActivationGradients
+from moe_xe.ops.block.activate import ActivationGradients
 from moe_xe.ops.checks import DTYPES
-from moe_xe.plan.activate import ActivateProblem, activate_groups, lane_columns, sub_groups
+from moe_xe.plan.block.activate import ActivateProblem, activate_groups, lane_columns, sub_groups
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype
 
-from ..ops.test_activate import (BF16, F16, F32, HALVES, INTERLEAVED, KINDS, PLAIN, POISON, Kind, assert_close, check, make,
+from ..ops.block.test_activate import (BF16, F16, F32, HALVES, INTERLEAVED, KINDS, PLAIN, POISON, Kind, assert_close, check, make,
                                  reference, strided)
 from .case import missing
 from .test_token_sort_xesim import build, rows, run, stored

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_xe.plan.heuristics import generic_config
+from moe_xe.plan.gemm.heuristics import generic_config
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
 
 from .case import EKN, ENK, config_of, default_config, missing, name, run

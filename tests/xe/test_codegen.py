@@ -9,7 +9,7 @@ from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.source import generate
-from moe_xe.plan.heuristics import generic_config
+from moe_xe.plan.gemm.heuristics import generic_config
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()

@@ -9,9 +9,9 @@ import pytest
 from moe_xe.bench.block_models import FAMILIES, Family
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import Summary, summarize
-from moe_xe.plan.candidates import choose_xe_config
-from moe_xe.plan.config import XeConfig
-from moe_xe.plan.devices import record_named
+from moe_xe.plan.xe.candidates import choose_xe_config
+from moe_xe.plan.gemm.config import XeConfig
+from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()

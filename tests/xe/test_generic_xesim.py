@@ -5,7 +5,7 @@ import pytest
 
 from moe_xe.isa import kernels
 from moe_xe.isa.listing import summarize
-from moe_xe.plan.heuristics import generic_config
+from moe_xe.plan.gemm.heuristics import generic_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
 from .case import EKN, ENK, missing, run

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from moe_xe.plan.config import Schedule
+from moe_xe.plan.gemm.config import Schedule
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
 
 from .case import EKN, ENK, Case, config_of, default_config, missing, run

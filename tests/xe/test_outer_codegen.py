@@ -9,8 +9,8 @@ from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
-from moe_xe.plan.outer import Gathered, OuterProblem
-from moe_xe.plan.outer_heuristics import xe_outer_config
+from moe_xe.plan.outer.config import Gathered, OuterProblem
+from moe_xe.plan.outer.heuristics import xe_outer_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()

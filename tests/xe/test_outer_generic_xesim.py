@@ -10,8 +10,8 @@ from moe_xe.isa import ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
-from moe_xe.plan.outer import Gathered, OuterGenericConfig, OuterProblem
-from moe_xe.plan.outer_heuristics import generic_outer_config
+from moe_xe.plan.outer.config import Gathered, OuterGenericConfig, OuterProblem
+from moe_xe.plan.outer.heuristics import generic_outer_config
 from moe_xe.plan.problem import Dtype
 
 from .case import decode, encode, missing, padded

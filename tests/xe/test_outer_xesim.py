@@ -10,8 +10,8 @@ import pytest
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
-from moe_xe.plan.outer import Gathered, OuterProblem, OuterXeConfig
-from moe_xe.plan.outer_heuristics import xe_outer_config
+from moe_xe.plan.outer.config import Gathered, OuterProblem, OuterXeConfig
+from moe_xe.plan.outer.heuristics import xe_outer_config
 from moe_xe.plan.problem import Dtype, RowsFormat
 
 from .case import REPORT, decode, encode, missing, padded

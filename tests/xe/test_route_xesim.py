@@ -12,9 +12,9 @@ from moe_xe.isa.listing import summarize
 from moe_xe.jit.route_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.plan.problem import Dtype
-from moe_xe.plan.routing import GroupScore, RoutingProblem, Scoring, launch_shape
+from moe_xe.plan.block.routing import GroupScore, RoutingProblem, Scoring, launch_shape
 
-from ..ops.routing import assert_routed, expected
+from ..ops.routing.case import assert_routed, expected
 from .case import REPORT, decode, encode, missing, padded
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)

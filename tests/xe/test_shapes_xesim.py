@@ -7,10 +7,10 @@ import pytest
 
 from moe_xe.isa import counts, kernels
 from moe_xe.isa.listing import summarize
-from moe_xe.plan import xe_rules
-from moe_xe.plan.config import Schedule, XeConfig
+from moe_xe.plan.xe import rules as xe_rules
+from moe_xe.plan.gemm.config import Schedule, XeConfig
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
-from moe_xe.plan.xe_rules import check_xe_config
+from moe_xe.plan.xe.rules import check_xe_config
 
 from .case import EKN, ENK, config_of, default_config, missing, run
 

@@ -13,11 +13,11 @@ from moe_xe.jit.kernel_source import KernelSource
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.token_sort_source import combine_source, sort_source
 from moe_xe.ops.checks import DTYPES
-from moe_xe.ops.token_sort import Routing, SortedTokens
+from moe_xe.ops.routing.token_sort import Routing, SortedTokens
 from moe_xe.plan.problem import Dtype
-from moe_xe.plan.token_sort import CombineProblem, SortProblem, combine_groups, sort_groups
+from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, combine_groups, sort_groups
 
-from ..ops.test_token_sort import (BF16, F16, F32, KINDS, POISON, local_experts, make_routing, make_rows, reference_combine,
+from ..ops.routing.test_token_sort import (BF16, F16, F32, KINDS, POISON, local_experts, make_routing, make_rows, reference_combine,
                                    reference_sort, strided)
 from .case import missing
 

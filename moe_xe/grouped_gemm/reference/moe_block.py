@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...plan.config import TileConfig
+from ...plan.gemm.config import TileConfig
 from ..interface import grouped_gemm
 from .moe_ops import calculate_topk, get_routing_indices, permute, unpermute
 

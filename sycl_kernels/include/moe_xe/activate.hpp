@@ -2,9 +2,9 @@
 #pragma once
 #include <moe_xe/activation_grad.hpp>
 #if defined(MOE_XE_CPU)
-#include <moe_xe/activate_cpu.hpp>
+#include <moe_xe/cpu/activate.hpp>
 #else
-#include <moe_xe/activate_gpu.hpp>
+#include <moe_xe/gpu/activate.hpp>
 #endif
 
 namespace moe_xe {

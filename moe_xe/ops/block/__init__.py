@@ -1,0 +1,1 @@
+"""The MoE MLP block: one call for inference, its gradients for training."""

@@ -1,0 +1,188 @@
+"""The activation between the two GEMMs as a launch of its own, and its gradients: for training, which keeps z."""
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+
+from ...device import facts_of, queue_for
+from ...jit import compile_kernel
+from ...jit.activate_source import activate_source
+from ...plan.block.activate import MAX_ROWS, ActivateProblem, activate_groups, lane_columns
+from ...plan.problem import Activation, ActivationKind
+from ...runtime import Queue
+from .. import checks
+from ..checks import DTYPES, row_stride
+from ..launch import finishing, pointer_of, target_of
+
+__all__ = ["ActivationGradients", "activate", "activate_backward", "launch_activate"]
+
+
+class ActivationGradients(NamedTuple):
+    """None for what was not wanted. Unused rows of dz and hs hold anything, those of dscale are zero.
+
+    dz: [rows, 2I or I], ``row_scales * g * d act(z)``, columns as z's. hs: [rows, I], ``row_scales * act(z)``.
+    dscale: float32 [rows], ``sum over columns of g * act(z)``, in an order that never changes.
+    """
+    dz: torch.Tensor | None
+    hs: torch.Tensor | None
+    dscale: torch.Tensor | None
+
+
+def activate(z: torch.Tensor, activation: Activation, *, row_pairs: torch.Tensor | None = None,
+             out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """``act(z)`` of each row, computed in float32.
+
+    z: [rows, 2I] for a gated activation (gates then up values, or interleaved), else [rows, I]; bfloat16, float16 or
+      float32, rows contiguous.
+    row_pairs: [rows] int32; rows where it is negative are not used: neither read nor written.
+    out_dtype: bfloat16, float16 or float32; z's dtype by default.
+
+    Returns [rows, I]. Raises TypeError or ValueError naming the argument.
+    """
+    _check(z, activation, out_dtype, row_pairs=row_pairs)
+    return torch.ops.moe_xe.activate(z, row_pairs, *_flat(activation), out_dtype or z.dtype)
+
+
+def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, *,
+                      row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
+                      want: Collection[str] = ActivationGradients._fields,
+                      out_dtype: torch.dtype | None = None) -> ActivationGradients:
+    """Gradients of ``row_scales * (act(z) @ w)``, given ``g = gradient @ w^T``, in one pass over z and g.
+
+    z, activation, row_pairs: as for `activate`. Beyond a limit the gradient is zero, at it it passes.
+    g: [rows, I] bfloat16, float16 or float32, not yet multiplied with row_scales.
+    row_scales: [rows] float32, 1 by default.
+    want: which of "dz", "hs" and "dscale" are computed.
+    out_dtype: dz's and hs' dtype, bfloat16, float16 or float32; z's by default.
+
+    Raises TypeError or ValueError naming the argument.
+    """
+    _check(z, activation, out_dtype, g=g, row_scales=row_scales, row_pairs=row_pairs)
+    fields = ActivationGradients._fields
+    if isinstance(want, str) or not want or not set(want) <= set(fields):
+        raise ValueError(f"want must be some of {fields}, got {want!r}")
+    wanted = [name in want for name in fields]
+    results = iter(torch.ops.moe_xe.activate_backward(z, g, row_scales, row_pairs, *_flat(activation), out_dtype or z.dtype,
+                                                      wanted))
+    return ActivationGradients(*(next(results) if is_wanted else None for is_wanted in wanted))
+
+
+def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g: torch.Tensor | None = None,
+                    row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
+                    dz: torch.Tensor | None = None, hs: torch.Tensor | None = None,
+                    dscale: torch.Tensor | None = None) -> None:
+    """Submits the kernel that fills dz, hs and dscale, those that are given, and returns.
+
+    Shapes as in `ActivationGradients`; each matrix has contiguous rows and a dtype of its own. dz may be z, and hs may be
+    g: the same memory, strides and dtype. Without row_scales, hs is act(z). The arguments are checked ones; ValueError
+    where g is missing, which dz and dscale need.
+    """
+    if g is None and (dz is not None or dscale is not None):
+        raise ValueError("g must be given for dz and dscale, got None")
+    if z.shape[0] == 0 or (dz is None and hs is None and dscale is None):
+        return
+    matrices = {name: tensor for name, tensor in (("z", z), ("g", g), ("dz", dz), ("hs", hs)) if tensor is not None}
+    checks.check_addresses(**matrices, row_scales=row_scales, row_pairs=row_pairs, dscale=dscale)
+    places = {name: (tensor.data_ptr(), row_stride(name, tensor)) for name, tensor in matrices.items()}
+    dtypes = {name: DTYPES[tensor.dtype] for name, tensor in matrices.items()}
+    size = z.shape[1] // 2 if activation.gated else z.shape[1]
+    target = target_of(facts_of(queue))
+    problem = ActivateProblem(
+        size, activation, **dtypes, dscale=dscale is not None, has_row_scales=row_scales is not None,
+        has_row_pairs=row_pairs is not None,
+        columns=1 if target.is_cpu else lane_columns(size, [(*places[name], dtypes[name]) for name in matrices]))
+    groups, group_size = activate_groups(problem, z.shape[0], target.is_cpu, target.cores)
+    absent = (None, 0)
+    compile_kernel(queue, activate_source(problem, target.isa)).launch(queue, groups, group_size, (
+        *places["z"], *places.get("g", absent), pointer_of(row_scales), pointer_of(row_pairs), *places.get("dz", absent),
+        *places.get("hs", absent), pointer_of(dscale), z.shape[0]))
+
+
+def _check(z, activation, out_dtype, *, g=None, row_scales=None, row_pairs=None) -> None:
+    if not isinstance(activation, Activation):
+        raise TypeError(f"activation must be a moe_xe.plan.problem.Activation, got {type(activation).__name__}")
+    if not math.isfinite(activation.alpha):
+        raise ValueError(f"activation.alpha must be finite, got {activation.alpha}")
+    if activation.limit is not None and not 0 < activation.limit < math.inf:
+        raise ValueError(f"activation.limit must be positive and finite, got {activation.limit}")
+    checks.check_tensor("z", z, 2, "[rows, 2I]" if activation.gated else "[rows, I]")
+    checks.check_dtype("z", z.dtype)
+    rows, columns = z.shape
+    size = columns // 2 if activation.gated else columns
+    if columns == 0 or (activation.gated and columns % 2):
+        wanted = "pairs of columns, as the activation is gated" if activation.gated else "columns"
+        raise ValueError(f"z must have {wanted}, got {checks.shape_of(z)}")
+    if rows > MAX_ROWS:
+        raise ValueError(f"z must have at most {MAX_ROWS} rows, got {rows}")
+    row_stride("z", z)
+    if g is not None:
+        checks.check_tensor("g", g, 2, "[rows, I]")
+        checks.check_dtype("g", g.dtype)
+        if tuple(g.shape) != (rows, size):
+            raise ValueError(f"g must be [rows, I] = {[rows, size]}, got {checks.shape_of(g)}")
+        row_stride("g", g)
+    if row_scales is not None:
+        checks.check_indices("row_scales", row_scales, rows, "rows", (torch.float32,))
+    if row_pairs is not None:
+        checks.check_indices("row_pairs", row_pairs, rows, "rows", (torch.int32,))
+    checks.check_same_device(z=z, g=g, row_scales=row_scales, row_pairs=row_pairs)
+    if out_dtype is not None:
+        checks.check_dtype("out_dtype", out_dtype)
+
+
+def _flat(activation: Activation) -> tuple:
+    """An Activation as the ops' arguments."""
+    return activation.kind.value, activation.gated, activation.interleaved, activation.alpha, activation.limit
+
+
+def _activation(kind: str, *rest) -> Activation:
+    return Activation(ActivationKind(kind), *rest)
+
+
+def _hs_shape(z: torch.Tensor, gated: bool) -> tuple[int, int]:
+    return z.shape[0], z.shape[1] // 2 if gated else z.shape[1]
+
+
+_ACTIVATION = "str kind, bool gated, bool interleaved, float alpha, float? limit"
+
+
+@torch.library.custom_op("moe_xe::activate", mutates_args=(), device_types=("cpu", "xpu"),
+                         schema=f"(Tensor z, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype) -> Tensor")
+def activate_op(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
+    h = torch.empty(_hs_shape(z, gated), dtype=out_dtype, device=z.device)
+    queue = queue_for(z.device)
+    with finishing(queue, z.device):
+        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
+    return h
+
+
+@torch.library.custom_op("moe_xe::activate_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
+    f"(Tensor z, Tensor g, Tensor? row_scales, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype, bool[3] wanted) "
+    "-> Tensor[]"))
+def activate_backward_op(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
+    """The wanted ones of dz, hs and dscale, in this order."""
+    results = _empty_gradients(z, gated, out_dtype, wanted)
+    queue = queue_for(z.device)
+    with finishing(queue, z.device):
+        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), g=g, row_scales=row_scales,
+                        row_pairs=row_pairs, **results)
+    return list(results.values())
+
+
+@torch.library.register_fake("moe_xe::activate")
+def _(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
+    return z.new_empty(_hs_shape(z, gated), dtype=out_dtype)
+
+
+@torch.library.register_fake("moe_xe::activate_backward")
+def _(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
+    return list(_empty_gradients(z, gated, out_dtype, wanted).values())
+
+
+def _empty_gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: list[bool]) -> dict[str, torch.Tensor]:
+    shapes = {"dz": (tuple(z.shape), dtype), "hs": (_hs_shape(z, gated), dtype), "dscale": (z.shape[:1], torch.float32)}
+    return {name: z.new_empty(shape, dtype=dtype)
+            for (name, (shape, dtype)), is_wanted in zip(shapes.items(), wanted) if is_wanted}

@@ -1,0 +1,229 @@
+"""The block's launches: sort, first GEMM, second GEMM, combine; and what stands in for a fusion that is switched off."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...device import queue_for
+from ...plan.choice.choice import Choice
+from ...plan.problem import Activation, RowScale
+from .. import checks
+from .activation import apply_activation
+from ..checks import DTYPES, row_stride
+from ..launch import Call, SharedWeights, finishing, submit
+from ..routing.token_sort import Routing, launch_combine, launch_sort
+
+__all__ = ["BlockCall", "Fusions", "SharedExpert", "run_block", "workspace_bytes"]
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """An expert that every token visits. gate_proj (None without a gate), up_proj: [I_s, H]; down_proj: [H, I_s]: the
+    weights of linear layers, in the hidden states' dtype. weights: [T] or [T, 1], a factor for each token, or None for one.
+    """
+    up_proj: torch.Tensor
+    down_proj: torch.Tensor
+    gate_proj: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Fusions:
+    """What is fused into the two GEMMs; each can be switched off, for tests and measurements.
+
+    gather: tokens are gathered by the first GEMM's loads, not copied in sorted order. activation: in the first GEMM's
+    epilogue, so that [rows, 2I] is never stored. scatter: un-permutation and weights in the second GEMM's stores. shared:
+    shared experts are groups of the same launches.
+    """
+    gather: bool = True
+    activation: bool = True
+    scatter: bool = True
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I].
+
+    choice: of configurations, its parts "gate_up" and "down" are for the two GEMMs.
+    """
+    hidden_states: torch.Tensor
+    w13: torch.Tensor
+    w2: torch.Tensor
+    topk_weights: torch.Tensor
+    topk_ids: torch.Tensor
+    b13: torch.Tensor | None
+    b2: torch.Tensor | None
+    expert_map: torch.Tensor | None
+    shared: SharedExpert | None
+    activation: Activation
+    routed_scaling_factor: float
+    weight_on_input: bool
+    choice: Choice = Choice()
+
+
+# what each piece of the workspace begins at a multiple of: a surface's base, and a page of the CPU's caches
+_ALIGNMENT = 256
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+class Workspace:
+    """Pieces of one tensor, or of torch's allocator."""
+
+    def __init__(self, device: torch.device, buffer: torch.Tensor | None):
+        self._device, self._buffer, self._used = device, buffer, 0
+        if buffer is not None:
+            self._used = -buffer.data_ptr() % _ALIGNMENT
+
+    def take(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        if self._buffer is None:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        num_bytes = torch.Size(shape).numel() * dtype.itemsize
+        piece = self._buffer[self._used:self._used + num_bytes].view(dtype).view(shape)
+        self._used += _padded(num_bytes)
+        return piece
+
+
+def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int,
+                    dtype: torch.dtype, shared_size: int) -> int:
+    """An upper bound of what `run_block` takes with all fusions on."""
+    copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
+    pairs = num_tokens * (top_k + copies)
+    pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * _NUM_COUNTERS, pairs * intermediate_size * dtype.itemsize,
+              num_tokens * shared_size * dtype.itemsize, 4 * pairs * hidden_size if pairs > num_tokens else 0]
+    return sum(map(_padded, pieces)) + _ALIGNMENT
+
+
+_NUM_COUNTERS = 4     # one for each GEMM: routed or all, and shared experts apart
+
+
+def merged_shared(call: BlockCall, fusions: Fusions) -> int:
+    """How many groups of the routed experts' size the shared expert becomes in the same launches; 0: it has its own.
+
+    An MLP of intermediate size s * I is the sum of s MLPs of size I: its gate and up rows and its down columns cut in s.
+    """
+    shared, size = call.shared, call.w2.shape[2]
+    if shared is None or not (fusions.shared and fusions.gather and fusions.activation and fusions.scatter):
+        return 0
+    routed_layouts = [checks.weight_layout("w", w)[0].value for w in (call.w13, call.w2)]
+    strides_agree = shared.gate_proj is None or row_stride("gate_proj", shared.gate_proj) == row_stride("up_proj", shared.up_proj)
+    fits = (shared.up_proj.shape[0] % size == 0 and routed_layouts == ["enk", "enk"] and not call.activation.interleaved and
+            strides_agree and not (call.weight_on_input and shared.weights is not None))
+    return shared.up_proj.shape[0] // size if fits else 0
+
+
+def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torch.Tensor | None) -> None:
+    """Fills out. On xpu it returns once all kernels are submitted, on cpu when they are done."""
+    x = call.hidden_states
+    num_tokens, hidden_size = x.shape
+    if out.numel() == 0:
+        return
+    inputs = {name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}
+    if call.shared is not None:
+        inputs |= {f"shared.{name}": value for name, value in vars(call.shared).items()}
+    checks.check_addresses(**inputs, out=out)
+    queue, space = queue_for(x.device), Workspace(x.device, buffer)
+    num_experts = call.w13.shape[0]
+    merged = merged_shared(call, fusions)
+    num_shared = merged or int(call.shared is not None)
+    weights = None
+    if call.shared is not None and call.shared.weights is not None:
+        weights = call.shared.weights.view(num_tokens, 1).expand(num_tokens, num_shared).contiguous()
+    routing = Routing(call.topk_ids, num_experts, call.expert_map, num_shared, call.topk_weights, weights, call.routed_scaling_factor)
+    counts = space.take(num_shared + num_experts, dtype=torch.int32)
+    pairs = space.take(routing.num_pairs, dtype=torch.int32)
+    scales = space.take(routing.num_pairs, dtype=torch.float32)
+    counters = space.take(_NUM_COUNTERS, dtype=torch.int32)
+    direct = routing.slots == 1 and fusions.scatter
+    # one slot a token needs no y, if stores are scattered: the workspace has none then
+    y_space = space if fusions.scatter else Workspace(x.device, None)
+    y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
+    with finishing(queue, x.device) as used:
+        launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                    tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
+        stages = _Stages(queue, call, fusions, space, routing, used)
+        if merged:
+            stages.experts(y, counts, pairs, scales, counters[:2], merged)
+        else:
+            own = num_tokens * num_shared       # rows of the shared expert, which come first
+            if num_shared:
+                stages.shared(y, counts[:1], pairs[:own], scales[:own], counters[2:])
+            stages.experts(y, counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
+        if not direct:
+            launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+
+
+class _Stages:
+    """The two GEMMs of one call; adds what they use to `used`."""
+
+    def __init__(self, queue, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing, used: list):
+        self.queue, self.call, self.fusions, self.space, self.routing, self.used = queue, call, fusions, space, routing, used
+
+    def submit(self, call: Call, out: torch.Tensor, counter: torch.Tensor) -> None:
+        self.used += [call, out]
+        self.used.append(submit(self.queue, call, out, counter))
+
+    def wait(self) -> None:
+        """For what torch reads next; on xpu it does so in stream order."""
+        if self.call.hidden_states.device.type == "cpu":
+            self.queue.wait()
+
+    def experts(self, y, counts, pairs, scales, counters, merged: int) -> None:
+        """Rows `pairs` of the routed experts (behind those of `merged` shared ones), into the rows of y that they name."""
+        call, fusions, slots = self.call, self.fusions, self.routing.slots
+        size, shared = call.w2.shape[2], call.shared
+        on_input = RowScale.sums if call.weight_on_input else RowScale.none
+        gate_up = down = None
+        if merged:
+            first, up = (shared.up_proj, None) if shared.gate_proj is None else (shared.gate_proj, shared.up_proj)
+            stride = row_stride("up_proj", shared.up_proj)
+            gate_up = SharedWeights(first, up, stride, size * stride, merged)
+            down = SharedWeights(shared.down_proj, None, row_stride("down_proj", shared.down_proj), size, merged)
+        gemm1 = Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=slots,
+                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up,
+                     choice=call.choice.part("gate_up"))
+        if not fusions.gather:
+            self.wait()
+            gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
+        if fusions.activation:
+            h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
+            self.submit(gemm1, h, counters[:1])
+        else:
+            sums = torch.zeros(len(pairs), call.w13.shape[1], dtype=torch.float32, device=y.device)
+            self.submit(replace(gemm1, activation=None), sums, counters[:1])
+            self.wait()
+            h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
+        gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
+                     row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
+                     choice=call.choice.part("down"))
+        if fusions.scatter:
+            self.submit(gemm2, y, counters[1:])
+        else:
+            y_sorted = torch.zeros(len(pairs), y.shape[1], dtype=torch.float32, device=y.device)
+            self.submit(replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, counters[1:])
+            self.wait()
+            if not call.weight_on_input:
+                y_sorted = y_sorted * scales[:, None]
+            used = pairs >= 0
+            y[pairs[used].long()] = y_sorted[used]
+
+    def shared(self, y, counts, pairs, scales, counters) -> None:
+        """The shared expert with launches of its own."""
+        call, shared = self.call, self.call.shared
+        size, hidden_size = shared.up_proj.shape
+        gated = shared.gate_proj is not None
+        first, up = (shared.gate_proj, shared.up_proj) if gated else (shared.up_proj, None)
+        if gated and row_stride("gate_proj", first) != row_stride("up_proj", up):
+            first, up = first.contiguous(), up.contiguous()
+        activation = replace(call.activation, interleaved=False)
+        h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
+        choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
+        no_routed = first.new_empty(0, 2 * size if gated else size, hidden_size)
+        self.submit(Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
+                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, counters[:1])
+        self.submit(Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
+                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, counters[1:])

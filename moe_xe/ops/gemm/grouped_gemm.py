@@ -1,0 +1,183 @@
+"""The MoE grouped GEMM: ``out[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])`` for all experts in one launch."""
+from __future__ import annotations
+
+import torch
+
+from ...plan.choice.block_config import GemmConfigs
+from ...plan.choice.choice import Choice
+from ...plan.gemm.config import TileConfig
+from ...plan.launch import LaunchPlan
+from ...plan.problem import RowScale
+from .. import checks
+from ..launch import Call, launch, plan_for
+
+__all__ = ["explain", "grouped_gemm"]
+
+
+def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+                 gather_indices: torch.Tensor | None = None, gather_divisor: int = 1,
+                 scatter_indices: torch.Tensor | None = None, row_scales: torch.Tensor | None = None,
+                 weight_layout: str = "enk", out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
+                 schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None, autotune: bool = False,
+                 check: bool = False) -> torch.Tensor:
+    """Multiplies each expert's rows with its weights, in one persistent kernel and without host synchronisation.
+
+    a: [total_rows, K], sorted by expert; bfloat16, float16 or float32. With `gather_indices`, [tokens, K].
+    w: [E, N, K] (``weight_layout="enk"``) or [E, K, N] (``"ekn"``), a's dtype. Either of the last two dimensions may be
+      the contiguous one: a transposed view is read in place.
+    tokens_per_expert: [E] int32 or int64 on a's device. Rows beyond their sum are left as they are.
+    bias: [E, N], bfloat16, float16 or float32, added in float32.
+    gather_indices: [total_rows] int32, row r of the sorted rows is ``a[gather_indices[r] // gather_divisor]``.
+    scatter_indices: [total_rows] int32, row r of the sorted rows is written to row scatter_indices[r] of the result, which
+      has total_rows rows; an index outside is not written. Excludes gather_indices.
+    row_scales: [total_rows] float32, multiplies row r of the sorted rows, bias included, before it is rounded.
+    out_dtype: bfloat16, float16 or float32; a's dtype by default. Accumulation is in float32; float32 inputs are exact
+      unless torch.set_float32_matmul_precision allows tf32 and the device has it.
+    out: [total_rows, N] to write to; shares no memory with the inputs.
+    schedule: "dynamic" (work-groups fetch tiles) or "static" (each takes every n-th); a config has its own.
+    config: instead of moe_xe's choice (docs/choosing.md): a TileConfig, or GemmConfigs for the gradients' GEMMs, too.
+    autotune: take the fastest of a few configurations, which the first call of a kind measures; the choice is kept on disk.
+    check: also check, on the host, what only the device knows: the counts' signs and sum, the indices' range.
+
+    Returns out, or a new [total_rows, N]. Raises TypeError or ValueError naming the argument.
+    """
+    call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+                    rows_dtypes=(torch.int32, torch.int64), gather_divisor=gather_divisor, scatter_indices=scatter_indices,
+                    row_scales=row_scales, choice=Choice.of(config, autotune, TileConfig, GemmConfigs))
+    if check:
+        checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
+        if gather_indices is not None:
+            checks.check_index_values("gather_indices", gather_indices, a.shape[0] * gather_divisor)
+        if scatter_indices is not None:
+            checks.check_index_values("scatter_indices", scatter_indices, call.total_rows)
+    return dispatch(call, out_dtype, out)
+
+
+def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+            gather_indices: torch.Tensor | None = None, gather_divisor: int = 1, scatter_indices: torch.Tensor | None = None,
+            row_scales: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None,
+            out: torch.Tensor | None = None, schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None) -> LaunchPlan:
+    """What `grouped_gemm` would launch for these arguments, untuned: problem, configuration, work-groups. Raises as it does."""
+    call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
+                    rows_dtypes=(torch.int32, torch.int64), gather_divisor=gather_divisor, scatter_indices=scatter_indices,
+                    row_scales=row_scales, choice=Choice.of(config, False, TileConfig, GemmConfigs))
+    if out is None:
+        out = torch.empty(call.total_rows, call.w.shape[1], dtype=out_dtype or a.dtype, device=a.device)
+    return plan_for(call, out)
+
+
+def logical_weights(w: torch.Tensor, layout: str, name: str = "w") -> torch.Tensor:
+    """The weights as [E, N, K]."""
+    if layout not in ("enk", "ekn"):
+        raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {layout!r}')
+    checks.check_tensor(name, w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
+    return w if layout == "enk" else w.transpose(1, 2)
+
+
+def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
+             a_name="a", w_name="w", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
+             choice=Choice()) -> Call:
+    """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
+    checks.check_tensor(a_name, a, 2, "[total_rows, K]")
+    checks.check_dtype(a_name, a.dtype)
+    if w.dtype != a.dtype:
+        raise TypeError(f"{w_name} must have {a_name}'s dtype {a.dtype}, got {w.dtype}")
+    num_experts, n, k = w.shape
+    if a.shape[1] != k:
+        raise ValueError(f"{a_name} and {w_name} must agree in K: {a_name} is {checks.shape_of(a)} (K = {a.shape[1]}), "
+                         f"{w_name} has K = {k} and N = {n}")
+    if num_experts == 0 or k == 0:
+        raise ValueError(f"{w_name} must have at least one expert and K >= 1, got E = {num_experts}, K = {k}")
+    checks.check_indices(rows_name, rows, num_experts, "experts", rows_dtypes)
+    if bias is not None:
+        checks.check_tensor("bias", bias, 2, "[E, N]")
+        checks.check_dtype("bias", bias.dtype)
+        if tuple(bias.shape) != (num_experts, n):
+            raise ValueError(f"bias must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
+        checks.row_stride("bias", bias)
+    if gather_indices is not None:
+        checks.check_indices("gather_indices", gather_indices, None, "total_rows", (torch.int32,))
+        if gather_indices.shape[0] and not a.shape[0]:
+            raise ValueError(f"{a_name} has no rows, but gather_indices asks for {gather_indices.shape[0]}")
+        if scatter_indices is not None:
+            raise ValueError("gather_indices and scatter_indices exclude each other, got both")
+    if isinstance(gather_divisor, bool) or not isinstance(gather_divisor, int) or gather_divisor < 1:
+        raise ValueError(f"gather_divisor must be a positive int, got {gather_divisor!r}")
+    total_rows = _total_rows(a, gather_indices)
+    if scatter_indices is not None:
+        checks.check_indices("scatter_indices", scatter_indices, total_rows, "total_rows", (torch.int32,))
+    if row_scales is not None:
+        checks.check_indices("row_scales", row_scales, total_rows, "total_rows", (torch.float32,))
+    if out is not None:
+        checks.check_tensor("out", out, 2, "[total_rows, N]")
+    out_dtype = out_dtype or (a.dtype if out is None else out.dtype)
+    checks.check_dtype("out_dtype", out_dtype)
+    if schedule not in ("dynamic", "static"):
+        raise ValueError(f'schedule must be "dynamic" or "static", got {schedule!r}')
+    if schedule != "dynamic" and choice.config is not None:
+        raise ValueError(f"schedule must be left out where a config is given, which has its own; got {schedule!r}")
+    checks.check_same_device(**{a_name: a, w_name: w, rows_name: rows}, bias=bias, gather_indices=gather_indices,
+                             scatter_indices=scatter_indices, row_scales=row_scales, out=out)
+    checks.row_stride(a_name, a)
+    checks.weight_layout(w_name, w)
+    if total_rows >= 2**31:
+        raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
+    if out is not None:
+        checks.check_out(out, (total_rows, n), out_dtype)
+    return _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, choice)
+
+
+def dispatch(call: Call, out_dtype: torch.dtype | None, out: torch.Tensor | None) -> torch.Tensor:
+    gather, scatter = (call.row_indices, None) if call.gathered else (None, call.row_indices)
+    arguments = (call.a, call.w, call.rows, call.bias, gather, scatter, call.row_scales, call.slots)
+    options = call.rows_format, call.schedule, call.choice.text
+    if out is None:
+        return torch.ops.moe_xe.grouped_gemm(*arguments, out_dtype or call.a.dtype, *options)
+    torch.ops.moe_xe.grouped_gemm_out(*arguments, out, *options)
+    return out
+
+
+_ARGUMENTS = ("Tensor a, Tensor w, Tensor rows, Tensor? bias, Tensor? gather_indices, Tensor? scatter_indices, "
+              "Tensor? row_scales, int gather_divisor")
+
+
+def _total_rows(a, gather_indices):
+    return a.shape[0] if gather_indices is None else gather_indices.shape[0]
+
+
+def _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule,
+          choice) -> Call:
+    return Call(a, w, rows, _total_rows(a, gather_indices), bias, scatter_indices if gather_indices is None else gather_indices,
+                gathered=gather_indices is not None, scattered=scatter_indices is not None, slots=gather_divisor,
+                row_scales=row_scales, row_scale=RowScale.none if row_scales is None else RowScale.outputs,
+                rows_format=rows_format, schedule=schedule, choice=choice)
+
+
+@torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()")
+def grouped_gemm_out(*arguments):
+    *inputs, out, rows_format, schedule, choice = arguments
+    call = _call(*inputs, rows_format, schedule, Choice.parse(choice))
+    checks.check_no_overlap(out, a=call.a, w=call.w, tokens_per_expert=call.rows, bias=call.bias, row_indices=call.row_indices,
+                            row_scales=call.row_scales)
+    launch(call, out)
+
+
+@torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice) -> Tensor")
+def grouped_gemm_new(*arguments):
+    *inputs, out_dtype, rows_format, schedule, choice = arguments
+    call = _call(*inputs, rows_format, schedule, Choice.parse(choice))
+    out = torch.empty(call.total_rows, call.w.shape[1], dtype=out_dtype, device=call.a.device)
+    launch(call, out)
+    return out
+
+
+@torch.library.register_fake("moe_xe::grouped_gemm_out")
+def _(*arguments):
+    return None
+
+
+@torch.library.register_fake("moe_xe::grouped_gemm")
+def _(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule, choice):
+    return a.new_empty(_total_rows(a, gather_indices), w.shape[1], dtype=out_dtype)

@@ -1,0 +1,282 @@
+"""The weights' gradient of a grouped GEMM: ``out[e] = left[rows of e]^T @ right[rows of e]`` for all experts in one launch."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...device import facts_of, queue_for
+from ...jit import compile_kernel
+from ...jit.outer_source import grouped_outer_source
+from ...plan.choice.choice import Choice
+from ...plan.launch import LaunchPlan, Target, plan_outer
+from ...plan.outer.config import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
+from ...plan.problem import Dtype, RowsFormat, WeightLayout
+from ...runtime import Queue
+from .. import checks
+from ..checks import DTYPES, row_stride
+from ..launch import finishing, pointer_of, target_of
+from ..routing.token_sort import Routing, launch_combine
+from ..tuned import print_config, tuned_plan
+
+__all__ = ["grouped_outer", "weights_gradient"]
+
+
+@dataclass(frozen=True)
+class OuterCall:
+    """The checked arguments of one call; rows are counts or ends (rows_format)."""
+    left: torch.Tensor
+    right: torch.Tensor
+    rows: torch.Tensor
+    gather_indices_left: torch.Tensor | None = None
+    gather_indices_right: torch.Tensor | None = None
+    gather_divisor: int = 1
+    rows_format: str = "counts"
+    choice: Choice = Choice()
+
+    @property
+    def row_indices(self) -> torch.Tensor | None:
+        return self.gather_indices_right if self.gather_indices_left is None else self.gather_indices_left
+
+    @property
+    def gathered(self) -> Gathered:
+        if self.gather_indices_left is not None:
+            return Gathered.left
+        return Gathered.none if self.gather_indices_right is None else Gathered.right
+
+    @property
+    def total_rows(self) -> int:
+        return (self.left if self.row_indices is None else self.row_indices).shape[0]
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        return self.rows.shape[0], self.left.shape[1], self.right.shape[1]
+
+
+def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: torch.Tensor, *,
+                  gather_indices_left: torch.Tensor | None = None, gather_indices_right: torch.Tensor | None = None,
+                  gather_divisor: int = 1, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
+                  accumulate: bool = False, config: OuterConfig | None = None, autotune: bool = False) -> torch.Tensor:
+    """Multiplies each expert's rows of two matrices with each other, in one persistent kernel and without host synchronisation.
+
+    left: [total_rows, P], sorted by expert; bfloat16, float16 or float32. With `gather_indices_left`, [tokens, P].
+    right: [total_rows, Q], left's dtype. With `gather_indices_right`, [tokens, Q].
+    tokens_per_expert: [E] int32 or int64 on left's device. Rows beyond their sum are not used.
+    gather_indices_left, gather_indices_right: [total_rows] int32, row r of that operand's sorted rows is
+      ``operand[indices[r] // gather_divisor]``. They exclude each other.
+    out_dtype: bfloat16, float16 or float32; left's dtype by default. Accumulation is in float32, and float32 inputs are
+      multiplied as they are.
+    out: [E, P, Q] to write to, a view with contiguous rows that do not overlap; shares no memory with the inputs.
+    accumulate: add to `out` instead of overwriting it, rounding once.
+    config, autotune: as in `grouped_gemm`.
+
+    The gradient of ``w`` in ``d = grouped_gemm(a, w, ...)`` is ``grouped_outer(grad_d, a, ...)`` for [E, N, K] weights, and
+    ``grouped_outer(a, grad_d, ...)`` for [E, K, N] ones. An expert without rows has zeros.
+
+    Returns out, or a new [E, P, Q]. Raises TypeError or ValueError naming the argument.
+    """
+    call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor,
+                     choice=Choice.of(config, autotune, OuterConfig))
+    validate(call, out_dtype, out, accumulate)
+    return dispatch(call, out_dtype, out, accumulate)
+
+
+def weights_gradient(w: torch.Tensor, grad_rows: torch.Tensor, input_rows: torch.Tensor, rows: torch.Tensor,
+                     grad_indices: torch.Tensor | None, input_indices: torch.Tensor | None, gather_divisor: int,
+                     rows_format: str = "counts", choice: Choice = Choice()) -> torch.Tensor:
+    """The gradient of logical [E, N, K] weights, in their memory layout and dtype.
+
+    grad_rows, input_rows: the rows of a grouped GEMM's result and of its input, sorted by expert; one of them may be
+    gathered, as in `grouped_outer`.
+    """
+    if checks.weight_layout("w", w)[0] is WeightLayout.enk:
+        return torch.ops.moe_xe.grouped_outer(grad_rows, input_rows, rows, grad_indices, input_indices, gather_divisor, rows_format,
+                                              choice.text, w.dtype)
+    return torch.ops.moe_xe.grouped_outer(input_rows, grad_rows, rows, input_indices, grad_indices, gather_divisor, rows_format,
+                                          choice.text, w.dtype).transpose(1, 2)
+
+
+def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.int32, torch.int64), left_name="left",
+             right_name="right", rows_name="tokens_per_expert") -> None:
+    """Checks all that can be known without the device. The names are the user's."""
+    left, right, rows = call.left, call.right, call.rows
+    checks.check_tensor(left_name, left, 2, "[total_rows, P]")
+    checks.check_tensor(right_name, right, 2, "[total_rows, Q]")
+    checks.check_dtype(left_name, left.dtype)
+    if right.dtype != left.dtype:
+        raise TypeError(f"{right_name} must have {left_name}'s dtype {left.dtype}, got {right.dtype}")
+    checks.check_indices(rows_name, rows, None, "experts", rows_dtypes)
+    if rows.shape[0] == 0:
+        raise ValueError(f"{rows_name} must have at least one expert, got none")
+    if call.gather_indices_left is not None and call.gather_indices_right is not None:
+        raise ValueError("gather_indices_left and gather_indices_right exclude each other, got both")
+    for side, operand, indices in ((left_name, left, call.gather_indices_left), (right_name, right, call.gather_indices_right)):
+        if indices is not None:
+            checks.check_indices(f"gather_indices_{side}", indices, None, "total_rows", (torch.int32,))
+            if indices.shape[0] and not operand.shape[0]:
+                raise ValueError(f"{side} has no rows, but gather_indices_{side} asks for {indices.shape[0]}")
+        elif operand.shape[0] != call.total_rows:
+            other = "gather_indices" if call.row_indices is not None else left_name
+            raise ValueError(f"{side} must have as many rows as {other}, {call.total_rows}, got {checks.shape_of(operand)}")
+    divisor = call.gather_divisor
+    if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
+        raise ValueError(f"gather_divisor must be a positive int, got {divisor!r}")
+    if out is not None:
+        checks.check_tensor("out", out, 3, "[E, P, Q]")
+    checks.check_same_device(**{left_name: left, right_name: right, rows_name: rows}, row_indices=call.row_indices, out=out)
+    row_stride(left_name, left)
+    row_stride(right_name, right)
+    if call.total_rows >= 2**31:
+        raise ValueError(f"total_rows must be below 2^31, got {call.total_rows}")
+    out_dtype = out_dtype or (left.dtype if out is None else out.dtype)
+    checks.check_dtype("out_dtype", out_dtype)
+    if out is not None:
+        _check_out(out, call.out_shape, out_dtype)
+    elif accumulate:
+        raise ValueError("accumulate adds to out, which must be given")
+
+
+def _check_out(out, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    if tuple(out.shape) != shape or out.dtype != dtype:
+        raise ValueError(f"out must be {str(dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(out)}")
+    if shape[2] > 1 and out.stride(2) != 1:
+        raise ValueError(f"out's rows must be contiguous (stride(2) == 1), got strides {tuple(out.stride())}; "
+                         f"for a transposed out, swap left and right")
+    extent = shape[2]     # of what lies between two neighbours in memory, smallest stride first
+    for stride, size in sorted((out.stride(dim), shape[dim]) for dim in (0, 1) if shape[dim] > 1):
+        if stride < extent:
+            raise ValueError(f"out's rows must not overlap, got {checks.shape_of(out)} with strides {tuple(out.stride())}")
+        extent += stride * (size - 1)
+
+
+def dispatch(call: OuterCall, out_dtype: torch.dtype | None, out: torch.Tensor | None, accumulate: bool) -> torch.Tensor:
+    arguments = (call.left, call.right, call.rows, call.gather_indices_left, call.gather_indices_right, call.gather_divisor,
+                 call.rows_format, call.choice.text)
+    if out is None:
+        return torch.ops.moe_xe.grouped_outer(*arguments, out_dtype or call.left.dtype)
+    torch.ops.moe_xe.grouped_outer_out(*arguments, out, accumulate)
+    return out
+
+
+Plan = LaunchPlan[OuterProblem, OuterConfig]
+
+
+def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, target: Target) -> tuple[Plan, OuterOperands]:
+    """What would be launched for this call, untuned."""
+    num_experts, p, q = call.out_shape
+    problem = OuterProblem(
+        p=p, q=q, input=DTYPES[call.left.dtype], output=DTYPES[out.dtype], rows_format=RowsFormat(call.rows_format),
+        rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered, slots=call.gather_divisor,
+        accumulate=accumulate)
+    d_stride = out.stride(1) if p > 1 else q
+    operands = OuterOperands(
+        left=call.left.data_ptr(), right=call.right.data_ptr(), d=out.data_ptr(), total_rows=call.total_rows,
+        left_rows=call.left.shape[0], right_rows=call.right.shape[0], num_experts=num_experts,
+        left_stride=row_stride("left", call.left), right_stride=row_stride("right", call.right),
+        d_stride=d_stride, d_expert_stride=out.stride(0) if num_experts > 1 else p * d_stride)
+    return plan_outer(problem, operands, target, call.choice.config), operands
+
+
+def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None:
+    """Fills `out`. On xpu it returns once the kernels are submitted to torch's stream, on cpu when they are done."""
+    if out.numel() == 0:
+        return
+    if call.total_rows == 0:
+        if not accumulate:
+            out.zero_()
+        return
+    checks.check_addresses(left=call.left, right=call.right, rows=call.rows, row_indices=call.row_indices, out=out)
+    queue = queue_for(out.device)
+    target = target_of(facts_of(queue))
+    planned, operands = plan(call, out, accumulate, target)
+    if call.choice.autotune:
+        # what is added to must not be added to twice
+        trial_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device) if accumulate else out
+        trial_operands = replace(operands, d=trial_out.data_ptr())
+
+        def run(trial: Plan) -> None:
+            with finishing(queue, out.device) as used:
+                used.append(submit(queue, call, trial, trial_operands, trial_out))
+
+        planned = tuned_plan(queue, "grouped_outer", planned, operands, target, call.rows, call.rows_format, run)
+    print_config("grouped_outer", planned, operands)
+    with finishing(queue, out.device) as used:
+        used.append(submit(queue, call, planned, operands, out))
+
+
+def submit(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Submits the kernels; returns what must live until they have run (on cpu: until the queue is waited for)."""
+    if planned.config.splits == 1:
+        return _submit_product(queue, call, planned, operands, 0, out.device)
+    return _submit_parts(queue, call, planned, operands, out)
+
+
+def _submit_product(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, d_split_stride: int,
+                    device: torch.device) -> tuple[torch.Tensor, ...]:
+    kernel = compile_kernel(queue, grouped_outer_source(planned.problem, planned.config))
+    # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
+    tile_counter = torch.zeros(1, dtype=torch.int32, device=device)
+    scratch = torch.empty(planned.num_groups * planned.scratch_bytes, dtype=torch.uint8, device=device)
+    addresses = row_addresses(call) if isinstance(planned.config, OuterXeConfig) else None
+    kernel.launch(queue, planned.num_groups, planned.group_size, (
+        operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
+        tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
+        operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
+    return tile_counter, scratch, *([] if addresses is None else [addresses])
+
+
+def row_addresses(call: OuterCall) -> torch.Tensor | None:
+    """[total_rows] int64, where the rows of the gathered operand lie. Whatever an index says, it is a row of the operand."""
+    if call.row_indices is None:
+        return None
+    operand = call.left if call.gathered is Gathered.left else call.right
+    source = torch.div(call.row_indices.long(), call.gather_divisor, rounding_mode="floor").clamp_(0, operand.shape[0] - 1)
+    return source.mul_(row_stride("operand", operand) * operand.element_size()).add_(operand.data_ptr())
+
+
+def _submit_parts(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands,
+                  out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """For tiles that share an expert's rows out: their parts of d, then the parts' sums, in order."""
+    num_experts, p, q = out.shape
+    splits, aligned_q = planned.config.splits, -(-q // 16) * 16     # 64 bytes, which block messages ask for
+    parts = torch.empty(num_experts, p, splits, aligned_q, dtype=torch.float32, device=out.device)
+    to_parts = replace(operands, d=parts.data_ptr(), d_stride=parts.stride(1), d_expert_stride=parts.stride(0))
+    in_float = replace(planned, problem=replace(planned.problem, output=Dtype.f32))
+    used = _submit_product(queue, call, in_float, to_parts, parts.stride(2), out.device)
+    no_ids = torch.empty(num_experts * p, 0, dtype=torch.int32, device=out.device)
+    launch_combine(queue, Routing(no_ids, 0, num_shared=splits), y=parts.data_ptr(), y_stride=parts.stride(2),
+                   y_dtype=Dtype.f32, out=out.view(num_experts * p, q))
+    return *used, parts
+
+
+_ARGUMENTS = ("Tensor left, Tensor right, Tensor rows, Tensor? gather_indices_left, Tensor? gather_indices_right, "
+              "int gather_divisor, str rows_format, str choice")
+
+
+@torch.library.custom_op("moe_xe::grouped_outer_out", mutates_args=("out",), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, Tensor(a!) out, bool accumulate) -> ()")
+def grouped_outer_out(*arguments):
+    *inputs, choice, out, accumulate = arguments
+    call = OuterCall(*inputs, Choice.parse(choice))
+    checks.check_no_overlap(out, left=call.left, right=call.right, tokens_per_expert=call.rows, row_indices=call.row_indices)
+    launch(call, out, accumulate)
+
+
+@torch.library.custom_op("moe_xe::grouped_outer", mutates_args=(), device_types=("cpu", "xpu"),
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype) -> Tensor")
+def grouped_outer_new(*arguments):
+    *inputs, choice, out_dtype = arguments
+    call = OuterCall(*inputs, Choice.parse(choice))
+    out = torch.empty(call.out_shape, dtype=out_dtype, device=call.left.device)
+    launch(call, out)
+    return out
+
+
+@torch.library.register_fake("moe_xe::grouped_outer_out")
+def _(*arguments):
+    return None
+
+
+@torch.library.register_fake("moe_xe::grouped_outer")
+def _(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, choice, out_dtype):
+    return left.new_empty(rows.shape[0], left.shape[1], right.shape[1], dtype=out_dtype)

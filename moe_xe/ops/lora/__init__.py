@@ -1,0 +1,1 @@
+"""The block with low-rank adapters."""

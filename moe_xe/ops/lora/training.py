@@ -1,0 +1,192 @@
+"""The block with low-rank adapters, forward and backward: an adapter is two more grouped GEMMs, and no weights are merged."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...plan.choice.choice import Choice
+from ..block.activate import activate, activate_backward
+from ..gemm.grouped_gemm import grouped_gemm
+from ..gemm.grouped_outer import grouped_outer, weights_gradient
+from ..block.stages import BlockCall
+from ..block.training import topk_gradient
+from ..routing.token_sort import SortedTokens, combine, sort_tokens
+
+__all__ = ["GRADIENTS", "LoraAdapter", "LoraCall", "Saved", "backward", "forward"]
+
+# what can have a gradient, in the order in which ops pass flags and results
+GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2", "lora13.a", "lora13.b", "lora2.a", "lora2.b")
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """What is added to each expert's weights [N, K], without forming it: ``scaling * b[e] @ a[e]``.
+
+    a: [E, r, K], b: [E, N, r], whatever the layout of the weights in memory; bfloat16, float16 or float32, computed with
+    in the hidden states' dtype.
+    """
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float = 1.0
+
+    @property
+    def transposed(self) -> LoraAdapter:
+        """What is added to the transposed weights, which gradients are multiplied with."""
+        return LoraAdapter(self.b.transpose(1, 2), self.a.transpose(1, 2), self.scaling)
+
+
+@dataclass(frozen=True)
+class LoraCall:
+    """The checked arguments; adapters are of the hidden states' dtype. The block has no shared expert, nor weight_on_input."""
+    block: BlockCall
+    lora13: LoraAdapter | None
+    lora2: LoraAdapter | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py); z, the sums before the activation,
+    [rows, 2I or I]; low, the rows times lora13.a, [rows, r]. The last two are empty where backward computes them again."""
+    tokens_per_expert: torch.Tensor
+    row_pairs: torch.Tensor
+    row_scales: torch.Tensor
+    z: torch.Tensor
+    low: torch.Tensor
+
+    @property
+    def sorted(self) -> SortedTokens:
+        return SortedTokens(self.tokens_per_expert, self.row_pairs, self.row_scales)
+
+
+def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
+    """The routed experts' part of the block, [T, H]."""
+    block, x = call.block, call.block.hidden_states
+    num_experts, n13, _ = block.w13.shape
+    nothing = x.new_empty(0, n13), x.new_empty(0, _rank(call.lora13))
+    if block.topk_ids.numel() == 0:
+        empty = SortedTokens(*(x.new_zeros(length, dtype=dtype) for length, dtype in (
+            (num_experts, torch.int32), (0, torch.int32), (0, torch.float32))))
+        return torch.zeros_like(x, memory_format=torch.contiguous_format), Saved(*empty, *nothing)
+    rows = sort_tokens(block.topk_ids, num_experts, topk_weights=block.topk_weights, expert_map=block.expert_map,
+                       routed_scaling_factor=block.routed_scaling_factor)
+    z, low = _from_tokens(block, rows, x, block.w13, call.lora13, block.choice.part("gate_up"), block.b13)
+    h = activate(z, block.activation, row_pairs=rows.row_pairs)
+    saved = Saved(*rows, *(nothing if recompute else (z, low)))
+    del z
+    low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert, autotune=block.choice.autotune)
+    return _to_tokens(block, rows, h, low2, block.w2, call.lora2, block.choice.part("down"), bias=block.b2, row_scales=rows.row_scales), saved
+
+
+def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
+    """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
+    block, x, rows = call.block, call.block.hidden_states, saved.sorted
+    counts, pairs, scales = rows
+    slots = block.topk_ids.shape[1]
+    if pairs.numel() == 0:
+        return {name: torch.zeros_like(tensor) for name, tensor in arguments_of(call).items() if needed[name]}
+    grad_out = grad_out.contiguous().to(x.dtype)
+    z, low = (saved.z, saved.low) if saved.z.numel() else _from_tokens(block, rows, x, block.w13, call.lora13,
+                                                                              block.choice.part("gate_up"), block.b13)
+
+    of_first = any(needed[name] for name in ("hidden_states", "w13", "b13", "lora13.a", "lora13.b"))
+    of_second = any(needed[name] for name in ("w2", "lora2.a", "lora2.b"))
+    want = [name for name, wanted in (("dz", of_first), ("hs", of_second), ("dscale", needed["topk_weights"])) if wanted]
+    result = {}
+    if want:
+        # g, and so its low-rank part, is of a row without its factor; activate_backward multiplies
+        g, low_g = _from_tokens(block, rows, grad_out, block.w2.transpose(1, 2), call.lora2 and call.lora2.transposed,
+                                block.choice.part("down").part("dX"))
+        grads = activate_backward(z, g, block.activation, row_scales=scales, row_pairs=pairs, want=want)
+        del g, z
+        if needed["w2"]:
+            result["w2"] = weights_gradient(block.w2, grad_out, grads.hs, counts, pairs, None, slots,
+                                            choice=block.choice.part("down").part("dW"))
+        if needed["lora2.a"]:
+            result["lora2.a"] = _adapter_gradient(block, call.lora2, low_g, grads.hs, counts)
+        if needed["lora2.b"]:
+            low_h = grouped_gemm(grads.hs, call.lora2.a, counts, autotune=block.choice.autotune)
+            result["lora2.b"] = _adapter_gradient(block, call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
+                                                  gather_divisor=slots)
+        if of_first:
+            _backward_of_first_gemm(call, rows, grads.dz, low, needed, result)
+        if needed["topk_weights"]:
+            result["topk_weights"] = topk_gradient(block, counts, pairs, grads.dscale, grad_out)
+    if needed["b2"]:
+        sums = grouped_outer(scales[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)
+        result["b2"] = sums[:, 0].to(block.b2.dtype)
+    return result
+
+
+def arguments_of(call: LoraCall) -> dict[str, torch.Tensor | None]:
+    """The tensors that can have a gradient, by their names in GRADIENTS."""
+    named = {name: getattr(call.block, name) for name in GRADIENTS if "." not in name}
+    for adapter_name in ("lora13", "lora2"):
+        adapter = getattr(call, adapter_name)
+        named |= {f"{adapter_name}.{part}": None if adapter is None else getattr(adapter, part) for part in "ab"}
+    return named
+
+
+def _rank(adapter: LoraAdapter | None) -> int:
+    return 0 if adapter is None else adapter.a.shape[1]
+
+
+def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: torch.Tensor, adapter: LoraAdapter | None,
+                 choice: Choice, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorted rows of tokens times the adapted weights: [rows, N]; and times the adapter's a: [rows, r].
+
+    choice: of the product with w; adapters have none of their own but the tuner's.
+    """
+    gathered = {"gather_indices": rows.row_pairs, "gather_divisor": block.topk_ids.shape[1]}
+    sums = grouped_gemm(tokens, w, rows.tokens_per_expert, bias=bias, **gathered, **choice.arguments)
+    if adapter is None:
+        return sums, sums.new_empty(0, 0)
+    low = grouped_gemm(tokens, adapter.a, rows.tokens_per_expert, autotune=choice.autotune, **gathered)
+    return sums.add_(grouped_gemm(low, adapter.b, rows.tokens_per_expert, autotune=choice.autotune), alpha=adapter.scaling), low
+
+
+def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, low: torch.Tensor | None, w: torch.Tensor,
+               adapter: LoraAdapter | None, choice: Choice, **options) -> torch.Tensor:
+    """Sorted rows times the adapted weights, summed for each token: [T, N]. low: the rows times the adapter's a.
+
+    The two products are summed apart, so that only one of them is there for every pair.
+    """
+    def summed(left, weights, out_dtype, **more):
+        y = grouped_gemm(left, weights, rows.tokens_per_expert, scatter_indices=rows.row_pairs, out_dtype=torch.float32, **more)
+        return combine(y, block.topk_ids, block.w13.shape[0], expert_map=block.expert_map, out_dtype=out_dtype)
+
+    dtype = sorted_rows.dtype
+    if adapter is None:
+        return summed(sorted_rows, w, dtype, **options, **choice.arguments)
+    out = summed(sorted_rows, w, torch.float32, **options, **choice.arguments)
+    of_adapter = summed(low, adapter.b, torch.float32, row_scales=options.get("row_scales"),
+                        autotune=choice.autotune)
+    return out.add_(of_adapter, alpha=adapter.scaling).to(dtype)
+
+
+def _adapter_gradient(block: BlockCall, adapter: LoraAdapter, left: torch.Tensor, right: torch.Tensor, counts: torch.Tensor,
+                      **gather) -> torch.Tensor:
+    gradient = grouped_outer(left, right, counts, out_dtype=torch.float32, autotune=block.choice.autotune, **gather)
+    return gradient.mul_(adapter.scaling).to(adapter.a.dtype)
+
+
+def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor, low: torch.Tensor, needed: dict[str, bool],
+                            result: dict[str, torch.Tensor]) -> None:
+    block, adapter, (counts, pairs, _) = call.block, call.lora13, rows
+    x, slots = block.hidden_states, block.topk_ids.shape[1]
+    low_dz = None
+    if adapter is not None and (needed["hidden_states"] or needed["lora13.a"]):
+        low_dz = grouped_gemm(dz, adapter.transposed.a, counts, autotune=block.choice.autotune)
+    if needed["w13"]:
+        result["w13"] = weights_gradient(block.w13, dz, x, counts, None, pairs, slots,
+                                         choice=block.choice.part("gate_up").part("dW"))
+    if needed["b13"]:
+        ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
+        result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(block.b13.dtype)
+    if needed["lora13.a"]:
+        result["lora13.a"] = _adapter_gradient(block, adapter, low_dz, x, counts, gather_indices_right=pairs, gather_divisor=slots)
+    if needed["lora13.b"]:
+        result["lora13.b"] = _adapter_gradient(block, adapter, dz, low, counts)
+    if needed["hidden_states"]:
+        result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed,
+                                             block.choice.part("gate_up").part("dX"))

@@ -1,0 +1,1 @@
+"""From router logits to sorted rows, and from rows back to tokens."""

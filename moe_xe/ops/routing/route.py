@@ -1,0 +1,132 @@
+"""Routing: the best experts of each token and their weights, in one kernel."""
+from __future__ import annotations
+
+import torch
+
+from ...device import facts_of, queue_for
+from ...jit import compile_kernel
+from ...jit.route_source import route_source
+from ...plan.block.routing import MAX_EXPERTS, MAX_GROUPS, MAX_TOP_K, GroupScore, RoutingProblem, Scoring, launch_shape
+from .. import checks
+from ..launch import finishing, target_of
+
+__all__ = ["route"]
+
+_ID_BITS = {torch.int32: 32, torch.int64: 64}
+
+
+def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax",
+          correction_bias: torch.Tensor | None = None, num_groups: int = 1, topk_groups: int = 1,
+          group_score: str = "top2_sum", renormalize: bool = False, scaling_factor: float = 1.0,
+          ids_dtype: torch.dtype = torch.int32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chooses top_k of the num_experts for each token.
+
+    router_logits: [T, E], bfloat16, float16 or float32, E up to 1024; rows contiguous, with any stride between them.
+    top_k: up to 32, and no more than there are experts in topk_groups groups.
+    scoring: "softmax" (over all experts), "topk_softmax" (the logits choose, softmax over the chosen), "sigmoid" or
+      "sqrtsoftplus" (sqrt(log(1 + exp(logit)))).
+    correction_bias: [E] bfloat16, float16 or float32, added to the scores for the choice; weights are without it.
+    num_groups, topk_groups: up to 32 equal groups of neighbouring experts; only the best topk_groups groups' are chosen.
+    group_score: a group's score, "top2_sum" (its two best experts') or "max" (its best expert's), the bias included.
+    renormalize: weights are divided by their sum + 1e-20.
+    scaling_factor: multiplies the weights, last.
+    ids_dtype: int32 or int64.
+
+    Returns topk_weights [T, top_k] float32 and topk_ids [T, top_k], by falling score (with bias), equal ones by rising
+    id; the arithmetic is in float32, and two runs give the same bits. Without a bias, and unless groups are scored by
+    top2_sum, the logits themselves are compared.
+    A NaN is chosen only when no number is left, a group whose score is NaN when no other group is; ids are always valid
+    and distinct. A token with a NaN has NaN weights under "softmax"; otherwise the chosen NaN has, and with it all that
+    are divided by its sum. Infinities are numbers, with softmax's weights as torch computes them.
+    Raises TypeError or ValueError naming the argument.
+    """
+    _validate(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
+              scaling_factor, ids_dtype)
+    return torch.ops.moe_xe.route(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score,
+                                  renormalize, float(scaling_factor), ids_dtype)
+
+
+def _validate(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
+              scaling_factor, ids_dtype) -> None:
+    checks.check_tensor("router_logits", router_logits, 2, "[T, E]")
+    checks.check_dtype("router_logits", router_logits.dtype)
+    num_experts = router_logits.shape[1]
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise ValueError(f"router_logits must have 1 to {MAX_EXPERTS} experts, got {checks.shape_of(router_logits)}")
+    if router_logits.shape[0] >= 2**31:
+        raise ValueError(f"router_logits must have fewer than 2^31 tokens, got {router_logits.shape[0]}")
+    checks.row_stride("router_logits", router_logits)
+    _check_choice("scoring", scoring, Scoring)
+    _check_choice("group_score", group_score, GroupScore)
+    _check_count("num_groups", num_groups, MAX_GROUPS)
+    if num_experts % num_groups:
+        raise ValueError(f"num_groups must divide the {num_experts} experts, got {num_groups}")
+    _check_count("topk_groups", topk_groups, num_groups)
+    if num_groups > 1 and group_score == "top2_sum" and num_experts == num_groups:
+        raise ValueError(f'group_score "top2_sum" needs groups of two or more experts, got {num_groups} groups of one')
+    _check_count("top_k", top_k, min(MAX_TOP_K, topk_groups * (num_experts // num_groups)))
+    if correction_bias is not None:
+        checks.check_tensor("correction_bias", correction_bias, 1, "[E]")
+        checks.check_dtype("correction_bias", correction_bias.dtype)
+        if correction_bias.shape[0] != num_experts:
+            raise ValueError(f"correction_bias must be [E] = [{num_experts}], got {list(correction_bias.shape)}")
+        if num_experts > 1 and correction_bias.stride(0) != 1:
+            raise ValueError(f"correction_bias must be contiguous, got stride {correction_bias.stride(0)}; "
+                             f"call .contiguous() on it")
+    if not isinstance(renormalize, bool):
+        raise TypeError(f"renormalize must be a bool, got {type(renormalize).__name__}")
+    if not isinstance(scaling_factor, (int, float)):
+        raise TypeError(f"scaling_factor must be a float, got {type(scaling_factor).__name__}")
+    if ids_dtype not in _ID_BITS:
+        raise TypeError(f"ids_dtype must be int32 or int64, got {ids_dtype}")
+    checks.check_same_device(router_logits=router_logits, correction_bias=correction_bias)
+
+
+def _check_choice(name: str, value, choices) -> None:
+    names = [choice.value for choice in choices]
+    if value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+
+
+def _check_count(name: str, value, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be from 1 to {most} here, got {value}")
+
+
+@torch.library.custom_op(
+    "moe_xe::route", mutates_args=(), device_types=("cpu", "xpu"),
+    schema="(Tensor router_logits, int top_k, str scoring, Tensor? correction_bias, int num_groups, int topk_groups, "
+           "str group_score, bool renormalize, float scaling_factor, ScalarType ids_dtype) -> (Tensor, Tensor)")
+def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
+             scaling_factor, ids_dtype):
+    tokens, num_experts = router_logits.shape
+    topk_weights, topk_ids = _results(router_logits, top_k, ids_dtype)
+    if tokens == 0:
+        return topk_weights, topk_ids
+    checks.check_addresses(router_logits=router_logits, correction_bias=correction_bias)
+    problem = RoutingProblem(
+        num_experts, top_k, checks.DTYPES[router_logits.dtype], Scoring(scoring),
+        None if correction_bias is None else checks.DTYPES[correction_bias.dtype], num_groups, topk_groups,
+        GroupScore(group_score), renormalize, _ID_BITS[ids_dtype])
+    queue = queue_for(router_logits.device)
+    target = target_of(facts_of(queue))
+    kernel = compile_kernel(queue, route_source(problem, target.isa))
+    with finishing(queue, router_logits.device):
+        kernel.launch(queue, *launch_shape(tokens, target.is_cpu, target.cores), (
+            router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
+            topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
+            scaling_factor))
+    return topk_weights, topk_ids
+
+
+@torch.library.register_fake("moe_xe::route")
+def _(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize, scaling_factor,
+      ids_dtype):
+    return _results(router_logits, top_k, ids_dtype)
+
+
+def _results(router_logits, top_k, ids_dtype):
+    shape = (router_logits.shape[0], top_k)
+    return router_logits.new_empty(shape, dtype=torch.float32), router_logits.new_empty(shape, dtype=ids_dtype)

@@ -1,0 +1,264 @@
+"""Before the experts, tokens sorted by expert; behind them, each token's results summed. One launch each, no synchronisation."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ...device import facts_of, queue_for
+from ...jit import compile_kernel
+from ...jit.token_sort_source import combine_source, sort_source
+from ...plan.problem import Dtype
+from ...plan.block.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem, SortProblem, combine_columns, combine_groups,
+                               sort_groups, widest_access)
+from ...runtime import Queue
+from .. import checks
+from ..checks import DTYPES, row_stride
+from ..launch import finishing, target_of
+
+__all__ = ["Routing", "SortedTokens", "check_routing", "combine", "launch_combine", "launch_sort", "sort_tokens"]
+
+
+class SortedTokens(NamedTuple):
+    """slots = top_k + num_shared. A pair is token * slots + slot; the shared experts' slots are behind the routed ones.
+
+    tokens_per_expert: int32 [num_shared + num_experts], the rows of each group: first the shared experts, all tokens each.
+    row_pairs: int32 [T * slots], the pair of each row, rising within a group. Beyond the last row: -1.
+    row_scales: float32 [T * slots], the pair's weight times routed_scaling_factor, or its shared weight. Beyond: 0.
+    """
+    tokens_per_expert: torch.Tensor
+    row_pairs: torch.Tensor
+    row_scales: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The checked arguments that say where tokens go; as those of `sort_tokens`."""
+    topk_ids: torch.Tensor
+    num_experts: int
+    expert_map: torch.Tensor | None = None
+    num_shared: int = 0
+    topk_weights: torch.Tensor | None = None
+    shared_weights: torch.Tensor | None = None
+    routed_scaling_factor: float = 1.0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.topk_ids.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        return self.topk_ids.shape[1]
+
+    @property
+    def slots(self) -> int:
+        return self.top_k + self.num_shared
+
+    @property
+    def num_pairs(self) -> int:
+        return self.num_tokens * self.slots
+
+    @property
+    def id_bits(self) -> int:
+        return 64 if self.topk_ids.dtype == torch.int64 else 32
+
+    def check_addresses(self) -> None:
+        checks.check_addresses(topk_ids=self.topk_ids, expert_map=self.expert_map, topk_weights=self.topk_weights,
+                               shared_weights=self.shared_weights)
+
+
+def sort_tokens(topk_ids: torch.Tensor, num_experts: int, *, topk_weights: torch.Tensor | None = None,
+                expert_map: torch.Tensor | None = None, num_shared: int = 0, shared_weights: torch.Tensor | None = None,
+                routed_scaling_factor: float = 1.0) -> SortedTokens:
+    """Sorts (token, expert) pairs by expert, stably: an expert's pairs stay in order.
+
+    topk_ids: [T, top_k] int32 or int64, rows contiguous. Ids outside [0, num_experts) are dropped: they get no row.
+    num_experts: routed experts here.
+    topk_weights: [T, top_k] bfloat16, float16 or float32; 1 by default.
+    expert_map: [num_global_experts] int32: topk_ids are global ids, this is the local id of each, or -1 for none.
+    num_shared: shared experts, to which every token goes; they are the first groups.
+    shared_weights: [T, num_shared], types as topk_weights; 1 by default.
+    routed_scaling_factor: multiplies the routed experts' weights.
+
+    Raises TypeError or ValueError naming the argument.
+    """
+    routing = check_routing(topk_ids, num_experts, topk_weights=topk_weights, expert_map=expert_map, num_shared=num_shared,
+                            shared_weights=shared_weights, routed_scaling_factor=routed_scaling_factor)
+    return SortedTokens(*torch.ops.moe_xe.sort_tokens(topk_ids, num_experts, topk_weights, expert_map, num_shared,
+                                                      shared_weights, routing.routed_scaling_factor))
+
+
+def combine(y: torch.Tensor, topk_ids: torch.Tensor, num_experts: int, *, expert_map: torch.Tensor | None = None,
+            num_shared: int = 0, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Sums the rows of each token, in order of its slots, in float32.
+
+    y: [T * (top_k + num_shared), H] bfloat16, float16 or float32, rows contiguous; row p belongs to pair p. Rows of dropped
+      pairs are left out, whatever they hold.
+    topk_ids, num_experts, expert_map, num_shared: as for `sort_tokens`.
+    out_dtype: bfloat16, float16 or float32; y's dtype by default.
+
+    Returns [T, H]; zeros for a token without experts. Raises TypeError or ValueError naming the argument.
+    """
+    routing = check_routing(topk_ids, num_experts, expert_map=expert_map, num_shared=num_shared)
+    checks.check_tensor("y", y, 2, "[T * (top_k + num_shared), H]")
+    checks.check_dtype("y", y.dtype)
+    if y.shape[0] != routing.num_pairs:
+        raise ValueError(f"y must have a row for each of the {routing.num_tokens} x {routing.slots} pairs, "
+                         f"got {checks.shape_of(y)}")
+    row_stride("y", y)
+    checks.check_same_device(y=y, topk_ids=topk_ids)
+    out_dtype = out_dtype or y.dtype
+    checks.check_dtype("out_dtype", out_dtype)
+    return torch.ops.moe_xe.combine(y, topk_ids, num_experts, expert_map, num_shared, out_dtype)
+
+
+def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, num_shared=0, shared_weights=None,
+                  routed_scaling_factor=1.0) -> Routing:
+    """Checks all that can be known without the device."""
+    checks.check_tensor("topk_ids", topk_ids, 2, "[T, top_k]")
+    if topk_ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"topk_ids must be int32 or int64, got {topk_ids.dtype}")
+    num_tokens, top_k = topk_ids.shape
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise ValueError(f"topk_ids must have 1 to {MAX_TOP_K} experts a token, got {checks.shape_of(topk_ids)}")
+    row_stride("topk_ids", topk_ids)
+    _check_count("num_experts", num_experts, 1)
+    _check_count("num_shared", num_shared, 0)
+    if num_tokens * (top_k + num_shared) > MAX_PAIRS:
+        raise ValueError(f"tokens x slots must be at most {MAX_PAIRS}, got {num_tokens} x {top_k + num_shared} "
+                         f"(top_k = {top_k}, num_shared = {num_shared})")
+    if topk_weights is not None:
+        _check_weights("topk_weights", topk_weights, num_tokens, top_k, "[T, top_k]")
+    if shared_weights is not None:
+        _check_weights("shared_weights", shared_weights, num_tokens, num_shared, "[T, num_shared]")
+    if expert_map is not None:
+        checks.check_indices("expert_map", expert_map, None, "num_global_experts", (torch.int32,))
+        if expert_map.shape[0] == 0:
+            raise ValueError("expert_map must have at least one entry, got none")
+    if not isinstance(routed_scaling_factor, (int, float)):
+        raise TypeError(f"routed_scaling_factor must be a float, got {type(routed_scaling_factor).__name__}")
+    checks.check_same_device(topk_ids=topk_ids, topk_weights=topk_weights, expert_map=expert_map, shared_weights=shared_weights)
+    return Routing(topk_ids, num_experts, expert_map, num_shared, topk_weights, shared_weights, float(routed_scaling_factor))
+
+
+def _check_count(name: str, value, least: int) -> None:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not least <= value <= MAX_EXPERTS:
+        raise ValueError(f"{name} must be {least} to {MAX_EXPERTS}, got {value}")
+
+
+def _check_weights(name: str, weights, num_tokens: int, columns: int, layout: str) -> None:
+    checks.check_tensor(name, weights, 2, layout)
+    checks.check_dtype(name, weights.dtype)
+    if tuple(weights.shape) != (num_tokens, columns):
+        raise ValueError(f"{name} must be {layout} = [{num_tokens}, {columns}], got {list(weights.shape)}")
+    row_stride(name, weights)
+
+
+def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_pairs: int, row_scales: int,
+                tile_counters: int = 0, num_counters: int = 0, zero_dropped: torch.Tensor | None = None) -> None:
+    """Submits the sort and returns. The outputs are addresses of SortedTokens' arrays.
+
+    tile_counters: address of num_counters int32 that become zero.
+    zero_dropped: [T, H] with contiguous rows, only for one slot a token: the rows of dropped tokens become zero.
+    """
+    if zero_dropped is not None and routing.slots != 1:
+        raise ValueError(f"zero_dropped is for one slot a token, got {routing.slots}")
+    routing.check_addresses()
+    checks.check_addresses(zero_dropped=zero_dropped)
+    target = target_of(facts_of(queue))
+    out, out_stride, out_row_bytes = _rows_in_bytes(zero_dropped)
+    problem = SortProblem(
+        routing.top_k, routing.num_shared, routing.id_bits, routing.expert_map is not None, _dtype(routing.topk_weights),
+        _dtype(routing.shared_weights), 0 if zero_dropped is None else widest_access(out, out_stride, out_row_bytes))
+    groups, group_size = sort_groups(routing.num_tokens, routing.num_experts, target.is_cpu, target.cores)
+    compile_kernel(queue, sort_source(problem, target.is_cpu)).launch(queue, groups, group_size, (
+        *_ids(routing), *_rows("topk_weights", routing.topk_weights), *_rows("shared_weights", routing.shared_weights),
+        routing.routed_scaling_factor, tokens_per_expert, row_pairs, row_scales, tile_counters, num_counters,
+        out, out_stride, out_row_bytes, routing.num_tokens, routing.num_experts))
+
+
+def launch_combine(queue: Queue, routing: Routing, *, y: int, y_stride: int, y_dtype: Dtype, out: torch.Tensor) -> None:
+    """Submits the sums and returns.
+
+    y: address of [T * slots, H] of y_dtype, rows y_stride elements apart. out: [T, H] with contiguous rows.
+    """
+    num_tokens, hidden_size = out.shape
+    if out.numel() == 0:
+        return
+    routing.check_addresses()
+    checks.check_addresses(out=out)
+    target = target_of(facts_of(queue))
+    out_stride, out_dtype = row_stride("out", out), DTYPES[out.dtype]
+    columns = 1 if target.is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), out_stride, out_dtype)
+    problem = CombineProblem(hidden_size, y_dtype, out_dtype, routing.top_k, routing.num_shared, routing.id_bits,
+                             routing.expert_map is not None, columns)
+    groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
+    compile_kernel(queue, combine_source(problem, target.isa)).launch(queue, groups, group_size, (
+        y, y_stride, *_ids(routing), out.data_ptr(), out_stride, num_tokens, routing.num_experts))
+
+
+def _dtype(tensor: torch.Tensor | None) -> Dtype | None:
+    return None if tensor is None else DTYPES[tensor.dtype]
+
+
+def _rows(name: str, tensor: torch.Tensor | None) -> tuple[int, int]:
+    """Address and row stride."""
+    return (0, 0) if tensor is None else (tensor.data_ptr(), row_stride(name, tensor))
+
+
+def _rows_in_bytes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
+    """Address, bytes between rows and bytes of a row."""
+    if tensor is None:
+        return 0, 0, 0
+    return tensor.data_ptr(), row_stride("out", tensor) * tensor.element_size(), tensor.shape[1] * tensor.element_size()
+
+
+def _ids(routing: Routing) -> tuple[int, int, int, int]:
+    size, address = (0, 0) if routing.expert_map is None else (routing.expert_map.shape[0], routing.expert_map.data_ptr())
+    return *_rows("topk_ids", routing.topk_ids), address, size
+
+
+_ROUTING = "Tensor topk_ids, int num_experts"
+
+
+@torch.library.custom_op("moe_xe::sort_tokens", mutates_args=(), device_types=("cpu", "xpu"), schema=(
+    f"({_ROUTING}, Tensor? topk_weights, Tensor? expert_map, int num_shared, Tensor? shared_weights, "
+    "float routed_scaling_factor) -> (Tensor, Tensor, Tensor)"))
+def sort_tokens_op(topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
+    routing = Routing(topk_ids, num_experts, expert_map, num_shared, topk_weights, shared_weights, routed_scaling_factor)
+    device = topk_ids.device
+    tokens_per_expert = torch.empty(num_shared + num_experts, dtype=torch.int32, device=device)
+    row_pairs = torch.empty(routing.num_pairs, dtype=torch.int32, device=device)
+    row_scales = torch.empty(routing.num_pairs, dtype=torch.float32, device=device)
+    queue = queue_for(device)
+    with finishing(queue, device):
+        launch_sort(queue, routing, tokens_per_expert=tokens_per_expert.data_ptr(), row_pairs=row_pairs.data_ptr(),
+                    row_scales=row_scales.data_ptr())
+    return tokens_per_expert, row_pairs, row_scales
+
+
+@torch.library.custom_op("moe_xe::combine", mutates_args=(), device_types=("cpu", "xpu"), schema=(
+    f"(Tensor y, {_ROUTING}, Tensor? expert_map, int num_shared, ScalarType out_dtype) -> Tensor"))
+def combine_op(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
+    checks.check_addresses(y=y)
+    out = torch.empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype, device=y.device)
+    queue = queue_for(y.device)
+    with finishing(queue, y.device):
+        launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y=y.data_ptr(),
+                       y_stride=row_stride("y", y), y_dtype=DTYPES[y.dtype], out=out)
+    return out
+
+
+@torch.library.register_fake("moe_xe::sort_tokens")
+def _(topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
+    pairs = topk_ids.shape[0] * (topk_ids.shape[1] + num_shared)
+    return (topk_ids.new_empty(num_shared + num_experts, dtype=torch.int32), topk_ids.new_empty(pairs, dtype=torch.int32),
+            topk_ids.new_empty(pairs, dtype=torch.float32))
+
+
+@torch.library.register_fake("moe_xe::combine")
+def _(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
+    return y.new_empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype)

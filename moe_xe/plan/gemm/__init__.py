@@ -1,0 +1,1 @@
+"""The grouped GEMM: its configurations, and the choice among them."""

@@ -1,0 +1,224 @@
+"""How a problem is computed: tile shapes, schedule and the inner loop's constants, one class per device family."""
+from __future__ import annotations
+
+import functools
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from enum import Enum
+
+from ..problem import Dtype, GroupedGemmProblem
+
+HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the kernel
+MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
+
+
+class Schedule(str, Enum):
+    """dynamic: work-groups fetch tiles with an atomic; static: work-group g takes tiles g, g + groups, ..."""
+    dynamic = "dynamic"
+    static = "static"
+
+
+def check_prefetch_distance(config) -> None:
+    """Raises ValueError for more steps than an immediate offset of a block message reaches."""
+    if not 0 <= config.prefetch_distance <= 15:
+        raise ValueError(f"prefetch_distance must be from 0 to 15, got {config.prefetch_distance}")
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, object]:
+    """The types of a configuration's fields, by name."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def check_fields(config) -> None:
+    """Raises TypeError for a field of another type than its own, ValueError for a number that no kernel takes; names it."""
+    for name, hint in field_types(type(config)).items():
+        value = getattr(config, name)
+        is_tuple = hint == tuple[int, ...]
+        if type(value) is not (tuple if is_tuple else hint) or (is_tuple and any(type(item) is not int for item in value)):
+            raise TypeError(f"{name} must be {'a tuple of int' if is_tuple else f'of type {hint.__name__}'}, got {value!r}")
+        if any(isinstance(item, int) and not 0 <= item <= MOST for item in (value if is_tuple else (value,))):
+            raise ValueError(f"{name} must be from 0 to {MOST}, got {value}")
+
+
+@dataclass(frozen=True)
+class TileConfig(ABC):
+    """The tile queue's constants (see sycl_kernels/include/moe_xe/queue/tile_queue.hpp).
+
+    heights: rows of the tile shapes, falling. tile_width: columns of every tile. raster_group: row tiles that share a
+    column of weights before the next column. min_fill_eighths: a rest of rows takes a height if it fills this share.
+    """
+    heights: tuple[int, ...]
+    tile_width: int
+    raster_group: int
+    min_fill_eighths: int
+    schedule: Schedule
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.heights or list(self.heights) != sorted(set(self.heights), reverse=True) or self.heights[-1] < 1:
+            raise ValueError(f"heights must be positive and strictly falling, got {self.heights}")
+        for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8)):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                raise ValueError(f"{name} must be at least {low}" + (f" and at most {high}" if high else "") + f", got {value}")
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({'/'.join(map(str, self.heights))} x {self.tile_width}, {self._details()}, {self.schedule.value})"
+
+    @abstractmethod
+    def _details(self) -> str:
+        """What a kind of its own adds to the tiles, in short."""
+
+    @property
+    @abstractmethod
+    def work_group_size(self) -> int:
+        """Work-items of one work-group."""
+
+    def work_groups(self, cores: int) -> int:
+        """Work-groups of a launch on so many cores."""
+        return cores
+
+    def computed_rows(self, height: int, rows: int) -> int:
+        """Rows that a tile of this height computes when only `rows` of them exist."""
+        return height
+
+    def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
+        """Global memory that one work-group needs for itself."""
+        return 0
+
+
+@dataclass(frozen=True)
+class SubGroupConfig(TileConfig):
+    """Tiles that are shared out to sub-groups of 16 lanes.
+
+    sub_group_rows, sub_group_columns: one sub-group's part of the tile, for each height.
+    """
+    sub_group_rows: tuple[int, ...]
+    sub_group_columns: tuple[int, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not len(self.heights) == len(self.sub_group_rows) == len(self.sub_group_columns):
+            raise ValueError(f"sub_group_rows {self.sub_group_rows} and sub_group_columns {self.sub_group_columns} need one "
+                             f"entry for each of the heights {self.heights}")
+        for name in ("sub_group_rows", "sub_group_columns"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1 each, got {getattr(self, name)}")
+        if max(self.sub_groups) > self.sub_groups[0] or min(self.sub_groups) < 1:
+            raise ValueError(f"every height must use at least one sub-group and no more than the first, got {self.sub_groups} for {self}")
+
+    @property
+    def sub_groups(self) -> tuple[int, ...]:
+        """Sub-groups used, for each height; the others of the work-group have no part of such a tile."""
+        return tuple((h // r) * (self.tile_width // c) for h, r, c in zip(self.heights, self.sub_group_rows, self.sub_group_columns))
+
+    def _details(self) -> str:
+        return "sub-groups " + "/".join(f"{rows}x{columns}" for rows, columns in zip(self.sub_group_rows, self.sub_group_columns))
+
+    @property
+    def work_group_size(self) -> int:
+        return self.sub_groups[0] * 16
+
+
+@dataclass(frozen=True)
+class XeConfig(SubGroupConfig):
+    """dpas and 2D block loads. prefetch_distance: steps of 64 bytes along K, at most 15 (an immediate offset).
+
+    grf_size: registers of a hardware thread, 256, or 128 and twice as many threads.
+    """
+    prefetch_distance: int
+    grf_size: int = field(default=256, metadata=HOST_ONLY)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.grf_size not in (128, 256):
+            raise ValueError(f"grf_size must be 128 or 256, got {self.grf_size}")
+        check_prefetch_distance(self)
+
+    def _details(self) -> str:
+        return f"{super()._details()}, prefetch {self.prefetch_distance}, {self.grf_size} registers"
+
+
+@dataclass(frozen=True)
+class GenericConfig(SubGroupConfig):
+    """fp32 FMA and plain loads: any SYCL GPU, any alignment."""
+
+
+@dataclass(frozen=True)
+class CpuConfig(TileConfig):
+    """One work-item a work-group, explicit vectors (cpu/mainloop.hpp).
+
+    isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
+    k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
+    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead.
+    threads: work-groups of a launch; 0 for one a core.
+    """
+    isa: str
+    micro_rows: int
+    micro_columns: int
+    k_block: int
+    unpacked_rows: int
+    dot_rows: int
+    prefetch_columns: int
+    threads: int = field(default=0, metadata=HOST_ONLY)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_cpu_kernel(self)
+        step = VECTOR_DWORDS[self.isa] * 2      # of a vector of pairs
+        if self.k_block < step or self.k_block % step:
+            raise ValueError(f"k_block must be a multiple of {step} with {self.isa}, got {self.k_block}")
+        if self.unpacked_rows < 1:
+            raise ValueError(f"unpacked_rows must be at least 1, got {self.unpacked_rows}")
+        if not 1 <= self.dot_rows <= MOST_DOT_ROWS:
+            raise ValueError(f"dot_rows must be from 1 to {MOST_DOT_ROWS}, got {self.dot_rows}")
+
+    def _details(self) -> str:
+        threads = f", {self.threads} threads" if self.threads else ""
+        return (f"{self.isa}, blocks {self.micro_rows}x{self.micro_columns}x{self.k_block}, in place up to {self.unpacked_rows} rows, "
+                f"{self.dot_rows} at a time, {self.prefetch_columns} columns ahead{threads}")
+
+    @property
+    def work_group_size(self) -> int:
+        return 1
+
+    def work_groups(self, cores: int) -> int:
+        return self.threads or cores
+
+    def computed_rows(self, height: int, rows: int) -> int:
+        return rows
+
+    def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
+        """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
+        bf16 = problem.input is Dtype.bf16
+        pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
+        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * (2 if bf16 else 1))
+        packed_a = self.heights[0] * (padded_k // pairs + 16)
+        panel = min(self.k_block, padded_k) // pairs * self.micro_columns
+        sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
+        return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
+
+
+MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
+# dwords of a vector register, by the names of types.hpp's Isa
+VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}
+
+
+def check_cpu_kernel(config) -> None:
+    """isa, micro_rows and micro_columns of a CPU kernel's configuration. Raises ValueError naming the one that does not fit."""
+    if config.isa not in VECTOR_DWORDS:
+        raise ValueError(f"isa must be one of {', '.join(VECTOR_DWORDS)}, got {config.isa!r}")
+    width, registers = VECTOR_DWORDS[config.isa], VECTOR_REGISTERS[config.isa]
+    if config.micro_columns < width or config.micro_columns % width:
+        raise ValueError(f"micro_columns must be a multiple of {width} with {config.isa}, got {config.micro_columns}")
+    if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
+        raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
+                         f"{config.micro_rows} x {config.micro_columns}")
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

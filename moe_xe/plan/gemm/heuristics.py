@@ -1,0 +1,114 @@
+"""Every choice that is made without measuring, as pure functions of the problem, the operands and the device."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from enum import Enum
+
+from ..xe.candidates import choose_xe_config
+from .config import CpuConfig, GenericConfig, Schedule, TileConfig
+from ..model.devices import DeviceRecord
+from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+
+class Family(str, Enum):
+    """Which inner loop: dpas on Xe, explicit vectors on the CPU device, plain FMA anywhere else."""
+    xe = "xe"
+    cpu = "cpu"
+    generic = "generic"
+
+
+# What a 2D block message takes (Intel's LSC block2d messages), in bytes.
+SURFACE_BASE_ALIGNMENT = 64
+SURFACE_PITCH_ALIGNMENT = 16
+SURFACE_WIDTH_ALIGNMENT = 4
+SURFACE_MIN_WIDTH = 64
+SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
+LANE_ACCESS = 16                 # what one lane loads or stores at once (mainloop_xe_*.hpp)
+
+
+def _surface_fits(base: int, width: int, height: int, pitch: int) -> bool:
+    return (base % SURFACE_BASE_ALIGNMENT == 0 and pitch % SURFACE_PITCH_ALIGNMENT == 0 and width % SURFACE_WIDTH_ALIGNMENT == 0 and
+            SURFACE_MIN_WIDTH <= width <= pitch < SURFACE_LIMIT and height < SURFACE_LIMIT)
+
+
+def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool:
+    """True where the operands are what sycl_kernels/include/moe_xe/xe/mainloop.hpp asks for."""
+    size, out_size = problem.input.size, problem.output.size
+    swapped = problem.weights is WeightLayout.enk
+    halves = problem.pairs and not problem.activation.interleaved
+    routed = operands.num_experts - problem.shared
+    if swapped:     # each lane stores its own row of d
+        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0
+    elif problem.scattered:     # element by element
+        d_fits = True
+    else:
+        d_fits = _surface_fits(operands.d, problem.out_n * out_size, operands.total_rows, operands.d_stride * out_size)
+
+    def weights_fit(base: int, columns: int, stride: int, experts: int, expert_stride: int) -> bool:
+        w_rows, w_columns = (columns, problem.k) if swapped else (problem.k, columns)
+        return (_surface_fits(base, w_columns * size, w_rows, stride * size) and
+                (experts <= 1 or expert_stride * size % SURFACE_BASE_ALIGNMENT == 0))
+
+    shared_columns = problem.out_n if halves else problem.n
+    return (d_fits and problem.k * size % LANE_ACCESS == 0 and
+            _surface_fits(operands.a, problem.k * size, operands.a_rows, operands.a_stride * size) and
+            (routed == 0 or weights_fit(operands.w, problem.n, operands.w_stride, routed, operands.w_expert_stride)) and
+            all(weights_fit(base, shared_columns, operands.shared_stride, problem.shared, operands.shared_expert_stride)
+                for base in (operands.shared_w, *([operands.shared_up] if halves else []))[:2 * problem.shared]))
+
+
+def has_wide_dpas(has_matrix_engine: bool, sub_group_sizes: Sequence[int]) -> bool:
+    """True from PVC and Xe2 on: sub-groups of 8 mark the generation before, with narrower dpas and no 2D block messages."""
+    return has_matrix_engine and 8 not in sub_group_sizes
+
+
+def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool, has_dpas: bool) -> Family:
+    if is_cpu:
+        return Family.cpu
+    exact_f32 = problem.input is Dtype.f32 and not problem.tf32
+    return Family.xe if has_dpas and not exact_f32 and fits_block_messages(problem, operands) else Family.generic
+
+
+def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
+    """Index of the first height worth compiling: taller ones than the smallest that holds all rows are never used."""
+    return max([i for i, height in enumerate(heights) if height >= total_rows], default=0)
+
+
+@functools.lru_cache(maxsize=1024)
+def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Schedule = Schedule.dynamic) -> GenericConfig:
+    heights = (64, 32, 16)
+    first = heights_for(total_rows, heights)
+    return GenericConfig(heights=heights[first:], tile_width=128, raster_group=8, min_fill_eighths=7, schedule=schedule,
+                         sub_group_rows=(8, 8, 4)[first:], sub_group_columns=((32, 32, 32) if problem.pairs else (32, 16, 16))[first:])
+
+
+# micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 (docs/performance.md) and avx512 were measured; the
+# micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
+CPU_KERNELS = {"avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
+
+
+def fast_isa(isa: str, device_name: str) -> str:
+    """The fastest of the vector instructions up to `isa` on this CPU.
+
+    Intel's cores take longer for a vdpbf16ps than for the two FMAs that it replaces: packed blocks were measured at 1.6
+    times the time, dot products at the same.
+    """
+    return "avx512" if isa == "avx512_bf16" and "intel" in device_name.lower() else isa
+
+
+@functools.lru_cache(maxsize=1024)
+def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
+    micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
+    return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
+                     micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,
+                     dot_rows=dot_rows, prefetch_columns=16)
+
+
+def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
+                  isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic) -> TileConfig:
+    """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
+    if family is Family.cpu:
+        return cpu_config(problem, isa or "baseline", schedule)
+    if family is Family.generic:
+        return generic_config(problem, total_rows, schedule)
+    return choose_xe_config(problem, total_rows, num_experts, record, schedule)

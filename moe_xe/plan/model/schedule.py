@@ -1,0 +1,94 @@
+"""A host-side model of the tile queue: the tiles a launch visits, in order, and how well they fill the device.
+
+The same decomposition as sycl_kernels/include/moe_xe/queue/tile_queue.hpp, from the same constants.
+"""
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..gemm.config import Schedule, TileConfig
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows [row, row + rows) of the sorted rows and columns from `column` on, computed by the tile of this height."""
+    expert: int
+    height: int
+    row: int
+    rows: int
+    column: int
+
+
+def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[int]:
+    """The heights that one expert's rows are cut into, tallest first."""
+    cut: list[int] = []
+    for i, height in enumerate(heights):
+        fit, left = divmod(max(rows, 0), height)
+        if left and (i == len(heights) - 1 or left * 8 >= height * min_fill_eighths):
+            fit += 1
+        cut += [height] * fit
+        rows -= fit * height
+    return cut
+
+
+def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[Tile]:
+    """All tiles of a launch in the order of their numbers.
+
+    Experts by falling size (powers of two), then by id; an expert's tiles in groups of `raster_group` row tiles, rows
+    fastest within a group.
+    """
+    columns = range(0, n, config.tile_width)
+    begins = [0]
+    for rows in tokens_per_expert:
+        begins.append(begins[-1] + rows)
+    for expert in sorted(range(len(tokens_per_expert)), key=lambda e: -int(tokens_per_expert[e]).bit_length()):
+        row = begins[expert]
+        row_tiles = []
+        for height in cut_rows(tokens_per_expert[expert], config.heights, config.min_fill_eighths):
+            row_tiles.append((height, row))
+            row += height
+        for first in range(0, len(row_tiles), config.raster_group):
+            for column in columns:
+                for height, row in row_tiles[first:first + config.raster_group]:
+                    yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column)
+
+
+@dataclass(frozen=True)
+class ScheduleReport:
+    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns)."""
+    cores: int
+    num_tiles: int
+    tiles_per_height: dict[int, int]
+    useful: int
+    computed: int
+    makespan: int
+
+    @property
+    def occupancy(self) -> float:
+        """Useful / computed work: what raggedness costs."""
+        return self.useful / self.computed if self.computed else 1.0
+
+    @property
+    def efficiency(self) -> float:
+        """Useful work / (makespan x cores): raggedness and the idle tail together."""
+        return self.useful / (self.makespan * self.cores) if self.makespan else 1.0
+
+
+def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int) -> ScheduleReport:
+    """Runs the queue on `cores` equal work-groups."""
+    if cores < 1:
+        raise ValueError(f"cores must be at least 1, got {cores}")
+    busy = [0] * cores
+    per_height = {height: 0 for height in config.heights}
+    number = computed = 0
+    for number, tile in enumerate(tiles(tokens_per_expert, n, config), start=1):
+        cost = config.computed_rows(tile.height, tile.rows) * config.tile_width
+        computed += cost
+        per_height[tile.height] += 1
+        if config.schedule is Schedule.static:
+            busy[(number - 1) % cores] += cost
+        else:
+            heapq.heappush(busy, heapq.heappop(busy) + cost)
+    return ScheduleReport(cores, number, per_height, sum(tokens_per_expert) * n, computed, max(busy))

@@ -1,0 +1,1 @@
+"""The weights' gradient: what it is compiled for, its configurations, and the choice among them."""

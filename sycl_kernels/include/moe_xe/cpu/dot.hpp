@@ -1,0 +1,48 @@
+// Dot products along K, for tiles of so few rows that packing the weights would cost more than it saves.
+#pragma once
+#include <moe_xe/cpu/pack.hpp>
+
+namespace moe_xe {
+
+// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `ahead`:
+// elements from a row of W to the one to prefetch meanwhile.
+template <int rows, int columns>
+inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
+  static_assert(columns <= width);
+  Floats sums[rows][columns];
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int column = 0; column < columns; ++column) sums[row][column] = 0.f;
+  const auto add = [&](auto load_at) {
+    Dwords weights[columns];
+#pragma unroll
+    for (int column = 0; column < columns; ++column) weights[column] = load_at(w[column]);
+#pragma unroll
+    for (int row = 0; row < rows; ++row) {
+      const Dwords tokens = load_at(a[row]);
+#pragma unroll
+      for (int half = 0; half < chunk_vectors; ++half)
+#pragma unroll
+        for (int column = 0; column < columns; ++column)
+          sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(weights[column], half));
+    }
+  };
+  constexpr int64 whole = problem::k / chunk * chunk;
+#pragma unroll 1
+  for (int64 k = 0; k < whole; k += chunk) {
+#pragma unroll
+    for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
+    add([=](const Input* row) { return load_chunk(row + k); });
+  }
+  if constexpr (whole < problem::k)
+    add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
+#pragma unroll
+  for (int row = 0; row < rows; ++row) {
+    result[row] = 0.f;
+#pragma unroll
+    for (int column = 0; column < columns; ++column) result[row][column] = sum_of(sums[row][column]);
+  }
+}
+
+}  // namespace moe_xe

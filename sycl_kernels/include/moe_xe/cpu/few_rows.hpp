@@ -1,0 +1,123 @@
+// Tiles of so few rows that packing the weights would cost more than it saves: weights are read in place, once.
+#pragma once
+#include <moe_xe/cpu/dot.hpp>
+#include <moe_xe/cpu/epilogue.hpp>
+
+namespace moe_xe {
+
+// Up to config::unpacked_rows rows of A and where their results go.
+struct FewRows {
+  const Input* a[config::unpacked_rows];
+  OutputRow d[config::unpacked_rows];
+  int count;
+};
+
+// [N, K] weights: dot products along K of `rows` rows with as many weights at a time as registers allow.
+template <int rows>
+void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w, int64 column, int columns) {
+  // One row is bound by memory: more columns, more streams. With more rows the registers are the limit.
+  constexpr int weights = rows == 1 ? width : width / 2, step = paired ? weights / 2 : weights;
+  const int64 between = w.column_step();
+#pragma unroll 1
+  for (int done = 0; done < columns; done += step) {
+    const int count = columns - done < step ? columns - done : step;
+    const Input* at[weights];
+#pragma unroll
+    for (int i = 0; i < weights; ++i)
+      at[i] = (i < step ? w.gate : w.up) + (done + (i % step < count ? i % step : count - 1)) * between;
+    Floats result[rows];
+    dot<rows, weights>(few.a + first, at, config::prefetch_columns * between, result);
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      float values[2 * width] = {};   // gates in the low lanes, up values behind them
+      if constexpr (paired) store(values, result[i]);
+      finish(args, expert, few.d[first + i], column + done, count, result[i], load<Floats>(values + step));
+    }
+  }
+}
+
+template <int rows>
+void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w,
+              int64 column, int columns) {
+  if constexpr (rows > 1)
+    if (wanted < rows) return run_dots<rows - 1>(wanted, args, expert, few, first, w, column, columns);
+  run_dots<rows>(args, expert, few, first, w, column, columns);
+}
+
+// [K, N] weights stream by once, some rows of K at a time, and are added to sums that stay in the first cache.
+struct StreamedSums {
+  static constexpr int depth = 8, ahead = 2 * depth;
+  static constexpr int stride = int(round_up(config::tile_width, 2 * width)) + 2 * width;   // gates, then up values
+  float sums[config::unpacked_rows][stride] = {};
+
+  // Columns [0, columns) of weights that begin at `w`, for K elements [0, problem::k) of every row.
+  void add(const FewRows& few, const Input* w, int64 row_stride, int first_sum, int columns) {
+#pragma unroll 1
+    for (int64 k = 0; k < problem::k; k += depth) {
+      float tokens[config::unpacked_rows][depth];
+      for (int row = 0; row < few.count; ++row)
+#pragma unroll
+        for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < problem::k ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
+      const Input* from[depth];    // rows past K repeat one that exists, times zero
+#pragma unroll
+      for (int i = 0; i < depth; ++i) from[i] = w + (k + i < problem::k ? k + i : k) * row_stride;
+      int column = 0;
+      if (k + depth <= problem::k)
+#pragma unroll 1
+        for (; column + block <= columns; column += block)
+          add_block<block / width, true>(few, tokens, from, row_stride, first_sum, column, block);
+#pragma unroll 1
+      for (; column < columns; column += width)
+        add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
+    }
+  }
+
+ private:
+  static constexpr int block = 64 / int(sizeof(Input)) > width ? 64 / int(sizeof(Input)) : width;   // a cache line, or a vector
+
+  template <int vectors, bool whole>
+  void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Input* const (&from)[depth],
+                 int64 row_stride, int first_sum, int column, int count, int left = depth) {
+    Floats weights[depth][vectors];
+#pragma unroll
+    for (int i = 0; i < depth; ++i) {
+      if constexpr (whole) prefetch(from[i] + column + ahead * row_stride);
+#pragma unroll
+      for (int v = 0; v < vectors; ++v) {
+        if constexpr (whole) weights[i][v] = load_floats<problem::input>(from[i] + column + v * width);
+        else weights[i][v] = load_floats<problem::input>(from[i] + column, count);
+      }
+    }
+#pragma unroll 1
+    for (int row = 0; row < few.count; ++row) {
+      float* to = sums[row] + first_sum + column;
+#pragma unroll
+      for (int v = 0; v < vectors; ++v) {
+        Floats sum = load<Floats>(to + v * width);
+#pragma unroll
+        for (int i = 0; i < depth; ++i)
+          if (whole || i < left) sum = tokens[row][i] * weights[i][v] + sum;
+        store(to + v * width, sum);
+      }
+    }
+  }
+};
+
+inline void run_streamed(const Arguments& args, int expert, const FewRows& few, const ExpertWeights& w, int64 column, int columns) {
+  StreamedSums streamed;
+  constexpr int second = woven ? width : int(round_up(config::tile_width / 2, width));   // from a gate's sum to its up value's
+  if constexpr (woven) streamed.add(few, w.gate, w.row_stride, 0, 2 * columns);
+  else streamed.add(few, w.gate, w.row_stride, 0, columns);
+  if constexpr (paired && !woven) streamed.add(few, w.up, w.row_stride, second, columns);
+#pragma unroll 1
+  for (int row = 0; row < few.count; ++row)
+#pragma unroll 1
+    for (int done = 0; done < columns; done += width) {
+      const float* from = streamed.sums[row] + (woven ? 2 * done : done);
+      Floats gate = load<Floats>(from), up = paired ? load<Floats>(from + second) : gate;
+      if constexpr (woven) unweave(gate, up, gate, up);
+      finish(args, expert, few.d[row], column + done, columns - done, gate, up);
+    }
+}
+
+}  // namespace moe_xe

@@ -1,0 +1,122 @@
+// A tile on the CPU device: A's rows are packed once for all tiles that share them; then, K block by K block, each
+// panel of weights is packed and multiplied with all rows. Sums of one element are always added in the same order, so
+// results do not depend on which work-group computes a tile.
+#pragma once
+#include <moe_xe/cpu/few_rows.hpp>
+#include <moe_xe/cpu/team.hpp>
+
+namespace moe_xe {
+
+constexpr int tallest = config::heights[0];
+constexpr int64 k_block = config::k_block < padded_k ? config::k_block : padded_k;
+constexpr int64 k_blocks = (problem::k + k_block - 1) / k_block;
+constexpr int sums_stride = int(round_up(config::tile_width, config::micro_columns));
+static_assert(k_block % chunk == 0 && config::micro_columns % width == 0);
+
+// A work-group's scratch, in dwords.
+constexpr int64 packed_a_dwords = round_up(tallest * packed_stride, 16);
+constexpr int64 panel_dwords = round_up(k_block / elements_per_step * config::micro_columns, 16);
+constexpr int64 sums_dwords = k_blocks > 1 ? round_up(tallest * sums_stride, 16) : 0;
+static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
+
+class Mainloop {
+ public:
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
+    auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
+    packed_a = reinterpret_cast<Packed*>(scratch);
+    panel = reinterpret_cast<PackedVector*>(scratch + packed_a_dwords);
+    sums = scratch + packed_a_dwords + panel_dwords;
+  }
+
+  void run(const Tile& tile) {
+    const int64 column = paired ? tile.column / 2 : tile.column;
+    const int left = int(out_n - column), most = paired ? config::tile_width / 2 : config::tile_width;
+    const int columns = left < most ? left : most;
+    if (tile.rows > config::unpacked_rows) run_packed(tile, column, columns);
+    else run_few(tile, column, columns);
+  }
+
+ private:
+  const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
+
+  // The expert's weights from output column `column` and row `k` of K on.
+  ExpertWeights weights_from(int expert, int64 column, int64 k) const {
+    ExpertWeights w = weights_of(args, expert);
+    const int64 offset = column * w.column_step() + k * (problem::weights == WeightLayout::enk ? 1 : w.row_stride);
+    w.gate += offset;
+    w.up += offset;
+    return w;
+  }
+
+  void run_packed(const Tile& tile, int64 first_column, int columns) {
+    if (packed_row != tile.row) {
+      for (int row = 0; row < tile.rows; ++row) pack_row(row_of_a(tile.row + row), packed_a + row * packed_stride);
+      packed_row = tile.row;
+    }
+    // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
+    const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
+    const int height = (tile.rows + blocks - 1) / blocks;
+    constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
+    float finished[config::micro_rows * config::micro_columns];
+#pragma unroll 1
+    for (int64 k = 0; k < problem::k; k += k_block) {
+      const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
+#pragma unroll 1
+      for (int column = 0; column < columns; column += panel_columns) {
+        const ExpertWeights w = weights_from(tile.expert, first_column + column, k);
+        if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, columns - column, depth, panel);
+        else pack_panel_ekn(w, columns - column, depth, panel);
+        const int first_sum = column / panel_columns * config::micro_columns;
+#pragma unroll 1
+        for (int row = 0; row < tile.rows; row += height) {
+          const int rows = tile.rows - row < height ? tile.rows - row : height;
+          const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
+          const SumsInMemory done{finished, config::micro_columns};
+          const bool last = k + depth == problem::k;
+          multiply<config::micro_rows, packed_stride, 1>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
+                                                         (depth + elements_per_step - 1) / elements_per_step,
+                                                         k > 0 ? partial : SumsInMemory{}, last ? done : partial);
+          if (last)
+            for (int i = 0; i < rows; ++i)
+              finish_panel(tile.expert, tile.row + row + i, first_column + column, columns - column, finished + i * config::micro_columns);
+        }
+      }
+    }
+  }
+
+  // One row of a panel's sums; `columns` of its output columns exist.
+  void finish_panel(int expert, int64 sorted_row, int64 column, int columns, const float* from) const {
+    const OutputRow row = output_row(args, sorted_row);
+    constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
+#pragma unroll
+    for (int v = 0; v < outputs; ++v) {
+      Floats gate = load<Floats>(from + (woven ? 2 * v : v) * width), up = gate;
+      if constexpr (paired) up = load<Floats>(from + (woven ? 2 * v + 1 : v + gate_vectors) * width);
+      if constexpr (woven) unweave(gate, up, gate, up);
+      finish(args, expert, row, column + v * width, columns - v * width, gate, up);
+    }
+  }
+
+  void run_few(const Tile& tile, int64 column, int columns) {
+    FewRows few;
+    few.count = tile.rows;
+    for (int row = 0; row < tile.rows; ++row) {
+      few.a[row] = row_of_a(tile.row + row);
+      few.d[row] = output_row(args, tile.row + row);
+    }
+    const ExpertWeights w = weights_from(tile.expert, column, 0);
+    if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
+    else
+#pragma unroll 1
+      for (int row = 0; row < tile.rows; row += config::dot_rows)
+        run_dots<config::dot_rows>(tile.rows - row, args, tile.expert, few, row, w, column, columns);
+  }
+
+  const Arguments& args;
+  Packed* packed_a;
+  PackedVector* panel;
+  float* sums;
+  int64 packed_row = -1;   // first row of the tile whose rows packed_a holds
+};
+
+}  // namespace moe_xe

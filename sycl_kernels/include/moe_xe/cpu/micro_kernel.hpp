@@ -1,0 +1,68 @@
+// The inner loop of packed operands: a block of A's rows by a panel of columns with all sums in registers.
+#pragma once
+#include <moe_xe/cpu/vector.hpp>
+
+namespace moe_xe {
+
+// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
+constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr int elements_per_step = bf16_pairs ? 2 : 1;
+template <bool> struct PackedOf { using type = float; };
+template <> struct PackedOf<true> { using type = unsigned; };
+using Packed = PackedOf<bf16_pairs>::type;
+using PackedVector = Vector<Packed>;
+
+constexpr int panel_vectors = config::micro_columns / width;
+constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
+
+inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
+  if constexpr (bf16_pairs) {
+    // "0" and not "+v": a tied read-write operand loses its tie on the way through SPIR-V.
+    asm("vdpbf16ps %3,%2,%0" : "=v"(sum) : "0"(sum), "v"(b), "v"(a));
+    return sum;
+  } else {
+    return __builtin_bit_cast(Floats, a) * __builtin_bit_cast(Floats, b) + sum;
+  }
+}
+
+// Where a block's sums lie between K blocks and before they are rounded.
+struct SumsInMemory {
+  float* first;
+  int stride;
+};
+
+// `wanted` rows of packed A times a panel; a null `from` starts at zero. A's rows and steps along K are row_stride and
+// step_stride apart. One instance for each number of rows, so that all sums are registers.
+template <int rows, int64 row_stride, int64 step_stride>
+void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps, SumsInMemory from, SumsInMemory to) {
+  if constexpr (rows > 1)
+    if (wanted < rows) return multiply<rows - 1, row_stride, step_stride>(wanted, a, panel, steps, from, to);
+  Floats sums[rows][panel_vectors];
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) {
+      sums[row][v] = 0.f;
+      if (from.first) sums[row][v] = load<Floats>(from.first + row * from.stride + v * width);
+    }
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    PackedVector b[panel_vectors];
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) b[v] = panel[v];
+#pragma unroll
+    for (int row = 0; row < rows; ++row) {
+      const PackedVector broadcast = a[row * row_stride];
+#pragma unroll
+      for (int v = 0; v < panel_vectors; ++v) sums[row][v] = multiply_add(sums[row][v], broadcast, b[v]);
+    }
+    a += step_stride;
+    panel += panel_vectors;
+  }
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
+}
+
+}  // namespace moe_xe

@@ -1,0 +1,45 @@
+// The token sort on the CPU device: a counting sort by the first work-group, the rest spread over all of them.
+#pragma once
+#include <moe_xe/routing/sorted_rows.hpp>
+#include <moe_xe/cpu/team.hpp>
+
+namespace moe_xe {
+
+// An expert's entry of tokens_per_expert is in turn its count, the row that its next token gets, and its count again.
+inline void sort_routed(const SortArguments& args) {
+  int32* entry = args.tokens_per_expert + problem::num_shared;
+  const unsigned num_experts = unsigned(args.num_experts);
+  for (unsigned expert = 0; expert < num_experts; ++expert) entry[expert] = 0;
+  for (int token = 0; token < args.num_tokens; ++token)
+    for (int slot = 0; slot < problem::top_k; ++slot) {
+      const unsigned expert = args.ids.expert_of(token, slot);
+      if (expert < num_experts) ++entry[expert];
+    }
+  int row = first_routed_row(args);
+  for (unsigned expert = 0; expert < num_experts; ++expert) {
+    const int count = entry[expert];
+    entry[expert] = row;
+    row += count;
+  }
+  for (int token = 0; token < args.num_tokens; ++token)
+    for (int slot = 0; slot < problem::top_k; ++slot) {
+      const unsigned expert = args.ids.expert_of(token, slot);
+      if (expert < num_experts) place_routed(args, entry[expert]++, token, slot);
+    }
+  int begin = first_routed_row(args);
+  for (unsigned expert = 0; expert < num_experts; ++expert) {
+    const int end = entry[expert];
+    entry[expert] = end - begin;
+    begin = end;
+  }
+  clear_unused(args, begin, 0, 1);
+}
+
+inline void sort_tokens(const SortArguments& args) {
+  const Team team;
+  if (team.group == 0) sort_routed(args);
+  place_shared(args, team.group, team.num_groups);
+  zero_dropped_rows(args, team.group, team.num_groups, 0, 1);
+}
+
+}  // namespace moe_xe

@@ -1,0 +1,119 @@
+// A tile on any SYCL GPU: plain loads and fp32 FMA, for devices without dpas, for exact fp32 and for operands that 2D
+// block messages cannot take. A lane owns columns of a sub-group's block; rows of A are read 16 elements at a time, one
+// a lane, and broadcast from registers.
+#pragma once
+#include <moe_xe/gpu/epilogue.hpp>
+#include <moe_xe/gpu/team.hpp>
+
+namespace moe_xe {
+
+class Mainloop {
+ public:
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments), sub_group(team.sub_group), lane(team.lane()) {}
+
+  void run(const Tile& tile) const { run_height<0>(tile); }
+
+ private:
+  static constexpr int lanes = Team::lanes;
+  static constexpr int k_step = 4;   // elements of W that a lane reads at once
+  using Input = Element<problem::input>;
+  using Output = Element<problem::output>;
+
+  template <int variant> void run_height(const Tile& tile) const {
+    if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
+      if (tile.variant != variant) return run_height<variant + 1>(tile);
+    constexpr int rows = config::sub_group_rows[variant], columns = config::sub_group_columns[variant];
+    constexpr int across = config::tile_width / columns;
+    static_assert(columns % lanes == 0 && config::tile_width % columns == 0);
+    static_assert(!paired || columns % (2 * lanes) == 0, "a lane owns both columns of a pair");
+    const int row = sub_group / across * rows;
+    constexpr int outputs = paired ? columns / 2 : columns;
+    const int64 column = (paired ? tile.column / 2 : tile.column) + sub_group % across * outputs;
+    if (row < tile.rows && column < out_n) run_block<rows, columns / lanes>(tile, row, column);
+  }
+
+  // Rows and columns beyond the tile repeat the last one and are never stored: no read is outside. Where columns are
+  // pairs, the first half of a lane's columns are gates and the others their up values.
+  template <int rows, int groups> void run_block(const Tile& tile, int first_row, int64 first_column) const {
+    constexpr int out_groups = paired ? groups / 2 : groups;
+    const Input* a[rows];
+    const Input* w[groups];
+#pragma unroll
+    for (int row = 0; row < rows; ++row) a[row] = row_of_a(tile.row + lesser(first_row + row, tile.rows - 1));
+    const ExpertWeights weights = weights_of(args, tile.expert);
+    const int64 step = weights.column_step();
+    const int64 k_stride = problem::weights == WeightLayout::enk ? 1 : weights.row_stride;
+#pragma unroll
+    for (int group = 0; group < groups; ++group)
+      w[group] = (group < out_groups ? weights.gate : weights.up) + column_of(first_column, group % out_groups) * step;
+    float sums[rows][groups] = {};
+    constexpr int whole = int(problem::k / lanes * lanes), rest = int(problem::k - whole);
+#pragma unroll 1
+    for (int k = 0; k < whole; k += lanes) add<lanes>(a, w, k, k_stride, sums);
+    if constexpr (rest > 0) add<rest>(a, w, whole, k_stride, sums);
+#pragma unroll
+    for (int group = 0; group < out_groups; ++group) {
+      const int64 column = first_column + group * lanes + lane;
+      if (column >= out_n) continue;
+      float bias = 0.0f, up_bias = 0.0f;
+      if constexpr (problem::has_bias) {
+        bias = bias_at(args, tile.expert, column, 0);
+        if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
+      }
+#pragma unroll
+      for (int row = 0; row < rows; ++row) {
+        if (first_row + row >= tile.rows) continue;
+        const int64 sorted_row = tile.row + first_row + row, target = target_row(args, sorted_row);
+        if (problem::scattered && target < 0) continue;
+        const float value = output_of(sums[row][group], sums[row][groups - out_groups + group], bias, up_bias,
+                                      scale_of(args, sorted_row));
+        static_cast<Output*>(args.d)[target * args.d_stride + column] = rounded<problem::output>(value);
+      }
+    }
+  }
+
+  // sums += A[row, k..k+count) * W[k..k+count, column]; w walks along K: products of 64-bit strides would fill registers.
+  template <int count, int rows, int groups>
+  void add(const Input* const (&a)[rows], const Input* (&w)[groups], int k, int64 k_stride, float (&sums)[rows][groups]) const {
+    float tokens[rows];
+#pragma unroll
+    for (int row = 0; row < rows; ++row) tokens[row] = widened<problem::input>(a[row][k + lesser(lane, count - 1)]);
+#pragma unroll
+    for (int first = 0; first < count; first += k_step) {
+      float weights[groups][k_step];
+#pragma unroll
+      for (int group = 0; group < groups; ++group)
+#pragma unroll
+        for (int i = 0; i < k_step; ++i)
+          if (first + i < count) {
+            weights[group][i] = widened<problem::input>(alone(*w[group]));
+            w[group] += k_stride;
+          }
+#pragma unroll
+      for (int i = 0; i < k_step; ++i)
+#pragma unroll
+        for (int row = 0; row < rows; ++row) {
+          if (first + i >= count) continue;
+          const float token = __spirv_SubgroupShuffleINTEL(tokens[row], unsigned(first + i));
+#pragma unroll
+          for (int group = 0; group < groups; ++group) sums[row][group] = __builtin_fmaf(token, weights[group][i], sums[row][group]);
+        }
+    }
+  }
+
+  // Volatile for 16-bit elements: IGC joins neighbours to 32-bit messages, which an odd stride would misalign.
+  using Alone = std::conditional_t<sizeof(Input) == 2, const volatile Input, const Input>;
+  static Input alone(Alone& element) { return element; }
+
+  static int lesser(int x, int y) { return x < y ? x : y; }
+  int64 column_of(int64 first_column, int group) const {
+    const int64 column = first_column + group * lanes + lane;
+    return column < out_n ? column : out_n - 1;
+  }
+  const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
+
+  const Arguments& args;
+  const int sub_group, lane;
+};
+
+}  // namespace moe_xe

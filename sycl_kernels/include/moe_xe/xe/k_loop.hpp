@@ -1,0 +1,177 @@
+// The loop over K that both weight layouts share: 64 bytes of every row a step, and what is prefetched ahead of it.
+#pragma once
+#include <moe_xe/xe/atoms.hpp>
+#include <moe_xe/operands/expert_weights.hpp>
+#include <moe_xe/operands/rows.hpp>
+
+namespace moe_xe {
+
+inline constexpr int element_bytes = size_of(problem::input);
+inline constexpr int step_bytes = 64;
+inline constexpr int step_elements = step_bytes / element_bytes;
+inline constexpr int k_bytes = int(problem::k) * element_bytes;
+inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
+inline constexpr int tail_bytes = k_bytes % step_bytes;
+inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
+static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
+static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset of a block message");
+
+// Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
+inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
+
+// A round is `unroll` steps: step<ahead, tail>() for each, then end_round(). `tail` says that the step's rows
+// end before 64 bytes. The last round may be shorter.
+template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
+  constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
+  for (int round = 0; round < rounds; ++round) {
+    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
+    work.end_round();
+  }
+  unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
+    work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
+  });
+}
+
+// The geometry of one tile height: which part of the tile a sub-group computes.
+template <int variant> struct Shape {
+  static constexpr int height = config::heights[variant];
+  static constexpr int rows = config::sub_group_rows[variant];        // tokens of a sub-group
+  static constexpr int columns = config::sub_group_columns[variant];  // weights' columns of a sub-group
+  static constexpr int outputs = paired ? columns / 2 : columns;
+  static constexpr int across = config::tile_width / columns;         // sub-groups side by side
+  static constexpr int sub_groups = height / rows * across;           // the others of the work-group have no part
+  // Where gates and up values are halves of the weights, a sub-group's columns are two runs; else one.
+  static constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, run_columns = columns / runs;
+
+  static int first_row(int sub_group) { return sub_group / across * rows; }
+  static int first_column(int sub_group) { return sub_group % across * run_columns; }
+};
+
+inline Surface token_surface(const Arguments& args, const Tile& tile) {
+  return {args.a, k_bytes, int(tile.expert_end), int(args.a_stride) * element_bytes};
+}
+
+// One run of the tile's columns of weights: which surface they are in, and the first one's place there.
+struct WeightRun {
+  Surface surface;
+  int column;
+};
+
+// Both sides of each choice are values before it is made. Branches on the same condition would be threaded through the
+// creation of a Block, and IGC loses the order of loads and moves where two creations of a payload meet.
+inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
+  constexpr bool rows_are_k = problem::weights == WeightLayout::ekn, halves = problem::pairs == Pairs::halves;
+  const bool is_shared = problem::shared > 0 && tile.expert < problem::shared;
+  const int64 first = reinterpret_cast<int64>(args.shared_w), second = reinterpret_cast<int64>(args.shared_up);
+  const int64 shared_base = (run ? second : first) + tile.expert * args.shared_expert_stride * element_bytes;
+  const int64 routed_base = reinterpret_cast<int64>(args.w) + (tile.expert - problem::shared) * args.w_expert_stride * element_bytes;
+  const int64 base = is_shared ? shared_base : routed_base;
+  const int shared_stride = int(args.shared_stride), routed_stride = int(args.w_stride);
+  const int pitch = (is_shared ? shared_stride : routed_stride) * element_bytes;
+  constexpr int shared_columns = int(halves ? out_n : problem::n), routed_columns = int(problem::n);
+  const int columns = is_shared ? shared_columns : routed_columns;
+  const int first_of_run = run * int(out_n), none = 0;
+  const int column = halves ? tile.column / 2 + (is_shared ? none : first_of_run) : tile.column;
+  return {{reinterpret_cast<const void*>(base), (rows_are_k ? columns : int(problem::k)) * element_bytes,
+           rows_are_k ? int(problem::k) : columns, pitch}, column};
+}
+
+// Address of the token of one of the tile's rows. Rows past the tile's last repeat it.
+inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
+  const int64 source = source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
+  return reinterpret_cast<int64>(args.a) + source * args.a_stride * element_bytes;
+}
+
+// Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one column, in
+// [E, K, N] a row of K has several and a step has several rows.
+template <int variant> class WeightPrefetch {
+ public:
+  [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
+      : WeightPrefetch(weight_run(args, tile, sub_group / run_sub_groups), sub_group % run_sub_groups) {}
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    unrolled<messages>([&](auto i) __attribute__((always_inline)) {
+      if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
+      else block.template prefetch<rows, ahead * x_per_step, i * rows>();
+    });
+  }
+  [[gnu::always_inline]] void end_round() const { move(unroll); }
+
+ private:
+  using Part = Shape<variant>;
+  static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
+  static constexpr int run_sub_groups = Part::sub_groups / Part::runs;
+  static constexpr int lines = config::tile_width / Part::sub_groups, most = rows_are_k ? step_elements : 32;
+  static constexpr int rows = lines < most ? lines : most, messages = lines / rows;
+  static constexpr int down = step_elements / rows;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
+  static_assert(lines * Part::sub_groups == config::tile_width && rows * messages == lines);
+  static_assert(!rows_are_k || (down * rows == step_elements && run_sub_groups % down == 0));
+
+  [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
+      : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
+              rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
+    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    move(config::prefetch_distance);
+  }
+
+  [[gnu::always_inline]] void move(int steps) const {
+    if constexpr (rows_are_k) block.move_y(steps * step_elements);
+    else block.move_x(steps * x_per_step);
+  }
+
+  Block block;
+};
+
+// Prefetch of the tile's tokens, rows shared out evenly.
+template <int variant> class TokenPrefetch {
+ public:
+  [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
+      : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
+    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    block.move_x(config::prefetch_distance * x_per_step);
+  }
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    block.template prefetch<rows, ahead * x_per_step, 0>();
+  }
+  [[gnu::always_inline]] void end_round() const { block.move_x(unroll * x_per_step); }
+
+ private:
+  static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
+  Block block;
+};
+
+// The same for gathered tokens: each lane takes 64-byte lines of its own.
+template <int variant> class GatheredTokenPrefetch {
+ public:
+  [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane) {
+    for (int i = 0; i < vectors; ++i) {
+      const int row = i * 16 + lane / lines;
+      address[i] = gathered_token(args, tile, sub_group * rows + (row < rows ? row : rows - 1)) + lane % lines * step_bytes;
+    }
+    for (int step_ahead = 0; step_ahead < config::prefetch_distance; step_ahead += unroll) {
+      unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+      end_round();
+    }
+  }
+  template <int ahead> [[gnu::always_inline]] void step() const {
+    if constexpr (ahead % lines == 0 && last_offset > 0)
+      for (int i = 0; i < vectors; ++i) prefetch_lines<ahead * step_bytes>(address[i] + offset);
+  }
+  // The last rounds fetch the end of the rows again: nothing past a row may be touched.
+  [[gnu::always_inline]] void end_round() {
+    offset += unroll * step_bytes;
+    if (offset > last_offset) offset = last_offset;
+  }
+
+ private:
+  static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
+  static constexpr int vectors = (rows + 15) / 16;
+  static constexpr int lines = rows > 8 ? 1 : rows > 4 ? 2 : 4;  // of a row in one message
+  static constexpr int last_offset = k_bytes - unroll * step_bytes;
+  int64 address[vectors];
+  int offset = 0;
+};
+
+template <int variant>
+using TokenPrefetchOf = std::conditional_t<problem::gathered, GatheredTokenPrefetch<variant>, TokenPrefetch<variant>>;
+
+}  // namespace moe_xe

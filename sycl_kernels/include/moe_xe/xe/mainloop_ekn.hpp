@@ -1,0 +1,187 @@
+// [E, K, N] weights: tokens are the rows of the product and features its 16 columns; the weights' loads interleave pairs
+// of K (VNNI).
+#pragma once
+#include <moe_xe/gpu/epilogue.hpp>
+#include <moe_xe/xe/k_loop.hpp>
+
+namespace moe_xe {
+
+// One sub-group's part of a tile.
+template <int variant> class TokensByFeatures {
+  using Part = Shape<variant>;
+  static constexpr int row_blocks = Part::rows / 8, column_blocks = Part::columns / 16;
+  static constexpr int run_blocks = column_blocks / Part::runs, out_blocks = Part::outputs / 16;
+  static constexpr int store_columns = problem::output == Dtype::f32 || out_blocks == 1 ? 16 : 32;
+
+ public:
+  [[gnu::always_inline]] TokensByFeatures(const Arguments& args, const Tile& tile, int sub_group, int lane)
+      : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
+        first_feature(Part::first_column(sub_group)),
+        weights{weights_block(0), weights_block(Part::runs - 1)},
+        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
+        weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
+    for (auto& blocks : sums)
+      for (auto& block : blocks) block = 0.0f;
+    if constexpr (problem::gathered)
+      for (int i = 0; i < row_blocks; ++i) {
+        const int token = first_token + i * 8 + lane / 4;
+        pieces[i] = PieceAddresses(gathered_token(args, tile, token) + lane % 4 * 8,
+                                   gathered_token(args, tile, token + 4) + lane % 4 * 8);
+      }
+  }
+
+  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+    vec<int32, 8> features[column_blocks][2];
+    load_features<ahead>(features);
+    vec<int16, 8> token_values[row_blocks][2];
+    if constexpr (!problem::gathered) load_tokens<ahead>(token_values);
+    weight_prefetch.template step<ahead>();
+    token_prefetch.template step<ahead>();
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      if constexpr (problem::gathered) gather_tokens<ahead, tail, half>(token_values);
+      unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
+        unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+          dpas(sums[i][j], token_values[i][half], features[j][half]);
+        });
+      });
+    });
+  }
+
+  [[gnu::always_inline]] void end_round() {
+    for (int run = 0; run < Part::runs; ++run) weights[run].move_y(unroll * step_elements);
+    if constexpr (problem::gathered)
+      for (auto& addresses : pieces) addresses.template move<unroll * step_bytes>();
+    else tokens.move_x(unroll * x_per_step);
+    weight_prefetch.end_round();
+    token_prefetch.end_round();
+  }
+
+  [[gnu::always_inline]] void store() {
+    finish();
+    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
+    if constexpr (problem::scattered) return scatter(first_output);
+    const int output_bytes = size_of(problem::output);
+    const Surface surface{args.d, int(out_n) * output_bytes, int(tile.expert_end), int(args.d_stride) * output_bytes};
+    const Block block(surface, first_output, int(tile.row) + first_token, store_columns, 8, 1);
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      unrolled<Part::outputs / store_columns>([&](auto j) __attribute__((always_inline)) {
+        if constexpr (problem::output == Dtype::f32) block.template store<j * 16, i * 8>(sums[i][j]);
+        else block.template store<j * store_columns, i * 8>(rounded<i, j>());
+      });
+    });
+  }
+
+ private:
+  static constexpr int weight_blocks = element_bytes == 4 || run_blocks == 1 ? 1 : 2;  // of 16 columns a message
+
+  [[gnu::always_inline]] Block weights_block(int run) const {
+    const WeightRun place = weight_run(args, tile, run);
+    return Block(place.surface, place.column + first_feature, 0, 16, step_elements, weight_blocks);
+  }
+
+  template <int ahead> [[gnu::always_inline]] void load_features(vec<int32, 8> (&features)[column_blocks][2]) const {
+    unrolled<column_blocks / weight_blocks>([&](auto message) __attribute__((always_inline)) {
+      constexpr int run_messages = run_blocks / weight_blocks;
+      constexpr int x = message % run_messages * weight_blocks * 16, y = ahead * step_elements;
+      const Block& block = weights[message / run_messages];
+      vec<int32, weight_blocks * 16> values;
+      if constexpr (element_bytes == 4) values = block.template load_words<x, y>();
+      else values = block.template load_vnni<weight_blocks * 16, x, y>();
+      unrolled<weight_blocks * 2>([&](auto part) __attribute__((always_inline)) {
+        features[message * weight_blocks + part / 2][part % 2] = slice<part, 8>(values);
+      });
+    });
+  }
+
+  template <int ahead> [[gnu::always_inline]] void load_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
+    const auto rows = tokens.template load_rows<Part::rows, ahead * x_per_step, 0>();
+    unrolled<row_blocks * 2>([&](auto part) __attribute__((always_inline)) {
+      values[part % row_blocks][part / row_blocks] = slice<part, 8>(rows);
+    });
+  }
+
+  // Gathered tokens come half by half: with their addresses, all of them and the weights would not fit the registers.
+  template <int ahead, bool tail, int half>
+  [[gnu::always_inline]] void gather_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      values[i][half] = gather<ahead * step_bytes + half * 32, tail ? tail_bytes - half * 32 : 32>(pieces[i]);
+    });
+  }
+
+  // 8 tokens' 32 bytes at an offset, of which `left` are inside the rows. The pieces outside read their row's last
+  // piece inside and become zeros: garbage times zero may be NaN.
+  template <int offset, int left> [[gnu::always_inline]] vec<int16, 8> gather(PieceAddresses addresses) const {
+    if constexpr (left <= 0) return vec<int16, 8>(0);
+    else if constexpr (left >= 32) return addresses.template load<offset>();
+    constexpr int last_inside = left / 8 - 1;
+    const int64 back = lane % 4 > last_inside ? (last_inside - lane % 4) * 8 : 0;
+    addresses.move(back);
+    const vec<int16, 8> values = addresses.template load<offset>();
+    return lane < left / 2 ? values : vec<int16, 8>(0);
+  }
+
+  template <int i, int j> [[gnu::always_inline]] vec<int16, store_columns / 2> rounded() const {
+    constexpr int blocks = store_columns / 16;
+    vec<int16, store_columns / 2> rows;
+#pragma unroll
+    for (int row = 0; row < 8; ++row)
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+        rows[row * blocks + block] = round_to_output(sums[i][j * blocks + block][row]);
+    return rows;
+  }
+
+  // Sums become outputs, in place: output block j of the rows is column block j.
+  [[gnu::always_inline]] void finish() {
+    if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
+    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      const int row = first_token + i * 8 + lane % 8;
+      const float scale = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
+      unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
+        float bias = 0.0f, up_bias = 0.0f;
+        if constexpr (problem::has_bias) {
+          bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 0);
+          if constexpr (paired) up_bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 1);
+        }
+        vec<float, 8> gate = sums[i][j], up = sums[i][paired && !woven ? j + out_blocks : j];
+        if constexpr (woven) unweave(sums[i][2 * j], sums[i][2 * j + 1], gate, up);
+        unrolled<8>([&](auto r) __attribute__((always_inline)) {
+          float row_scale = 1.0f;
+          if constexpr (problem::row_scale != RowScale::none) row_scale = __spirv_GroupBroadcast(__spv::Scope::Subgroup, scale, unsigned(r));
+          sums[i][j][int(r)] = output_of(gate[int(r)], up[int(r)], bias, up_bias, row_scale);
+        });
+      });
+    });
+  }
+
+  // One row at a time to its own place.
+  [[gnu::always_inline]] void scatter(int first_output) const {
+    using Element = std::conditional_t<problem::output == Dtype::f32, float, int16>;
+    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+      const int row = first_token + i * 8 + lane % 8;
+      const int64 target_of_lane = row < tile.rows ? target_row(args, tile.row + row) : -1;
+      unrolled<8>([&](auto r) __attribute__((always_inline)) {
+        const int64 target = __spirv_GroupBroadcast(__spv::Scope::Subgroup, target_of_lane, unsigned(r));
+        Element* d = static_cast<Element*>(args.d) + target * args.d_stride;
+        unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
+          const int column = first_output + j * 16 + lane;
+          if (target < 0 || column >= out_n) return;
+          if constexpr (problem::output == Dtype::f32) d[column] = sums[i][j][int(r)];
+          else d[column] = round_to_output(sums[i][j][int(r)]);
+        });
+      });
+    });
+  }
+
+  const Arguments& args;
+  const Tile& tile;
+  int lane, first_token, first_feature;
+  Block weights[2], tokens;
+  WeightPrefetch<variant> weight_prefetch;
+  TokenPrefetchOf<variant> token_prefetch;
+  PieceAddresses pieces[row_blocks];
+  vec<float, 8> sums[row_blocks][column_blocks];
+};
+
+}  // namespace moe_xe

@@ -1,0 +1,162 @@
+// [E, N, K] weights: features are the rows of the product and tokens its 16 columns, one a lane. Weights then load as
+// they lie, gathered tokens are per-lane loads that already have operand B's layout, and a token's outputs are
+// consecutive in its lane's registers.
+#pragma once
+#include <moe_xe/gpu/epilogue.hpp>
+#include <moe_xe/xe/k_loop.hpp>
+
+namespace moe_xe {
+
+// One sub-group's part of a tile.
+template <int variant> class FeaturesByTokens {
+  using Part = Shape<variant>;
+  static constexpr int feature_blocks = Part::columns / 8, token_blocks = Part::rows / 16;
+  static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
+  static constexpr int run_loads = Part::run_columns / load_rows;
+
+ public:
+  [[gnu::always_inline]] FeaturesByTokens(const Arguments& args, const Tile& tile, int sub_group, int lane)
+      : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
+        first_feature(Part::first_column(sub_group)),
+        weights{weights_block(0), weights_block(Part::runs - 1)},
+        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
+        weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
+    for (auto& blocks : sums)
+      for (auto& block : blocks) block = 0.0f;
+    if constexpr (problem::gathered)
+      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
+  }
+
+  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+    vec<int16, 2 * load_rows> features[Part::columns / load_rows];
+    unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
+      features[i] = weights[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
+    });
+    vec<int32, 8> token_values[2][token_blocks];
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+        token_values[half][j] = load_tokens<ahead, tail, half, j>();
+      });
+    });
+    weight_prefetch.template step<ahead>();
+    token_prefetch.template step<ahead>();
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+        unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
+          constexpr int blocks = load_rows / 8;
+          dpas(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
+        });
+      });
+    });
+  }
+
+  [[gnu::always_inline]] void end_round() {
+    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(unroll * x_per_step);
+    if constexpr (problem::gathered)
+      for (auto& address : token) address += unroll * step_bytes;
+    else tokens.move_x(unroll * x_per_step / 2);
+    weight_prefetch.end_round();
+    token_prefetch.end_round();
+  }
+
+  [[gnu::always_inline]] void store() {
+    finish();
+    constexpr int piece = Part::outputs < 16 || problem::output == Dtype::f32 ? 8 : 16;  // features a message
+    const int first_output = (paired ? tile.column / 2 : tile.column) + first_feature_out();
+    unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+      const int row = first_token + j * 16 + lane;
+      if (row >= tile.rows) return;
+      const int64 target = target_row(args, tile.row + row);
+      if (problem::scattered && target < 0) return;
+      const int64 element = target * args.d_stride + first_output;
+      unrolled<Part::outputs / piece>([&](auto i) __attribute__((always_inline)) {
+        store_piece<piece, i * piece, j>(element + i * piece, first_output + i * piece);
+      });
+    });
+  }
+
+ private:
+  // 32 bytes of each lane's token.
+  template <int ahead, bool tail, int half, int j> [[gnu::always_inline]] vec<int32, 8> load_tokens() const {
+    if constexpr (!problem::gathered) {
+      return tokens.template load_transposed<ahead * x_per_step / 2 + half * 8, j * 16>();
+    } else {
+      constexpr int left = tail ? tail_bytes - half * 32 : 32, offset = ahead * step_bytes + half * 32;
+      if constexpr (left >= 32) return load_lanes<offset>(token[j]);
+      else if constexpr (left > 0) return __builtin_shufflevector(load_half_lanes<offset>(token[j]), vec<int32, 4>(0), 0, 1, 2, 3, 4, 5, 6, 7);
+      else return vec<int32, 8>(0);
+    }
+  }
+
+  [[gnu::always_inline]] Block weights_block(int run) const {
+    const WeightRun place = weight_run(args, tile, run);
+    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
+  }
+
+  // First of the sub-group's outputs, relative to the tile's.
+  int first_feature_out() const { return problem::pairs == Pairs::interleaved ? first_feature / 2 : first_feature; }
+
+  // Sums become outputs, in place: output f of a token is at feature f.
+  [[gnu::always_inline]] void finish() {
+    if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
+    float scales[token_blocks];
+    unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+      const int row = first_token + j * 16 + lane;
+      scales[j] = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
+    });
+    constexpr int lanes = Part::outputs < 16 ? Part::outputs : 16;
+    const int first_output = (paired ? tile.column / 2 : tile.column) + first_feature_out();
+    unrolled<Part::outputs / lanes>([&](auto i) __attribute__((always_inline)) {
+      float bias = 0.0f, up_bias = 0.0f;    // of the lane's output
+      if constexpr (problem::has_bias) {
+        const int64 column = first_output + i * lanes + lane % lanes;
+        bias = bias_at(args, tile.expert, column, 0);
+        if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
+      }
+      unrolled<lanes>([&](auto l) __attribute__((always_inline)) {
+        constexpr int f = i * lanes + l;
+        constexpr int gate = problem::pairs == Pairs::interleaved ? 2 * f : f;
+        constexpr int up = problem::pairs == Pairs::interleaved ? 2 * f + 1 : paired ? f + Part::outputs : f;
+        float gate_bias_of_f = 0.0f, up_bias_of_f = 0.0f;
+        if constexpr (problem::has_bias) {
+          gate_bias_of_f = __spirv_GroupBroadcast(__spv::Scope::Subgroup, bias, unsigned(l));
+          if constexpr (paired) up_bias_of_f = __spirv_GroupBroadcast(__spv::Scope::Subgroup, up_bias, unsigned(l));
+        }
+        for (int j = 0; j < token_blocks; ++j)
+          sums[f / 8][j][f % 8] = output_of(sums[gate / 8][j][gate % 8], sums[up / 8][j][up % 8], gate_bias_of_f, up_bias_of_f, scales[j]);
+      });
+    });
+  }
+
+  // `count` consecutive features of one token block; a last piece that N cuts goes element by element.
+  template <int count, int feature, int j> [[gnu::always_inline]] void store_piece(int64 element, int column) const {
+    using Element = std::conditional_t<problem::output == Dtype::f32, float, int16>;
+    using Piece = vec<Element, count> __attribute__((aligned(16)));
+    Element* d = static_cast<Element*>(args.d) + element;
+    vec<Element, count> values;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const float sum = sums[(feature + i) / 8][j][i % 8];
+      if constexpr (problem::output == Dtype::f32) values[i] = sum;
+      else values[i] = round_to_output(sum);
+    }
+    if (column + count <= out_n) {
+      *reinterpret_cast<Piece*>(d) = values;
+    } else if constexpr (out_n % count != 0) {
+#pragma unroll
+      for (int i = 0; i < count; ++i)
+        if (column + i < out_n) d[i] = values[i];
+    }
+  }
+
+  const Arguments& args;
+  const Tile& tile;
+  int lane, first_token, first_feature;
+  Block weights[2], tokens;
+  WeightPrefetch<variant> weight_prefetch;
+  TokenPrefetchOf<variant> token_prefetch;
+  int64 token[token_blocks];
+  vec<float, 8> sums[feature_blocks][token_blocks];
+};
+
+}  // namespace moe_xe

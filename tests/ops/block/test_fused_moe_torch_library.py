@@ -1,0 +1,88 @@
+"""fused_moe as torch sees it: schema, fake tensors and torch.compile; with the kernels that the device gets by default."""
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import moe_xe
+from moe_xe.ops.block import fused_moe as op
+from moe_xe.plan.choice.choice import Choice
+
+from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference
+
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+def full_block(layout="enk", dtype=BF16):
+    return make(dtype=dtype, bias=(F32, dtype), weight_layout=layout, weights_dtype=dtype,
+                shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=dtype))
+
+
+@pytest.mark.parametrize("layout", ["enk", "ekn"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_default_kernels(layout, dtype, device):
+    check(full_block(layout, dtype), device)
+
+
+def op_arguments(block: dict, device) -> tuple:
+    block = {name: moved(value, device) for name, value in block.items()}
+    defaults = dict(activation="silu", interleaved=False, alpha=1.702, limit=None, b13=None, b2=None, expert_map=None, shared=None,
+                    routed_scaling_factor=1.0, weight_on_input=False, choice=Choice())
+    return op._op_arguments(op.validate(**(defaults | block)), moe_xe.Fusions())
+
+
+def test_opcheck(device):
+    for block in (full_block(), make(dtype=BF16, expert_map=torch.tensor([1, -1, 0, 5, 4, 3], dtype=torch.int32))):
+        arguments = op_arguments(block, device)
+        torch.library.opcheck(torch.ops.moe_xe.fused_moe, arguments)
+        out = torch.empty(31, HIDDEN, dtype=BF16, device=device)
+        torch.library.opcheck(torch.ops.moe_xe.fused_moe_out, (*arguments, out, None))
+        workspace = torch.zeros(2**20, dtype=torch.uint8, device=device)
+        # the bytes that stay in a workspace depend on which work-group was first: no two runs compare equal
+        torch.library.opcheck(torch.ops.moe_xe.fused_moe_out, (*arguments, out, workspace),
+                              test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def test_compile_fullgraph(device):
+    block = full_block()
+
+    @torch.compile(fullgraph=True)
+    def layer(x, scale, out=None):
+        return moe_xe.fused_moe(x * scale, **others, out=out) + x
+
+    x = block["hidden_states"].to(device)
+    others = {name: moved(value, device) for name, value in block.items() if name != "hidden_states"}
+    expected = reference(**block | dict(hidden_states=block["hidden_states"] * 0.5))
+    assert_right(layer(x, 0.5) - x, expected)
+    out = torch.full_like(x, float("nan"))
+    layer(x, 0.5, out)
+    assert_right(out, expected)
+
+
+def test_compile_with_any_number_of_tokens(device):
+    layer = torch.compile(moe_xe.fused_moe, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (31, 5, 64):
+        block = make(tokens, dtype=BF16, weights_dtype=BF16)
+        assert_right(layer(**{name: moved(value, device) for name, value in block.items()}), reference(**block))
+
+
+@pytest.mark.parametrize("layout", ["enk", "ekn"])
+def test_fake_xpu_tensors_reach_the_op(layout):
+    """On a build of torch without XPU: checks, dispatch and the output's shape, dtype and device."""
+    real = full_block(layout)
+    with FakeTensorMode():
+        fake = lambda value: torch.empty(value.shape, dtype=value.dtype, device="xpu") if isinstance(value, torch.Tensor) else value
+        block = {name: fake(value) for name, value in real.items()}
+        block["shared"] = moe_xe.SharedExpert(**{name: fake(value) for name, value in vars(real["shared"]).items()})
+        out = torch.empty_strided((31, HIDDEN), (HIDDEN + 8, 1), dtype=BF16, device="xpu")
+        results = moe_xe.fused_moe(**block), moe_xe.fused_moe(**block, out=out)
+        workspace = torch.empty(2**20, dtype=torch.uint8, device="xpu")
+        results += (moe_xe.fused_moe(**block, workspace=workspace),)
+    for result in results:
+        assert (result.shape, result.dtype, result.device.type) == ((31, HIDDEN), BF16, "xpu")
+    assert results[1] is out
+
+
+def test_both_ops_have_an_xpu_kernel():
+    for name in ("moe_xe::fused_moe", "moe_xe::fused_moe_out"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")

@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+
+from moe_xe.plan.gemm import heuristics as h
+from moe_xe.plan.gemm.config import Schedule, XeConfig
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+
+PROBLEM = GroupedGemmProblem(n=256, k=128, input=Dtype.bf16, output=Dtype.bf16)
+ALIGNED = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,
+                   w_expert_stride=256 * 128, d_stride=256, d_rows=100)
+
+XE = XeConfig((256, 128, 64, 32, 16), 256, 8, 7, Schedule.dynamic, (32, 32, 16, 16, 16), (64, 32, 32, 16, 8), prefetch_distance=3)
+
+
+def family(problem=PROBLEM, is_cpu=False, has_dpas=True, **changes):
+    return h.choose_family(problem, dataclasses.replace(ALIGNED, **changes), is_cpu, has_dpas)
+
+
+def test_the_device_decides():
+    assert family() is h.Family.xe
+    assert family(is_cpu=True) is h.Family.cpu
+    assert family(has_dpas=False) is h.Family.generic
+
+
+UNFIT = [{"a": 0x1020}, {"w": 0x2010},                                        # bases of 64 bytes
+         {"a_stride": 132}, {"w_stride": 129, "w_expert_stride": 129 * 256},  # pitches of 16 bytes
+         {"w_expert_stride": 256 * 128 + 8},                                  # every expert's base
+         {"a_rows": 1 << 24}, {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}]
+UNFIT_D = [({"d": 0x3008}, "enk"), ({"d_stride": 260}, "enk"), ({"d": 0x3010}, "ekn"), ({"d_stride": 260}, "ekn"),
+           ({"total_rows": 1 << 24}, "ekn")]
+
+
+@pytest.mark.parametrize("change, layout", [(change, "enk") for change in UNFIT] + UNFIT_D)
+def test_what_block_messages_cannot_take_goes_elsewhere(change, layout):
+    problem = dataclasses.replace(PROBLEM, weights=WeightLayout(layout))
+    aligned = {} if layout == "enk" else {"w_stride": 256}
+    assert family(problem, **aligned) is h.Family.xe
+    assert family(problem, **(aligned | change)) is h.Family.generic
+
+
+def test_swapped_stores_take_any_n():
+    assert family(dataclasses.replace(PROBLEM, n=203), d_stride=208, w_expert_stride=203 * 128) is h.Family.xe
+
+
+@pytest.mark.parametrize("k", [24, 100])
+def test_narrow_rows_and_ragged_ends_go_elsewhere(k):
+    assert family(dataclasses.replace(PROBLEM, k=k)) is h.Family.generic
+
+
+def test_one_experts_stride_does_not_matter():
+    assert family(num_experts=1, w_expert_stride=7) is h.Family.xe
+
+
+def test_float32_is_exact_unless_tf32_is_allowed():
+    exact = dataclasses.replace(PROBLEM, input=Dtype.f32, output=Dtype.f32)
+    assert family(exact) is h.Family.generic
+    assert family(dataclasses.replace(exact, tf32=True)) is h.Family.xe
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"heights": (16, 32)}, "strictly falling"), ({"heights": ()}, "strictly falling"), ({"min_fill_eighths": 9}, "at most 8"),
+    ({"prefetch_distance": 16}, "prefetch_distance must be from 0 to 15, got 16"), ({"raster_group": 0}, "raster_group must be at least 1"), ({"sub_group_rows": (32,)}, "one entry for each"),
+    ({"sub_group_columns": (64, 16, 32, 16, 8)}, "no more than the first")])
+def test_a_wrong_configuration_names_the_rule(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(XE, **change)
+
+
+def test_dpas_of_the_generation_before_is_too_narrow():
+    assert h.has_wide_dpas(True, [16, 32])
+    assert not h.has_wide_dpas(True, [8, 16, 32]) and not h.has_wide_dpas(False, [16, 32])
+
+
+def test_intel_cpus_multiply_bf16_with_fma():
+    assert h.fast_isa("avx512_bf16", "Intel(R) Xeon(R) Processor") == "avx512"
+    assert h.fast_isa("avx512_bf16", "AMD EPYC 9654 96-Core Processor") == "avx512_bf16"
+    assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
