@@ -26,7 +26,7 @@ GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
 
 @dataclass(frozen=True)
 class Saved:
-    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py), and the first GEMM's output z
+    """What backward needs besides the arguments: the sorted rows (routing/token_sort.py), and the first GEMM's output z
     ([rows, 2I or I], before the activation), empty where backward is to compute it again."""
     tokens_per_expert: torch.Tensor
     row_pairs: torch.Tensor
