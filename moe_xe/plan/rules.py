@@ -17,6 +17,7 @@ MOST_SPLITS = 64                # parts that the kernel of their sums takes
 MOST_SUMS = 128                 # of a lane: half of the registers that a thread can have
 MOST_REGISTERS = 240            # of a thread's 256, for sums and dpas' right operand
 LARGEST_SCRATCH = 1 << 28       # bytes of a work-group
+LARGEST_SCRATCHES = 1 << 34     # bytes of all work-groups that a configuration asks for
 LARGEST_STACK = 1 << 17         # bytes of a work-item on the CPU device
 
 _KINDS = {Family.xe: XeConfig, Family.cpu: CpuConfig, Family.generic: GenericConfig}
@@ -89,6 +90,8 @@ def _check_scratch(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig
     scratch = config.scratch_bytes(problem)
     if scratch > LARGEST_SCRATCH:
         _refuse(config, f"packed blocks take {scratch} bytes of each work-group, at most {LARGEST_SCRATCH} can be")
+    if scratch * config.work_groups(1) > LARGEST_SCRATCHES:
+        _refuse(config, f"packed blocks of all threads take {scratch * config.work_groups(1)} bytes, at most {LARGEST_SCRATCHES} can be")
 
 
 def _check_generic(config: GenericConfig | OuterGenericConfig, parts: Iterable[tuple[int, int]], multiple: int) -> None:
