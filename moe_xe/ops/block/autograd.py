@@ -6,6 +6,7 @@ import torch
 from ...plan.choice.choice import Choice
 from ...plan.problem import Activation, ActivationKind
 from . import training as moe_training
+from ..autocast import without_autocast
 from .stages import BlockCall
 from .training import GRADIENTS, Saved
 
@@ -47,6 +48,7 @@ def _call(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, a
 
 @torch.library.custom_op("moe_xe::fused_moe_training", mutates_args=(), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, bool recompute) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+@without_autocast
 def fused_moe_training(*arguments):
     out, saved = moe_training.forward(_call(*arguments[:-1]), arguments[-1])
     return out, saved.tokens_per_expert, saved.row_pairs, saved.row_scales, saved.z
@@ -63,6 +65,7 @@ def _(hidden_states, w13, w2, topk_weights, topk_ids, *rest):
 @torch.library.custom_op("moe_xe::fused_moe_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
     f"(Tensor grad_out, {_ARGUMENTS}, Tensor tokens_per_expert, Tensor row_pairs, Tensor row_scales, Tensor z, "
     f"bool[{len(GRADIENTS)}] needed) -> Tensor[]"))
+@without_autocast
 def fused_moe_backward(grad_out, *arguments):
     """The needed gradients, in the order of GRADIENTS."""
     *rest, needed = arguments

@@ -11,7 +11,7 @@ from ...plan.choice.choice import Choice
 from ...plan.problem import Activation, ActivationKind
 from .. import checks
 from . import training as lora_training
-from ..autocast import autocast
+from ..autocast import autocast, without_autocast
 from ..block.fused_moe import fused_moe, validate
 from .training import GRADIENTS, LoraAdapter, LoraCall, Saved, arguments_of
 from ..block.stages import BlockCall, SharedExpert
@@ -122,6 +122,7 @@ def _call(hidden_states, w13, w2, topk_weights, b13, b2, lora13_a, lora13_b, lor
 
 @torch.library.custom_op("moe_xe::lora_moe", mutates_args=(), device_types=("cpu", "xpu"),
                          schema=f"({_ARGUMENTS}, bool recompute) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+@without_autocast
 def lora_moe_op(*arguments):
     """The result and what backward needs, as in `lora_training.Saved`."""
     *rest, recompute = arguments
@@ -143,6 +144,7 @@ def _(*arguments):
 @torch.library.custom_op("moe_xe::lora_moe_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
     f"(Tensor grad_out, {_ARGUMENTS}, Tensor tokens_per_expert, Tensor row_pairs, Tensor row_scales, Tensor z, Tensor low, "
     f"bool[{len(GRADIENTS)}] needed) -> Tensor[]"))
+@without_autocast
 def lora_moe_backward(grad_out, *arguments):
     """The needed gradients, in the order of GRADIENTS."""
     *rest, needed = arguments
