@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from . import checks
 from .autocast import without_autocast
 from .signature import Signature
 
@@ -30,7 +31,9 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
                              schema=f"({signature.schema}, bool recompute) -> (Tensor{', Tensor' * len(saved)})")
     @without_autocast
     def op(*arguments):
-        out, kept = forward(signature.unflatten(arguments[:-1]), arguments[-1])
+        call = signature.unflatten(arguments[:-1])
+        checks.check_addresses(**signature.tensors(call))
+        out, kept = forward(call, arguments[-1])
         return out, *saved.flatten(kept)
 
     @op.register_fake
@@ -44,7 +47,9 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
     def backward_op(grad_out, *arguments):
         """The needed gradients, in the order of `gradients`."""
         *rest, needed = arguments
-        found = backward(grad_out, signature.unflatten(rest[:count]), saved.unflatten(rest[count:]), dict(zip(gradients, needed)))
+        call = signature.unflatten(rest[:count])
+        checks.check_addresses(grad_out=grad_out, **signature.tensors(call))     # parameters may have been freed since forward
+        found = backward(grad_out, call, saved.unflatten(rest[count:]), dict(zip(gradients, needed)))
         return [found[argument] for argument, wanted in zip(gradients, needed) if wanted]
 
     @backward_op.register_fake

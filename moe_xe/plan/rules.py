@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .gemm.heuristics import Family
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
-from .problem import GroupedGemmProblem, WeightLayout
+from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
 from .xe.rules import check_xe_config, most_sub_groups
 
-__all__ = ["check_config", "check_outer_config", "check_splits"]
+__all__ = ["check_config", "check_outer_config", "check_outer_queue", "check_queue", "check_splits"]
 
 LANES = 16
 LARGEST_WORK_GROUP = 1024       # what every SYCL GPU takes
@@ -42,6 +42,45 @@ def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family
             _refuse(config, "heights must be multiples of their sub_group_rows")
         if any(config.tile_width % columns for columns in config.sub_group_columns):
             _refuse(config, "tile_width must be a multiple of all sub_group_columns")
+
+
+def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int, num_experts: int, work_groups: int) -> None:
+    """Raises ValueError for a queue whose numbers do not fit the kernel's integers, whoever chose the configuration."""
+    _check_columns(N=problem.n, K=problem.k)
+    columns = -(-problem.n // config.tile_width)
+    heights = config.heights
+    of_rests = 1 + sum(-(-taller // height) for taller, height in zip(heights, heights[1:]))
+    experts = min(num_experts, total_rows)      # with rows
+    row_tiles = min(total_rows // heights[-1] + experts, total_rows // heights[0] + experts * of_rests)
+    _check_numbers(config, num_experts, row_tiles * columns, work_groups)
+    _check_fits(config, "raster_group x columns of tiles", config.raster_group * columns)
+
+
+def check_outer_queue(problem: OuterProblem, config: OuterConfig, num_experts: int, work_groups: int) -> None:
+    """The same for the weights' gradient."""
+    _check_columns(P=problem.p, Q=problem.q)
+    tiles = -(-problem.p // config.tile_rows) * -(-problem.q // config.tile_columns)
+    _check_numbers(config, num_experts, num_experts * tiles * config.splits, work_groups)
+    if config.splits > 1:
+        _check_fits(config, "rows of parts", num_experts * problem.p * config.splits)
+
+
+def _check_columns(**columns: int) -> None:
+    for name, number in columns.items():
+        if number > MAX_COLUMNS:
+            raise ValueError(f"{name} must be at most {MAX_COLUMNS}, got {number}")
+
+
+def _check_numbers(config, num_experts: int, tiles: int, work_groups: int) -> None:
+    """Numbers run on beyond the last tile, by as much as there are work-groups."""
+    if num_experts > MAX_COLUMNS:
+        raise ValueError(f"there must be at most {MAX_COLUMNS} experts, got {num_experts}")
+    _check_fits(config, "tiles", tiles + 2 * work_groups)
+
+
+def _check_fits(config, what: str, number: int) -> None:
+    if number > INT32_MAX:
+        _refuse(config, f"{what} must stay below 2^31, but there can be {number}")
 
 
 def check_splits(config: OuterConfig, can_split: bool) -> None:

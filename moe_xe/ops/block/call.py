@@ -1,7 +1,6 @@
 """The arguments of one block: what they are, and what is wrong with them."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +82,7 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
         if w.dtype != hidden_states.dtype:
             raise TypeError(f"{name} must have hidden_states' dtype {hidden_states.dtype}, got {w.dtype}")
         checks.weight_layout(name, w)
-    if hidden_states.shape[1] != hidden_size:
+    if not checks.holds(hidden_states.shape[1] == hidden_size):
         raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, "
                          f"w13 has H = {hidden_size}")
     intermediate_size = w2.shape[2]
@@ -92,24 +91,21 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
                          f"{list(w13.shape)} and {list(w2.shape)}")
     num_tokens = hidden_states.shape[0]
     checks.check_tensor("topk_weights", topk_weights, 2, "[T, k]")
-    check_routing(topk_ids, num_experts, topk_weights=topk_weights, expert_map=expert_map, num_shared=int(shared is not None),
-                  routed_scaling_factor=routed_scaling_factor)
-    if topk_ids.shape[0] != num_tokens:
+    routing = check_routing(topk_ids, num_experts, topk_weights=topk_weights, expert_map=expert_map,
+                            num_shared=int(shared is not None), routed_scaling_factor=routed_scaling_factor)
+    if not checks.holds(topk_ids.shape[0] == num_tokens):
         raise ValueError(f"topk_ids must have a row for each of the {num_tokens} hidden_states, got {checks.shape_of(topk_ids)}")
     for name, bias, size in (("b13", b13, n13), ("b2", b2, hidden_size)):
         if bias is not None:
             checks.check_tensor(name, bias, 2, "[E, N]")
             checks.check_dtype(name, bias.dtype)
-            if tuple(bias.shape) != (num_experts, size):
+            if not checks.has_shape(bias, (num_experts, size)):
                 raise ValueError(f"{name} must be [E, N] = [{num_experts}, {size}], got {list(bias.shape)}")
             checks.row_stride(name, bias)
     if activation not in ActivationKind.__members__:
         raise ValueError(f"activation must be one of {', '.join(ActivationKind.__members__)}, got {activation!r}")
-    for name, value in (("alpha", alpha), ("limit", limit)):
-        if not isinstance(value, (int, float)) and not (name == "limit" and value is None):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-    if not -math.inf < alpha < math.inf or (limit is not None and not 0 < limit < math.inf):
-        raise ValueError(f"alpha must be finite and limit positive and finite, got alpha = {alpha}, limit = {limit}")
+    alpha = checks.check_float32("alpha", alpha)
+    limit = None if limit is None else checks.check_float32("limit", limit, positive=True)
     gated = n13 == 2 * intermediate_size
     act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
     if shared is not None:
@@ -117,7 +113,7 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
     checks.check_same_device(hidden_states=hidden_states, w13=w13, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, b13=b13, b2=b2,
                              expert_map=expert_map, **({} if shared is None else {f"shared.{k}": v for k, v in vars(shared).items()}))
     checks.row_stride("hidden_states", hidden_states)
-    return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routed_scaling_factor,
+    return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routing.routed_scaling_factor,
                      weight_on_input, choice)
 
 
@@ -132,16 +128,17 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
     size = shared.up_proj.shape[0]
     for name, shape in (("gate_proj", (size, hidden_size)), ("up_proj", (size, hidden_size)), ("down_proj", (hidden_size, size))):
         w = getattr(shared, name)
-        if w is None:
+        if w is None and name == "gate_proj":
             continue
         checks.check_tensor(f"shared.{name}", w, 2, str(list(shape)))
-        if tuple(w.shape) != shape or w.dtype != hidden_states.dtype:
+        if not checks.has_shape(w, shape) or w.dtype != hidden_states.dtype:
             raise ValueError(f"shared.{name} must be {str(hidden_states.dtype).removeprefix('torch.')}{list(shape)}, "
                              f"got {checks.shape_of(w)}")
         checks.row_stride(f"shared.{name}", w)
     if shared.weights is not None:
         if not isinstance(shared.weights, torch.Tensor):
             raise TypeError(f"shared.weights must be a torch.Tensor [T] or [T, 1], got {type(shared.weights).__name__}")
+        checks.check_dense("shared.weights", shared.weights)
         checks.check_dtype("shared.weights", shared.weights.dtype)
-        if tuple(shared.weights.shape) not in ((num_tokens,), (num_tokens, 1)):
+        if shared.weights.dim() not in (1, 2) or not checks.has_shape(shared.weights, (num_tokens, 1)):
             raise ValueError(f"shared.weights must be [T] or [T, 1] with T = {num_tokens}, got {list(shared.weights.shape)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 import torch
 
 from ...plan.choice.block_config import MoeConfig
+from ...plan.problem import INT32_MAX
 from .. import checks
+from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
 from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call
 from .stages import run_block, workspace_bytes
@@ -13,13 +15,14 @@ from .training import differentiable_moe
 __all__ = ["Fusions", "SharedExpert", "fused_moe", "fused_moe_workspace_bytes"]
 
 
+@takes_plain_tensors
 def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
               topk_ids: torch.Tensor, *, activation: str = "silu", interleaved: bool = False, alpha: float = 1.702,
               limit: float | None = None, b13: torch.Tensor | None = None, b2: torch.Tensor | None = None,
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
               out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
-              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions = Fusions()) -> torch.Tensor:
+              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions | None = None) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
@@ -31,7 +34,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     expert_map: [global experts] int32, a global id's local expert or -1. routed_scaling_factor: multiplies topk_weights.
     weight_on_input: the weights scale the first GEMM's input (Llama-4) instead of the second's output.
     out: [T, H] in hidden_states' dtype, to write to; shares no memory with the inputs. workspace: uint8, at least
-    `fused_moe_workspace_bytes` long, for everything in between; by default torch's allocator is asked.
+    `fused_moe_workspace_bytes` long and apart from all else, for everything in between; by default torch's allocator is asked.
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights, biases, topk_weights and the shared expert; in training the shared expert
@@ -50,6 +53,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
         return differentiable_moe(call, recompute)
+    fusions = Fusions() if fusions is None else fusions
     if not isinstance(fusions, Fusions):
         raise TypeError(f"fusions must be a Fusions, got {type(fusions).__name__}")
     arguments = BLOCK.flatten(call) + FUSIONS.flatten(fusions)
@@ -75,7 +79,10 @@ def fused_moe_workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, int
     comes from torch's allocator.
     """
     checks.check_dtype("dtype", dtype)
-    return workspace_bytes(num_tokens, top_k, hidden_size, intermediate_size, num_experts, dtype, shared_intermediate_size)
+    sizes = [checks.check_count(name, size, least, INT32_MAX) for name, size, least in (
+        ("num_tokens", num_tokens, 0), ("top_k", top_k, 0), ("hidden_size", hidden_size, 0), ("intermediate_size", intermediate_size, 1),
+        ("num_experts", num_experts, 0))]
+    return workspace_bytes(*sizes, dtype, checks.check_count("shared_intermediate_size", shared_intermediate_size, 0, INT32_MAX))
 
 
 def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
@@ -87,7 +94,7 @@ def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
     shared_size = 0 if call.shared is None else call.shared.up_proj.shape[0]
     needed = workspace_bytes(num_tokens, call.topk_ids.shape[1], hidden_size, call.w2.shape[2], call.w2.shape[0],
                              call.hidden_states.dtype, shared_size)
-    if workspace.shape[0] < needed:
+    if not checks.holds(workspace.shape[0] >= needed):
         raise ValueError(f"workspace must have at least {needed} bytes (fused_moe_workspace_bytes), got {workspace.shape[0]}")
 
 
@@ -111,7 +118,10 @@ def fused_moe_new(*arguments):
 def fused_moe_out(*arguments):
     *rest, out, workspace = arguments
     call, fusions = _block_and_fusions(rest)
-    checks.check_no_overlap(out, **BLOCK.tensors(call), workspace=workspace)
+    inputs = BLOCK.tensors(call)
+    checks.check_no_overlap(out, **inputs, workspace=workspace)
+    if workspace is not None:
+        checks.check_no_overlap(workspace, "workspace", **inputs)
     run_block(call, fusions, out, workspace)
 
 

@@ -26,13 +26,20 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
+def _from_its_address(buffer: torch.Tensor) -> torch.Tensor:
+    """The same bytes in a storage that begins with them: torch views other types at aligned offsets in a storage only."""
+    if buffer.storage_offset() % _ALIGNMENT == 0:
+        return buffer
+    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(buffer))
+
+
 class Workspace:
     """Pieces of one tensor, or of torch's allocator."""
 
     def __init__(self, device: torch.device, buffer: torch.Tensor | None):
         self._device, self._buffer, self._used = device, buffer, 0
         if buffer is not None:
-            self._used = -buffer.data_ptr() % _ALIGNMENT
+            self._buffer = _from_its_address(buffer[-buffer.data_ptr() % _ALIGNMENT:])
 
     def take(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         if self._buffer is None:
@@ -77,7 +84,7 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     num_tokens, hidden_size = x.shape
     if out.numel() == 0:
         return
-    checks.check_addresses(**BLOCK.tensors(call), out=out)
+    checks.check_addresses(**BLOCK.tensors(call), out=out, workspace=buffer)
     queue, space = queue_for(x.device), Workspace(x.device, buffer)
     num_experts = call.w13.shape[0]
     merged = merged_shared(call, fusions)

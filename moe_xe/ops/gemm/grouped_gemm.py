@@ -7,14 +7,16 @@ from ...plan.choice.block_config import GemmConfigs
 from ...plan.choice.choice import Choice
 from ...plan.gemm.config import TileConfig
 from ...plan.launch import LaunchPlan
-from ...plan.problem import RowScale
+from ...plan.problem import INT32_MAX, RowScale
 from .. import checks
 from ..autocast import autocast
 from ..launch import Call, launch, plan_for
+from ..plain import takes_plain_tensors
 
 __all__ = ["explain", "grouped_gemm"]
 
 
+@takes_plain_tensors
 def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
                  gather_indices: torch.Tensor | None = None, gather_divisor: int = 1,
                  scatter_indices: torch.Tensor | None = None, row_scales: torch.Tensor | None = None,
@@ -88,24 +90,23 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
     checks.check_dtype(a_name, a.dtype)
     checks.check_same_dtype(w_name, w, a_name, a)
     num_experts, n, k = w.shape
-    if a.shape[1] != k:
+    if not checks.holds(a.shape[1] == k):
         raise ValueError(f"{a_name} and {w_name} must agree in K: {a_name} is {checks.shape_of(a)} (K = {a.shape[1]}), "
                          f"{w_name} has K = {k} and N = {n}")
     checks.check_indices(rows_name, rows, num_experts, "experts", rows_dtypes)
     if bias is not None:
         checks.check_tensor("bias", bias, 2, "[E, N]")
         checks.check_dtype("bias", bias.dtype)
-        if tuple(bias.shape) != (num_experts, n):
+        if not checks.has_shape(bias, (num_experts, n)):
             raise ValueError(f"bias must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
         checks.row_stride("bias", bias)
     if gather_indices is not None:
         checks.check_indices("gather_indices", gather_indices, None, "total_rows", (torch.int32,))
-        if gather_indices.shape[0] and not a.shape[0]:
+        if not checks.holds(torch.sym_min(gather_indices.shape[0], 1) <= a.shape[0]):
             raise ValueError(f"{a_name} has no rows, but gather_indices asks for {gather_indices.shape[0]}")
         if scatter_indices is not None:
             raise ValueError("gather_indices and scatter_indices exclude each other, got both")
-    if isinstance(gather_divisor, bool) or not isinstance(gather_divisor, int) or gather_divisor < 1:
-        raise ValueError(f"gather_divisor must be a positive int, got {gather_divisor!r}")
+    gather_divisor = checks.check_count("gather_divisor", gather_divisor, 1, INT32_MAX)
     total_rows = _total_rows(a, gather_indices)
     if scatter_indices is not None:
         checks.check_indices("scatter_indices", scatter_indices, total_rows, "total_rows", (torch.int32,))
@@ -123,7 +124,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
                              scatter_indices=scatter_indices, row_scales=row_scales, out=out)
     checks.row_stride(a_name, a)
     checks.weight_layout(w_name, w)
-    if total_rows >= 2**31:
+    if not checks.holds(total_rows < 2**31):
         raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
     if out is not None:
         checks.check_out(out, (total_rows, n), out_dtype)

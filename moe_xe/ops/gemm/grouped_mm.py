@@ -9,12 +9,14 @@ from ...plan.gemm.config import TileConfig
 from ...plan.outer.config import OuterConfig
 from .. import checks
 from ..autocast import autocast
+from ..plain import takes_plain_tensors
 from .grouped_gemm import dispatch, validate
 from .grouped_outer import OuterCall, dispatch as dispatch_outer, validate as validate_outer
 
 __all__ = ["grouped_mm"]
 
 
+@takes_plain_tensors
 def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor | None = None, bias: torch.Tensor | None = None,
                out_dtype: torch.dtype | None = None, config: TileConfig | GemmConfigs | OuterConfig | None = None,
                autotune: bool = False) -> torch.Tensor:
@@ -35,6 +37,7 @@ def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor |
     for name, mat in (("mat_a", mat_a), ("mat_b", mat_b)):
         if not isinstance(mat, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(mat).__name__}")
+        checks.check_dense(name, mat)
         if mat.dim() not in (2, 3):
             raise ValueError(f"{name} must have 2 or 3 dimensions, got {checks.shape_of(mat)}")
     if offs is not None:
@@ -79,6 +82,6 @@ def _batched(mat_a, mat_b, out_dtype, choice: Choice) -> torch.Tensor:
     (groups, m, k), n = mat_a.shape, mat_b.shape[2]
     if mat_b.shape[0] != groups:
         raise ValueError(f"mat_a and mat_b must have as many groups, got {checks.shape_of(mat_a)} and {checks.shape_of(mat_b)}")
-    ends = torch.full((groups,), m, dtype=torch.int32, device=mat_a.device).cumsum(0, dtype=torch.int32)
+    ends = mat_a.new_full((groups,), m, dtype=torch.int32).cumsum(0, dtype=torch.int32)
     out = _rows_by_weights(_with_rows(mat_a.reshape(groups * m, k)), mat_b.transpose(1, 2), ends, None, out_dtype, "mat_a", "mat_b", choice)
     return out.view(groups, m, n)

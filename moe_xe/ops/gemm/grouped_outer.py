@@ -11,12 +11,13 @@ from ...jit.outer_source import grouped_outer_source
 from ...plan.choice.choice import Choice
 from ...plan.launch import LaunchPlan, Target, plan_outer
 from ...plan.outer.config import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
-from ...plan.problem import Dtype, RowsFormat, WeightLayout
+from ...plan.problem import INT32_MAX, Dtype, RowsFormat, WeightLayout
 from ...runtime import Queue
 from .. import checks
 from ..autocast import autocast
 from ..checks import DTYPES, row_stride
 from ..launch import finishing, pointer_of, rows_name, target_of
+from ..plain import takes_plain_tensors
 from ..routing.token_sort import Routing, launch_combine
 from ..tuned import print_config, tuned_plan
 
@@ -60,6 +61,7 @@ class OuterCall:
         return self.rows.shape[0], self.left.shape[1], self.right.shape[1]
 
 
+@takes_plain_tensors
 def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: torch.Tensor, *,
                   gather_indices_left: torch.Tensor | None = None, gather_indices_right: torch.Tensor | None = None,
                   gather_divisor: int = 1, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
@@ -141,20 +143,18 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
         raise ValueError("gather_indices_left and gather_indices_right exclude each other, got both")
     for side, operand, indices in ((left_name, left, call.gather_indices_left), (right_name, right, call.gather_indices_right)):
         if indices is not None:
-            if indices.shape[0] and not operand.shape[0]:
+            if not checks.holds(torch.sym_min(indices.shape[0], 1) <= operand.shape[0]):
                 raise ValueError(f"{side} has no rows, but gather_indices_{side} asks for {indices.shape[0]}")
-        elif operand.shape[0] != call.total_rows:
+        elif not checks.holds(operand.shape[0] == call.total_rows):
             other = "gather_indices" if call.row_indices is not None else left_name
             raise ValueError(f"{side} must have as many rows as {other}, {call.total_rows}, got {checks.shape_of(operand)}")
-    divisor = call.gather_divisor
-    if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
-        raise ValueError(f"gather_divisor must be a positive int, got {divisor!r}")
+    checks.check_count("gather_divisor", call.gather_divisor, 1, INT32_MAX)
     if out is not None:
         checks.check_tensor("out", out, 3, "[E, P, Q]")
     checks.check_same_device(**{left_name: left, right_name: right, rows_name: rows}, **gathers, out=out)
     row_stride(left_name, left)
     row_stride(right_name, right)
-    if call.total_rows >= 2**31:
+    if not checks.holds(call.total_rows < 2**31):
         raise ValueError(f"total_rows must be below 2^31, got {call.total_rows}")
     out_dtype = out_dtype or (left.dtype if out is None else out.dtype)
     checks.check_dtype("out_dtype", out_dtype)
@@ -166,7 +166,7 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
 
 
 def _check_out(out, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    if tuple(out.shape) != shape or out.dtype != dtype:
+    if not checks.has_shape(out, shape) or out.dtype != dtype:
         raise ValueError(f"out must be {str(dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(out)}")
     if shape[2] > 1 and out.stride(2) != 1:
         raise ValueError(f"out's rows must be contiguous (stride(2) == 1), got strides {tuple(out.stride())}; "

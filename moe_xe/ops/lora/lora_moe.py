@@ -1,7 +1,6 @@
 """The MoE MLP block with low-rank adapters (LoRA) on the experts' weights, for training and inference."""
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,12 +10,14 @@ from .. import checks
 from ..block.call import SharedExpert, block_call
 from ..block.fused_moe import fused_moe
 from ..block.training import shared_expert
+from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
 from .training import LORA, LoraAdapter, LoraCall
 
 __all__ = ["LoraAdapter", "lora_moe"]
 
 
+@takes_plain_tensors
 def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
              topk_ids: torch.Tensor, *, lora13: LoraAdapter | None = None, lora2: LoraAdapter | None = None,
              activation: str = "silu", interleaved: bool = False, alpha: float = 1.702, limit: float | None = None,
@@ -65,15 +66,12 @@ def _checked(name: str, adapter: LoraAdapter | None, w: torch.Tensor, hidden_sta
         tensor = getattr(adapter, part)
         checks.check_tensor(f"{name}.{part}", tensor, 3, str(list(shape)))
         checks.check_dtype(f"{name}.{part}", tensor.dtype)
-        if tuple(tensor.shape) != shape:
+        if not checks.has_shape(tensor, shape):
             raise ValueError(f"{name}.{part} must be {list(shape)}, got {checks.shape_of(tensor)}")
-    if isinstance(adapter.scaling, bool) or not isinstance(adapter.scaling, (int, float)):
-        raise TypeError(f"{name}.scaling must be a number, got {adapter.scaling!r}")
-    if not math.isfinite(adapter.scaling):
-        raise ValueError(f"{name}.scaling must be finite, got {adapter.scaling}")
+    scaling = checks.check_float32(f"{name}.scaling", adapter.scaling)
     checks.check_same_device(hidden_states=hidden_states, **{f"{name}.a": adapter.a, f"{name}.b": adapter.b})
     a, b = (tensor.to(hidden_states.dtype).contiguous() for tensor in (adapter.a, adapter.b))
-    return LoraAdapter(a, b, float(adapter.scaling))
+    return LoraAdapter(a, b, scaling)
 
 
 def _on_input(call: LoraCall, recompute: bool) -> torch.Tensor:

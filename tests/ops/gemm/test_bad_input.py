@@ -34,7 +34,9 @@ WRONG = {
     "out's rows overlap": (dict(out=torch.empty(8).expand(10, 8)), ValueError, "out's rows must not overlap"),
     "out_dtype is int": (dict(out_dtype=torch.int8), TypeError, "out_dtype must be bfloat16, float16 or float32, got torch.int8"),
     "unknown schedule": (dict(schedule="guided"), ValueError, "schedule must be .* got 'guided'"),
-    "on meta": (dict(a=A.to("meta"), w=W.to("meta"), tokens_per_expert=ROWS.to("meta")), TypeError, "a is on meta"),
+    "values of a meta tensor": (dict(a=A.to("meta"), w=W.to("meta"), tokens_per_expert=ROWS.to("meta")), ValueError,
+                                "check=True looks at tokens_per_expert's values, but a meta tensor has none"),
+    "counts whose sum wraps": (dict(tokens_per_expert=torch.full((3,), 2**62)), ValueError, f"sums to {3 * 2**62}, but there are only 10"),
     "on two devices": (dict(w=W.to("meta")), ValueError, "a is on cpu, w is on meta"),
 }
 
