@@ -33,7 +33,7 @@ Facts = dict[str, object]
 _ENTRY = re.compile("[0-9a-f]{64}")
 _UNFINISHED = re.compile("[0-9a-f]{64}[.][0-9a-f]{16}[.]tmp")
 _STALE_S = 600      # a write takes milliseconds: what is unfinished for so long was left by a killed process
-_LARGEST = 1 << 28  # bytes of an entry; a kernel has some 100 kB
+_LARGEST = 1 << 28  # bytes of an entry; a kernel has 10 to 100 kB
 _DIGEST = hashlib.sha256().digest_size
 
 
