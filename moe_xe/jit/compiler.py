@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import warnings
 from concurrent.futures import Future
@@ -86,9 +87,9 @@ class Compiler:
 
 def kernel_cache() -> DiskCache:
     """The user's compiled kernels on disk, as the environment says. Raises ValueError for a size that is no number."""
-    size = os.environ.get(SIZE_VARIABLE, str(DEFAULT_SIZE))
-    if not size.isdigit():
-        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, not {size!r}")
+    size = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_SIZE)
+    if not re.fullmatch("[0-9]{1,18}", size):
+        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, of 1 to 18 digits, not {size!r}")
     return DiskCache(cache_directory() / "kernels", int(size))
 
 

@@ -1,9 +1,11 @@
 """torch.autocast for ops of ours, of which torch has no list."""
 from __future__ import annotations
 
+import functools
+
 import torch
 
-__all__ = ["autocast"]
+__all__ = ["autocast", "without_autocast"]
 
 
 def autocast(*tensors):
@@ -21,3 +23,14 @@ def _cast(tensor):
     if kind not in ("cpu", "xpu"):      # is told later, by name
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def without_autocast(op):
+    """The body of an op whose first argument is a tensor: it computes with what its caller has cast, also where its backward pass
+    runs in an autocast region."""
+    @functools.wraps(op)
+    def body(tensor, *rest):
+        with torch.autocast(tensor.device.type, enabled=False):
+            return op(tensor, *rest)
+
+    return body

@@ -96,6 +96,11 @@ def check_dtype(name: str, dtype: torch.dtype) -> Dtype:
     return DTYPES[dtype]
 
 
+def check_same_dtype(name: str, tensor: torch.Tensor, first_name: str, first: torch.Tensor) -> None:
+    if tensor.dtype != first.dtype:
+        raise TypeError(f"{name} must have {first_name}'s dtype {first.dtype}, got {tensor.dtype}")
+
+
 def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
     given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     (first, device), *rest = given.items()
@@ -109,7 +114,7 @@ def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
 
 def row_stride(name: str, tensor: torch.Tensor) -> int:
     """Elements between the rows of a 2D tensor with contiguous rows."""
-    if not (surely(tensor.shape[1] <= 1) or holds(tensor.stride(1) == 1)):
+    if not (surely(tensor.shape[0] == 0) or surely(tensor.shape[1] <= 1) or holds(tensor.stride(1) == 1)):
         raise ValueError(f"{name}'s rows must be contiguous (stride(1) == 1), got strides {tuple(tensor.stride())}; "
                          f"call .contiguous() on it")
     return tensor.shape[1] if surely(tensor.shape[0] <= 1) else tensor.stride(0)
@@ -119,10 +124,12 @@ def weight_layout(name: str, w: torch.Tensor) -> tuple[WeightLayout, int, int]:
     """Layout in memory, row stride and expert stride (elements) of logical [E, N, K] weights."""
     num_experts, n, k = w.shape
     expert_stride = n * k if surely(num_experts <= 1) else w.stride(0)
-    if surely(k == 1) or surely(w.stride(2) == 1):
+    if surely(k <= 1) or surely(w.stride(2) == 1):
         return WeightLayout.enk, k if surely(n <= 1) else w.stride(1), expert_stride
-    if surely(n == 1) or surely(w.stride(1) == 1):
+    if surely(n <= 1) or surely(w.stride(1) == 1):
         return WeightLayout.ekn, w.stride(2), expert_stride
+    if num_experts == 0:
+        return WeightLayout.enk, k, n * k
     raise ValueError(f"{name} must be contiguous in its last or last but one dimension, got strides {tuple(w.stride())}; "
                      f"call .contiguous() on it")
 
@@ -171,6 +178,15 @@ def check_out(out, shape: tuple[int, int], dtype: torch.dtype) -> None:
         raise ValueError(f"out must be {str(dtype).removeprefix('torch.')}{list(shape)}, got {shape_of(out)}")
     if not holds(row_stride("out", out) >= shape[1]):
         raise ValueError(f"out's rows must not overlap, got strides {tuple(out.stride())} for {shape[1]} columns")
+
+
+def check_no_gradient(out: torch.Tensor | None, **inputs: torch.Tensor | None) -> None:
+    """ValueError where a gradient is asked of something written to `out`, which autograd does not see; as torch's own ops."""
+    if out is None or not torch.is_grad_enabled():
+        return
+    for name, tensor in {"out": out, **inputs}.items():
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            raise ValueError(f"out must be left out where a gradient is asked for, but {name} requires one: call it under torch.no_grad()")
 
 
 def check_memory(name: str, tensor: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from . import checks
+from .autocast import without_autocast
 from .signature import Signature
 
 __all__ = ["define_training_op", "wants_gradient"]
@@ -28,6 +29,7 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
 
     @torch.library.custom_op(f"moe_xe::{name}", mutates_args=(), device_types=("cpu", "xpu"),
                              schema=f"({signature.schema}, bool recompute) -> (Tensor{', Tensor' * len(saved)})")
+    @without_autocast
     def op(*arguments):
         call = signature.unflatten(arguments[:-1])
         checks.check_addresses(**signature.tensors(call))
@@ -41,6 +43,7 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
 
     @torch.library.custom_op(f"moe_xe::{name}_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
         f"(Tensor grad_out, {signature.schema}, {saved.schema}, bool[{len(gradients)}] needed) -> Tensor[]"))
+    @without_autocast
     def backward_op(grad_out, *arguments):
         """The needed gradients, in the order of `gradients`."""
         *rest, needed = arguments

@@ -26,7 +26,7 @@ GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
 
 @dataclass(frozen=True)
 class Saved:
-    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py), and the first GEMM's output z
+    """What backward needs besides the arguments: the sorted rows (routing/token_sort.py), and the first GEMM's output z
     ([rows, 2I or I], before the activation), empty where backward is to compute it again."""
     tokens_per_expert: torch.Tensor
     row_pairs: torch.Tensor
@@ -178,7 +178,7 @@ def topk_gradient(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, ds
         dscale = dscale + shares[pairs.clamp(min=0).long() // slots, experts]
     # rows that no pair has go to one more place
     places = torch.where(pairs < 0, num_rows, pairs.long())
-    of_pairs = torch.zeros(num_rows + 1, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    of_pairs = torch.zeros(num_rows + 1, dtype=dscale.dtype, device=dscale.device).scatter_(0, places, dscale)[:-1]
     return (of_pairs * call.routed_scaling_factor).view(call.topk_weights.shape).to(call.topk_weights.dtype)
 
 

@@ -51,7 +51,7 @@ LORA = Signature(LoraCall)
 
 @dataclass(frozen=True)
 class Saved:
-    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py); z, the sums before the activation,
+    """What backward needs besides the arguments: the sorted rows (routing/token_sort.py); z, the sums before the activation,
     [rows, 2I or I]; low, the rows times lora13.a, [rows, r]. The last two are empty where backward computes them again."""
     tokens_per_expert: torch.Tensor
     row_pairs: torch.Tensor

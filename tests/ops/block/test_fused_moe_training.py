@@ -441,11 +441,11 @@ def test_opcheck(options, recompute, device):
     with torch.no_grad():
         out, *saved = forward(*inputs, recompute)
         for needed in ([True] * 4 + ["b13" in named] * 2, [False, True, False, True, False, False]):
-            torch.library.opcheck(torch.ops.moe_xe.fused_moe_backward, (torch.randn_like(out), *inputs, *saved, needed))
+            torch.library.opcheck(torch.ops.moe_xe.fused_moe_training_backward, (torch.randn_like(out), *inputs, *saved, needed))
 
 
 def test_both_ops_have_an_xpu_kernel():
-    for name in ("moe_xe::fused_moe_training", "moe_xe::fused_moe_backward"):
+    for name in ("moe_xe::fused_moe_training", "moe_xe::fused_moe_training_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 

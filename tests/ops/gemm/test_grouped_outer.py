@@ -248,7 +248,6 @@ WRONG = {
     "left's rows are not contiguous": (dict(left=torch.randn(16, 10).T), ValueError, "left's rows must be contiguous"),
     "right's rows are not contiguous": (dict(right=torch.randn(8, 10).T), ValueError, "right's rows must be contiguous"),
     "counts are float": (dict(tokens_per_expert=ROWS.float()), TypeError, "tokens_per_expert must be int32 or int64"),
-    "no experts": (dict(tokens_per_expert=ROWS[:0]), ValueError, "tokens_per_expert must have at least one expert"),
     "both are gathered": (dict(gather_indices_left=INDICES, gather_indices_right=INDICES), ValueError, "exclude each other"),
     "indices are int64": (dict(gather_indices_left=INDICES.long()), TypeError, "gather_indices_left must be int32"),
     "nothing to gather from": (dict(right=RIGHT[:0], gather_indices_right=INDICES), ValueError, "right has no rows"),
