@@ -169,7 +169,8 @@ def grouped_gemm_out(*arguments):
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, bool zeros=False) -> Tensor")
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, "
+                                "bool zeros=False) -> Tensor")
 def grouped_gemm_new(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule,
                      choice, zeros=False):
     call = _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, Choice.parse(choice))
