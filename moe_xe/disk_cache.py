@@ -33,6 +33,7 @@ Facts = dict[str, object]
 _ENTRY = re.compile("[0-9a-f]{64}")
 _UNFINISHED = re.compile("[0-9a-f]{64}[.][0-9a-f]{16}[.]tmp")
 _STALE_S = 600      # a write takes milliseconds: what is unfinished for so long was left by a killed process
+_LARGEST = 1 << 28  # bytes of an entry; a kernel has 10 to 100 kB
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -87,6 +88,8 @@ class DiskCache:
             key = hashlib.sha256(text).hexdigest()
             if (found := self._read(folder, key)) is not None:
                 if found[0] == text:
+                    with suppress(OSError):     # a disk that can only be read
+                        _touch(folder, key)
                     return found[1]
                 self._set_aside(folder, key, "it is of other facts")
         return None
@@ -95,7 +98,7 @@ class DiskCache:
         """Whether the value is on disk now: as a whole, or not at all."""
         text = _text_of(facts)
         entry = _pack(text, value)
-        if len(entry) > self.size_limit:
+        if len(entry) > min(self.size_limit, _LARGEST):
             return False
         with self._failing("cannot be written"), self._folder(create=True) as folder:
             self._make_room(folder, len(entry))
@@ -168,9 +171,9 @@ class DiskCache:
             self._warn_of_failure(what, error)
 
     def _read(self, folder: int, key: str) -> tuple[bytes, bytes] | None:
-        """Text of the facts and value of a file, which counts as used now; None without one that is whole."""
+        """Text of the facts and value of a file; None without one that is whole."""
         try:
-            return _unpack(_contents(folder, self.directory / key, self.size_limit))
+            return _unpack(_contents(folder, self.directory / key))
         except FileNotFoundError:
             pass
         except (ValueError, PermissionError) as error:
@@ -225,18 +228,15 @@ def _files(folder: int) -> list[tuple[str, os.stat_result]]:
     return found
 
 
-def _contents(folder: int, path: Path, most: int) -> bytes:
-    """A whole file of at most so many bytes, which counts as used now. Raises ValueError for what is no file of ours, OSError."""
+def _contents(folder: int, path: Path) -> bytes:
+    """Raises ValueError for what is no file of ours, OSError."""
     descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         status = os.fstat(descriptor)
         check_private(status, path)     # it may be of a time when others could write here
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
             raise ValueError("it is no file of ours")
-        entry = os.read(descriptor, status.st_size)
-        with suppress(OSError):         # a disk that can only be read
-            _touch(descriptor)
-        return entry
+        return os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
 
@@ -248,8 +248,7 @@ def _write(folder: int, key: str, entry: bytes) -> None:
     try:
         with open(descriptor, "wb") as file:
             file.write(entry)
-            file.flush()
-            _touch(descriptor)
+        _touch(folder, unfinished)
         os.replace(unfinished, key, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
@@ -257,10 +256,10 @@ def _write(folder: int, key: str, entry: bytes) -> None:
         raise
 
 
-def _touch(descriptor: int) -> None:
-    """The time of use, finer than the file system's own clock."""
+def _touch(folder: int, name: str) -> None:
+    """The file is used now, by a clock finer than the file system's own. Raises OSError."""
     now = time.time_ns()
-    os.utime(descriptor, ns=(now, now))
+    os.utime(name, ns=(now, now), dir_fd=folder, follow_symlinks=False)
 
 
 def cache_directory() -> Path:

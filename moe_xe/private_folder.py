@@ -42,8 +42,9 @@ def check_private(status: os.stat_result, path: Path, also: int | None = None) -
 
 
 def _open(folder: Path, flags: int, parent: int | None = None) -> int:
+    flags |= os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(folder if parent is None else folder.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        return os.open(folder if parent is None else folder.name, flags, dir_fd=parent)
     except OSError:
         if folder.is_symlink():
             raise PermissionError(f"{folder} is a symbolic link") from None

@@ -103,8 +103,9 @@ def test_damaged_entry_is_set_aside_with_one_warning(tmp_path, damage):
     lambda file: file.mkdir(),
     lambda file: file.symlink_to("/dev/zero"),
     lambda file: file.symlink_to(file),
+    lambda file: (file.touch(0o600), os.truncate(file, 1 << 40)),
     lambda file: (file.write_bytes(entry_of(json.dumps(FACTS, sort_keys=True).encode())), file.chmod(0o666)),
-], ids=["fifo", "folder", "link", "endless link", "writable"])
+], ids=["fifo", "folder", "link", "endless link", "endless file", "writable"])
 def test_what_is_no_file_of_ours_is_no_entry(tmp_path, make):
     cache, file = DiskCache(tmp_path, SIZE), file_of(tmp_path)
     make(file)
@@ -144,6 +145,17 @@ def test_least_recently_used_entries_leave(tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 10 * len(BINARY)
     assert not DiskCache(tmp_path, size_limit=len(BINARY)).store(FACTS, BINARY)     # larger than all that may be
     assert not DiskCache(tmp_path, size_limit=0).store(FACTS, b"")
+    with no_warnings():
+        assert DiskCache(tmp_path, size_limit=0).load({"kernel": "29"}) == BINARY       # it is there already
+
+
+def test_looking_at_all_entries_is_no_use_of_them(tmp_path):
+    cache = DiskCache(tmp_path, SIZE)
+    for kernel in "ba":
+        cache.store({"kernel": kernel}, BINARY)
+        os.utime(file_of(tmp_path, {"kernel": kernel}), (1000, 1000))
+    assert len(list(cache.entries())) == 2 and {file.stat().st_mtime for file in tmp_path.iterdir()} == {1000}
+    assert cache.load({"kernel": "b"}) and file_of(tmp_path, {"kernel": "b"}).stat().st_mtime > 1000
 
 
 def use_and_check(cache):

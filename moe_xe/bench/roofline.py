@@ -1,7 +1,6 @@
 """The roofline of the device at hand: a published record for a GPU, one measurement for the CPU device."""
 from __future__ import annotations
 
-import functools
 import json
 import math
 
@@ -9,6 +8,7 @@ import torch
 
 from ..device import DeviceFacts, facts_of, queue_for
 from ..disk_cache import DiskCache, cache_directory
+from ..once import once
 from ..jit import KernelSource, compile_kernel
 from ..plan.gemm.config import VECTOR_DWORDS
 from ..plan.model.devices import DeviceRecord, find_record
@@ -20,7 +20,7 @@ from ..timing import timed
 _MM_SIZE = 768     # enough for torch.mm's full rate
 
 
-@functools.cache
+@once
 def record_for(device: torch.device) -> DeviceRecord | None:
     """None for a GPU without a record."""
     facts = facts_of(queue_for(device))

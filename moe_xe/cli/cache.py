@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .choices import choice_row, choices_table
-from .tables import table_console
+from .tables import print_table
 
 app = typer.Typer(help="Compiled kernels and tuning results on disk.", no_args_is_help=True)
 
@@ -59,12 +59,14 @@ def list_entries(json: Annotated[bool, typer.Option("--json", help="Print an obj
             {"key": key.facts(), "entry": entry.as_dict(), "speedup": entry.speedup, "used_here": used}
             for (key, entry), used in zip(pairs, used_here)]}, indent=1))
         return
-    console = table_console()
-    if pairs:
-        table = choices_table("measured choices", "device", last=("here",))
+    console = Console()
+    for device in dict.fromkeys(key.device for key, _ in pairs):
+        table = choices_table(f"measured choices: {escape(device)}", last=("here",))
         for (key, entry), used in zip(pairs, used_here):
-            table.add_row(escape(key.device), *choice_row(key, entry), "yes" if used else "no")
-        console.print(table)
+            if key.device == device:
+                table.add_row(*choice_row(key, entry), "yes" if used else "no")
+        print_table(table)
+    if pairs:
         console.print("here: measured with this version, on this device and driver", highlight=False)
     console.print(f"{_plain(directory)}: {len(pairs)} measured choices, {sizes['tuning'] / 1e6:.1f} MB; "
                   f"kernels, {sizes['kernels'] / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True)

@@ -93,10 +93,12 @@ def grouped_gemm_dX(dY: torch.Tensor, W: torch.Tensor, m_sizes: torch.Tensor, to
     """
     dY, W = autocast(dY, W)
     _check(dY, W.transpose(1, 2) if isinstance(W, torch.Tensor) and W.dim() == 3 else W, m_sizes, topk, gather_indices,
-           permute_x, permute_y, None, False, {"kernel_config_bwd_dX": kernel_config_bwd_dX}, False, x_name="dY", x_rows_are_pairs=True)
+           permute_x, permute_y, None, False, {"kernel_config_bwd_dX": kernel_config_bwd_dX}, False, x_name="dY",
+           x_layout="[total_rows, N]")
     indices = _as_int32(gather_indices)
-    call = validate(with_zero_row(dY) if permute_y else dY, W.transpose(1, 2), m_sizes, None, indices if permute_y else None, None, None, "dynamic",
-                    rows_dtypes=(m_sizes.dtype,), scatter_indices=indices if permute_x else None, choice=Choice(kernel_config_bwd_dX))
+    call = validate(with_zero_row(dY) if permute_y else dY, W.transpose(1, 2), m_sizes, None, indices if permute_y else None, None,
+                    None, "dynamic", rows_dtypes=(m_sizes.dtype,), scatter_indices=indices if permute_x else None,
+                    choice=Choice(kernel_config_bwd_dX))
     return dispatch(call, None, None, zeros=True)
 
 
@@ -105,9 +107,9 @@ def grouped_gemm_dW(X: torch.Tensor, dY: torch.Tensor, m_sizes: torch.Tensor, to
                     kernel_config_bwd_dW: OuterConfig | None = None) -> torch.Tensor:
     """The gradient of W in `grouped_gemm_forward`: [E, N, K] in X's dtype; arguments as there and in `grouped_gemm_dX`."""
     X, dY = autocast(X, dY)
+    _check_counts_and_flags(topk, permute_x=permute_x, permute_y=permute_y)
     checks.check_tensor("X", X, 2, "[tokens, K]" if permute_x else "[total_rows, K]")
     checks.check_tensor("dY", dY, 2, "[total_rows, N]")
-    _check_topk(topk)
     total_rows = X.shape[0] * topk if permute_x else X.shape[0]
     _check_permutations(gather_indices, permute_x, permute_y, total_rows)
     if dY.shape[0] != total_rows:
@@ -115,21 +117,21 @@ def grouped_gemm_dW(X: torch.Tensor, dY: torch.Tensor, m_sizes: torch.Tensor, to
     _check_configs({"kernel_config_bwd_dW": kernel_config_bwd_dW}, False)
     checks.check_same_device(X=X, gather_indices=gather_indices)
     indices = _as_int32(gather_indices)
-    call = OuterCall(with_zero_row(dY) if permute_y else dY, X, m_sizes, indices if permute_y else None, indices if permute_x else None, topk if permute_x else 1,
-                     choice=Choice(kernel_config_bwd_dW))
+    call = OuterCall(with_zero_row(dY) if permute_y else dY, X, m_sizes, indices if permute_y else None,
+                     indices if permute_x else None, topk if permute_x else 1, choice=Choice(kernel_config_bwd_dW))
     validate_outer(call, None, None, False, left_name="dY", right_name="X", rows_name="m_sizes")
     return dispatch_outer(call, None, None, False)
 
 
-def _check_topk(topk) -> None:
+def _check_counts_and_flags(topk, **flags) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
     if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
         raise ValueError(f"topk must be a positive int, got {topk!r}")
 
 
 def _check_permutations(gather_indices, permute_x, permute_y, total_rows) -> None:
-    for name, permuted in (("permute_x", permute_x), ("permute_y", permute_y)):
-        if not isinstance(permuted, bool):
-            raise TypeError(f"{name} must be True or False, got {permuted!r}")
     if permute_x and permute_y:
         raise ValueError("permute_x and permute_y exclude each other (an MLP's first GEMM permutes X, its second permutes "
                          "Y), got both")
@@ -149,13 +151,14 @@ def _check_configs(configs: dict[str, object], autotune: bool) -> None:
 
 
 def _check(X, W, m_sizes, topk, gather_indices, permute_x, permute_y, topk_weights, fuse_mul_post, configs, autotune,
-           x_name="X", x_rows_are_pairs=False) -> None:
-    checks.check_tensor(x_name, X, 2, "[tokens, K]" if permute_x and not x_rows_are_pairs else "[total_rows, K]")
+           x_name="X", x_layout=None) -> None:
+    """x_layout: where X is none of forward's, but has a row for each of the total_rows."""
+    _check_counts_and_flags(topk, permute_x=permute_x, permute_y=permute_y, fuse_mul_post=fuse_mul_post)
+    checks.check_tensor(x_name, X, 2, x_layout or ("[tokens, K]" if permute_x else "[total_rows, K]"))
     checks.check_tensor("W", W, 3, "[E, N, K]")
     validate(X, W, m_sizes, None, None, None, None, "dynamic", rows_dtypes=(torch.int32, torch.int64),
              rows_name="m_sizes", a_name=x_name, w_name="W")
-    _check_topk(topk)
-    total_rows = X.shape[0] * topk if permute_x and not x_rows_are_pairs else X.shape[0]
+    total_rows = X.shape[0] * topk if permute_x and x_layout is None else X.shape[0]
     _check_permutations(gather_indices, permute_x, permute_y, total_rows)
     if fuse_mul_post:
         _check_topk_weights(topk_weights, permute_y, total_rows)

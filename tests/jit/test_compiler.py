@@ -1,3 +1,6 @@
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -5,7 +8,7 @@ import pytest
 
 from moe_xe.disk_cache import DiskCache
 from moe_xe.jit.cache_key import key_facts
-from moe_xe.jit.compiler import DEFAULT_SIZE, Compiler, Stats, kernel_cache
+from moe_xe.jit.compiler import DEFAULT_SIZE, Compiler, Stats, kernel_cache, kernels_in_memory
 from moe_xe.runtime import CompileError, Queue
 
 
@@ -68,6 +71,63 @@ def test_a_failure_is_not_kept(queue, vector_add, disk, monkeypatch):
     monkeypatch.undo()
     compiler.kernel(queue, vector_add)
     assert compiler.stats().compiled == 1
+
+
+def test_an_interrupt_leaves_no_thread_waiting(queue, vector_add, disk, monkeypatch):
+    """It is the interrupted thread's own; another that waits compiles, and so does who comes later."""
+    compiler = Compiler(disk)
+    make, asked = compiler._make, threading.Barrier(2)
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(*arguments):
+        if interrupts:
+            asked.wait(30)
+            time.sleep(0.2)     # until the other one waits
+            raise interrupts.pop()
+        return make(*arguments)
+
+    monkeypatch.setattr(compiler, "_make", interrupted)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(compiler.kernel, queue, vector_add)
+        asked.wait(30)
+        second = pool.submit(compiler.kernel, queue, vector_add)
+        assert isinstance(first.exception(60), KeyboardInterrupt)
+        assert second.result(60) is compiler.kernel(queue, vector_add)
+
+
+def test_the_least_recently_used_kernels_leave_memory(queue, vector_add, disk, check_adds):
+    compiler = Compiler(disk, most=2)
+    sources = [replace(vector_add, text=f"{vector_add.text}\n// {number}") for number in range(3)]
+    kernels = [compiler.kernel(queue, source) for source in (*sources[:2], sources[0], sources[2])]
+    assert compiler.stats() == Stats(compiled=3, memory_hits=1)
+    assert compiler.kernel(queue, sources[0]) is kernels[0]
+    check_adds(compiler.kernel(queue, sources[1]))
+    assert compiler.stats() == Stats(compiled=3, memory_hits=2, disk_hits=1)
+    check_adds(kernels[1])
+
+
+def test_threads_that_compile_leave_no_file_open(queue, vector_add, disk):
+    compiler = Compiler(disk)
+
+    def compile_in_a_thread(number):
+        source = replace(vector_add, text=f"{vector_add.text}\n// {number}")
+        thread = threading.Thread(target=compiler.kernel, args=(queue, source))
+        thread.start()
+        thread.join()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert len({compile_in_a_thread(number) for number in range(3)}) == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "²", "9" * 5000])
+def test_environment_names_the_number_of_kernels(monkeypatch, number):
+    monkeypatch.setenv("MOE_XE_KERNELS", "12")
+    assert kernels_in_memory() == 12
+    monkeypatch.delenv("MOE_XE_KERNELS")
+    assert kernels_in_memory() == 256
+    monkeypatch.setenv("MOE_XE_KERNELS", number)
+    with pytest.raises(ValueError, match="MOE_XE_KERNELS is a number of kernels"):
+        kernels_in_memory()
 
 
 def test_binary_that_the_driver_refuses_is_replaced(queue, vector_add, disk, check_adds):
