@@ -57,6 +57,13 @@ def check_count(name: str, value, least: int, most: int) -> int:
     return value
 
 
+def check_flags(**flags) -> None:
+    """TypeError for a flag that is no bool."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+
+
 def check_float32(name: str, value, positive: bool = False) -> float:
     """A number that float32 can hold: finite and, if it must be positive, not so small that it becomes zero."""
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):

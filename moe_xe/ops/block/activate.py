@@ -41,7 +41,7 @@ def activate(z: torch.Tensor, activation: Activation, *, row_pairs: torch.Tensor
     row_pairs: [rows] int32; rows where it is negative are not used: neither read nor written.
     out_dtype: bfloat16, float16 or float32; z's dtype by default.
 
-    Returns [rows, I]. Raises TypeError or ValueError naming the argument.
+    Returns [rows, I]. Differentiable in z, once. Raises TypeError or ValueError naming the argument.
     """
     _check(z, activation, out_dtype, row_pairs=row_pairs)
     return torch.ops.moe_xe.activate(z, row_pairs, *_flat(activation), out_dtype or z.dtype)
@@ -187,3 +187,25 @@ def _empty_gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: l
     shapes = {"dz": (tuple(z.shape), dtype), "hs": (_hs_shape(z, gated), dtype), "dscale": (z.shape[:1], torch.float32)}
     return {name: z.new_empty(shape, dtype=dtype)
             for (name, (shape, dtype)), is_wanted in zip(shapes.items(), wanted) if is_wanted}
+
+
+def _setup_context(ctx, inputs, output):
+    z, row_pairs, *ctx.activation, _ = inputs
+    ctx.save_for_backward(z, row_pairs)
+
+
+def _backward(ctx, grad):
+    """Rows that are not used have no gradient, which the kernel leaves as it finds it."""
+    z, row_pairs = ctx.saved_tensors
+    dz, = torch.ops.moe_xe.activate_backward(z, grad.contiguous(), None, row_pairs, *ctx.activation, z.dtype, [True, False, False])
+    if row_pairs is not None:
+        dz = torch.where(row_pairs[:, None] < 0, 0, dz)
+    return dz, *(None,) * 7
+
+
+def _no_second_derivative(ctx, *_):
+    raise RuntimeError("moe_xe: activate has no second derivatives")
+
+
+torch.library.register_autograd("moe_xe::activate", _backward, setup_context=_setup_context)
+torch.library.register_autograd("moe_xe::activate_backward", _no_second_derivative)

@@ -106,6 +106,7 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
         raise ValueError(f"activation must be one of {', '.join(ActivationKind.__members__)}, got {activation!r}")
     alpha = checks.check_float32("alpha", alpha)
     limit = None if limit is None else checks.check_float32("limit", limit, positive=True)
+    checks.check_flags(interleaved=interleaved, weight_on_input=weight_on_input)
     gated = n13 == 2 * intermediate_size
     act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
     if shared is not None:

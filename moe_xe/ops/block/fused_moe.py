@@ -49,6 +49,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     call = block_call(hidden_states, w13, w2, topk_weights, topk_ids, activation=activation, interleaved=interleaved, alpha=alpha,
                       limit=limit, b13=b13, b2=b2, expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
                       weight_on_input=weight_on_input, weight_layout=weight_layout, config=config, autotune=autotune)
+    checks.check_flags(recompute=recompute)
     if wants_gradient(call, BLOCK):
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")

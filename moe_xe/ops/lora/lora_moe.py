@@ -47,6 +47,7 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
     block = block_call(hidden_states, w13, w2, topk_weights, topk_ids, **options)
     routed = LoraCall(**vars(replace(block, shared=None)), lora13=_checked("lora13", lora13, block.w13, block.hidden_states),
                       lora2=_checked("lora2", lora2, block.w2, block.hidden_states))
+    checks.check_flags(recompute=recompute)
     out = _on_input(routed, recompute) if weight_on_input else _routed(routed, recompute)
     return out if shared is None else out + shared_expert(block)
 

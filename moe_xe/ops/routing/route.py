@@ -76,9 +76,7 @@ def _validated(router_logits, top_k, scoring, correction_bias, num_groups, topk_
         if num_experts > 1 and not checks.holds(correction_bias.stride(0) == 1):
             raise ValueError(f"correction_bias must be contiguous, got stride {correction_bias.stride(0)}; "
                              f"call .contiguous() on it")
-    for name, flag in (("renormalize", renormalize), ("rounded_scores", rounded_scores)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    checks.check_flags(renormalize=renormalize, rounded_scores=rounded_scores)
     scaling_factor = checks.check_float32("scaling_factor", scaling_factor)
     if ids_dtype not in _ID_BITS:
         raise TypeError(f"ids_dtype must be int32 or int64, got {ids_dtype}")
