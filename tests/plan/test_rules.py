@@ -177,7 +177,7 @@ SHAPES = [GroupedGemmProblem(102, 149, BF16, F32), GroupedGemmProblem(70, 64, F3
           GroupedGemmProblem(84, 75, BF16, F32, activation=Activation(interleaved=True))]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from(SHAPES))
 def test_legal_cpu_configurations_are_right(data, problem):
     config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs))
@@ -193,7 +193,7 @@ def test_legal_generic_configurations_are_right(data, problem):
     gemm_is_right(config, problem)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(outer_cpu_configs(USABLE_ISAS))
 def test_legal_outer_cpu_configurations_are_right(config):
     problem = OuterProblem(45, 71, BF16, F32)
@@ -210,7 +210,9 @@ def test_legal_outer_generic_configurations_are_right(config):
 
 
 @pytest.mark.parametrize("problem, change", [
-    (SHAPES[2], dict(unpacked_rows=21, tile_width=766)), (SHAPES[0], dict(dot_rows=8, unpacked_rows=50)), (SHAPES[0], dict(micro_rows=1)),
+    (SHAPES[2], dict(unpacked_rows=21, tile_width=766)),
+    pytest.param(SHAPES[0], dict(dot_rows=8, unpacked_rows=50), marks=pytest.mark.full),
+    pytest.param(SHAPES[0], dict(micro_rows=1), marks=pytest.mark.full),
     (SHAPES[2], dict(heights=(8192,), threads=64)), (SHAPES[0], dict(prefetch_columns=65536))], ids=str)
 def test_the_largest_cpu_configurations_run(problem, change):
     config = replace(heuristics.cpu_config(problem, USABLE_ISAS[0]), **change)
