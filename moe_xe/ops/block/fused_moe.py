@@ -68,6 +68,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     else:
         checks.check_out(out, tuple(x.shape), x.dtype)
         checks.check_same_device(hidden_states=x, out=out)
+        checks.check_no_gradient(out)
     torch.ops.moe_xe.fused_moe_out(*arguments, out, workspace)
     return out
 
