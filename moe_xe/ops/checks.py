@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses import FakeTensor
 
 from ..plan.problem import Dtype, WeightLayout
 
@@ -29,7 +30,26 @@ def check_dtype(name: str, dtype: torch.dtype) -> Dtype:
     return DTYPES[dtype]
 
 
+def check_weights_dtype(name: str, w: torch.Tensor) -> None:
+    """TypeError unless it is a tensor of a dtype that weights can have."""
+    if not isinstance(w, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(w).__name__}")
+    if w.dtype not in DTYPES:
+        quantised = "" if w.dtype == torch.float64 else "; quantised weights are not supported"
+        raise TypeError(f"{name} must be {_DTYPE_NAMES}, got {w.dtype}{quantised}")
+
+
+def check_none_or_all_fake(**tensors: torch.Tensor | None) -> None:
+    """TypeError for fake tensors among real ones, unless their mode allows that."""
+    fake = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
+    real = [name for name, tensor in tensors.items() if tensor is not None and name not in fake]
+    if fake and real and not any(tensor.fake_mode.allow_non_fake_inputs for tensor in fake.values()):
+        raise TypeError(f"tensors must be all fake or all real: {next(iter(fake))} is a FakeTensor, {real[0]} is not; "
+                        f"FakeTensorMode(allow_non_fake_inputs=True) allows both")
+
+
 def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
+    check_none_or_all_fake(**tensors)
     given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     (first, device), *rest = given.items()
     for name, other in rest:

@@ -24,7 +24,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
               out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
-              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions = Fusions()) -> torch.Tensor:
+              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions | None = None) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
@@ -57,6 +57,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
         return differentiable_moe(call, recompute)
+    fusions = Fusions() if fusions is None else fusions      # no default value: dynamo cannot take a class's instance as one
     if not isinstance(fusions, Fusions):
         raise TypeError(f"fusions must be a Fusions, got {type(fusions).__name__}")
     arguments = _op_arguments(call, fusions)
@@ -101,6 +102,8 @@ def validate(hidden_states, w13, w2, topk_weights, topk_ids, activation, interle
              routed_scaling_factor, weight_on_input, weight_layout, choice) -> BlockCall:
     """Checks all that can be known without the device."""
     checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
+    for name, w in (("w13", w13), ("w2", w2)):
+        checks.check_weights_dtype(name, w)
     checks.check_dtype("hidden_states", hidden_states.dtype)
     w13, w2 = (logical_weights(w, weight_layout, name) for name, w in (("w13", w13), ("w2", w2)))
     num_experts, n13, hidden_size = w13.shape
