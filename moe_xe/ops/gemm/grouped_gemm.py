@@ -87,6 +87,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
              choice=Choice()) -> Call:
     """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
     checks.check_tensor(a_name, a, 2, "[total_rows, K]")
+    checks.check_weights_dtype(w_name, w)
     checks.check_dtype(a_name, a.dtype)
     checks.check_same_dtype(w_name, w, a_name, a)
     num_experts, n, k = w.shape
