@@ -70,8 +70,8 @@ class Compiler(AfterFork):
                 with self._lock:
                     self._stats.disk_hits += 1
                 return kernel
-            except BinaryError:
-                self._disk.drop(facts)
+            except BinaryError as error:
+                self._disk.drop(facts, str(error))
 
         options = [*source.options, f"-I{sources_dir() / 'include'}", f"-I{sources_dir()}"]
         kernel = Kernel.compile(queue, source.text, source.name, source.signature, options)
@@ -89,9 +89,9 @@ class Compiler(AfterFork):
 
 def kernel_cache() -> DiskCache:
     """The user's compiled kernels on disk, as the environment says. Raises ValueError for a size that is no number."""
-    size = os.environ.get(SIZE_VARIABLE, str(DEFAULT_SIZE))
-    if not size.isdigit():
-        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, not {size!r}")
+    size = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_SIZE)
+    if not re.fullmatch("[0-9]{1,18}", size):
+        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, of 1 to 18 digits, not {size!r}")
     return DiskCache(cache_directory() / "kernels", int(size))
 
 

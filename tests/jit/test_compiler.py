@@ -140,8 +140,8 @@ def test_binary_that_the_driver_refuses_is_replaced(queue, vector_add, disk, che
 
 
 def test_compiles_where_the_cache_cannot_be_used(queue, vector_add, tmp_path, check_adds):
-    (tmp_path / "cache.db").write_bytes(b"this is no database" * 1000)
-    with pytest.warns(RuntimeWarning, match="cannot be opened"):
+    tmp_path.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="can be written by others"):
         compiler = Compiler(DiskCache(tmp_path, DEFAULT_SIZE))
     check_adds(compiler.kernel(queue, vector_add))
     assert compiler.stats() == Stats(compiled=1)
@@ -150,9 +150,14 @@ def test_compiles_where_the_cache_cannot_be_used(queue, vector_add, tmp_path, ch
 def test_environment_names_place_and_size(tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("MOE_XE_CACHE_SIZE", raising=False)
-    assert kernel_cache().directory == tmp_path / "kernels" and kernel_cache()._cache.size_limit == 1 << 30
+    assert kernel_cache().directory == tmp_path / "kernels" and kernel_cache().size_limit == 1 << 30
     monkeypatch.setenv("MOE_XE_CACHE_SIZE", "12345")
-    assert kernel_cache()._cache.size_limit == 12345
-    monkeypatch.setenv("MOE_XE_CACHE_SIZE", "1 GB")
-    with pytest.raises(ValueError, match="MOE_XE_CACHE_SIZE"):
-        kernel_cache()
+    assert kernel_cache().size_limit == 12345
+    monkeypatch.setenv("MOE_XE_CACHE_SIZE", "")
+    assert kernel_cache().size_limit == 1 << 30
+    monkeypatch.setenv("MOE_XE_CACHE_SIZE", "9" * 18)       # more than any disk
+    assert kernel_cache().size_limit == 10**18 - 1 and kernel_cache().store({"kernel": "k"}, b"binary")
+    for size in ("1 GB", "-1", "²", "٣", "1e9", "0x10", "9" * 19, "9" * 5000, " 1", "1\n"):
+        monkeypatch.setenv("MOE_XE_CACHE_SIZE", size)
+        with pytest.raises(ValueError, match="MOE_XE_CACHE_SIZE is a number of bytes"):
+            kernel_cache()
