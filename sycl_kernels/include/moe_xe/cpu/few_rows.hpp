@@ -59,7 +59,6 @@ struct StreamedSums {
   void add(const FewRows& few, const Input* w, int64 row_stride, int first_sum, int columns) {
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += depth) {
-      if (k > 0 && k % summed_steps == 0) add_to_totals(few.count, first_sum, columns);
       float tokens[config::unpacked_rows][depth];
       for (int row = 0; row < few.count; ++row)
 #pragma unroll
@@ -75,23 +74,22 @@ struct StreamedSums {
 #pragma unroll 1
       for (; column < columns; column += width)
         add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
+      if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= problem::k)) add_to_totals(few.count, first_sum, columns);
     }
-    add_to_totals(few.count, first_sum, columns);
   }
 
  private:
   static constexpr int block = 64 / int(sizeof(Input)) > width ? 64 / int(sizeof(Input)) : width;   // a cache line, or a vector
 
   void add_to_totals(int rows, int first_sum, int columns) {
-    if constexpr (levels > 1)
 #pragma unroll 1
-      for (int row = 0; row < rows; ++row)
+    for (int row = 0; row < rows; ++row)
 #pragma unroll 1
-        for (int column = 0; column < columns; column += width) {
-          float *sum = sums[0][row] + first_sum + column, *total = sums[1][row] + first_sum + column;
-          store(total, load<Floats>(total) + load<Floats>(sum));
-          store(sum, Floats(0.f));
-        }
+      for (int column = 0; column < columns; column += width) {
+        float *sum = sums[0][row] + first_sum + column, *total = sums[levels - 1][row] + first_sum + column;
+        store(total, load<Floats>(total) + load<Floats>(sum));
+        store(sum, Floats(0.f));
+      }
   }
 
   template <int vectors, bool whole>
