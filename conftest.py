@@ -2,7 +2,7 @@
 
 A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis. The sample has every value of two axes, and
 every pair of values of three and more. One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
-a test of that kind, is marked `full`.
+a test of that kind, is marked `full`. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter, defaultdict
 
+import hypothesis
 import pytest
 
 # The workers share the cores. Threads of OpenMP wait for each other by spinning: two for each of two workers take ten times as long as one.
@@ -73,7 +74,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    """Workers get the options of the run, so the time that it ends is set once."""
+    hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 3, deadline=None)
+    # workers get the options of the run, so the time that it ends is set once
     if config.option.seconds is not None and not hasattr(config, "workerinput"):
         config.option.seconds += time.time()
 

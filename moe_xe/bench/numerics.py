@@ -11,19 +11,24 @@ _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.
 
 @dataclass(frozen=True)
 class Difference:
-    """max_error: largest error over the reference's RMS. calc_diff: 1 - 2<x, y> / (<x, x> + <y, y>), DeepGEMM's measure."""
+    """max_error: largest error over the reference's RMS. calc_diff: <x - y, x - y> / (<x, x> + <y, y>), DeepGEMM's measure,
+    which is 0 for equal tensors and 1 where one is zero and the other is not."""
     max_error: float
     calc_diff: float
 
 
 def difference(result: torch.Tensor, reference: torch.Tensor) -> Difference:
-    """Compares in float64; a NaN anywhere gives NaN, which no limit accepts."""
-    x, y = result.double().flatten(), reference.double().flatten()
-    if not y.numel():
+    """Compares in float64; a NaN or an infinity anywhere, also in both, gives NaN or infinity, which no limit accepts.
+    Raises ValueError for different shapes."""
+    if result.shape != reference.shape:
+        raise ValueError(f"result must have reference's shape {list(reference.shape)}, got {list(result.shape)}")
+    if not reference.numel():
         return Difference(0.0, 0.0)
-    rms = y.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    energy = (x.square().sum() + y.square().sum()).clamp_min(torch.finfo(torch.float64).tiny)
-    return Difference(float((x - y).abs().max() / rms), float(1 - 2 * (x * y).sum() / energy))
+    x, y = result.double(), reference.double()
+    error, tiny = x - y, torch.finfo(torch.float64).tiny
+    rms = y.square().mean().sqrt().clamp_min(tiny)
+    energy = (x.square().sum() + y.square().sum()).clamp_min(tiny)
+    return Difference(float(error.abs().max() / rms), float(error.square().sum() / energy))
 
 
 def tolerance(dtype: torch.dtype, k: int, tf32: bool = False) -> Difference:

@@ -83,7 +83,7 @@ def _fma_tflops(width: int, chains: int, cores: int) -> float:
     queue = queue_for(torch.device("cpu"))
     source = KernelSource("fma_peak", "pi", f"#define MOE_XE_WIDTH {width}\n#define MOE_XE_CHAINS {chains}\n#include <kernels/fma_peak.cpp>\n")
     kernel = compile_kernel(queue, source)
-    sums, rounds = torch.zeros(cores), 20_000_000
+    sums, rounds = torch.zeros(cores, dtype=torch.float32), 20_000_000
 
     def run():
         kernel.launch(queue, cores, 1, (sums.data_ptr(), rounds))

@@ -5,19 +5,21 @@ import functools
 
 import torch
 
+from .checks import DTYPES
+
 __all__ = ["autocast", "without_autocast"]
 
 
 def autocast(*tensors):
-    """The same values, each tensor of a floating dtype in torch's autocast dtype where autocast is on for its device.
+    """The same values, each bfloat16, float16 or float32 tensor in torch's autocast dtype where autocast is on for its device.
 
-    float64 stays, as with torch's own ops; so does all that is not a tensor.
+    float64 stays, as with torch's own ops; so do float8, whose values mean nothing without scales, and all that is not a tensor.
     """
     return tuple(_cast(tensor) for tensor in tensors)
 
 
 def _cast(tensor):
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES:
         return tensor
     kind = tensor.device.type
     if kind not in ("cpu", "xpu"):      # is told later, by name

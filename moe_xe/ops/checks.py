@@ -108,6 +108,15 @@ def check_same_dtype(name: str, tensor: torch.Tensor, first_name: str, first: to
         raise TypeError(f"{name} must have {first_name}'s dtype {first.dtype}, got {tensor.dtype}")
 
 
+def check_weights_dtype(name: str, w: torch.Tensor) -> None:
+    """TypeError unless it is a tensor of a dtype that weights can have."""
+    if not isinstance(w, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(w).__name__}")
+    if w.dtype not in DTYPES:
+        quantised = "" if w.dtype == torch.float64 else "; quantised weights are not supported"
+        raise TypeError(f"{name} must be {_DTYPE_NAMES}, got {w.dtype}{quantised}")
+
+
 def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
     given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     (first, device), *rest = given.items()

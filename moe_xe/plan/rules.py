@@ -122,8 +122,8 @@ def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:
     columns = 2 * VECTOR_DWORDS[config.isa]
     if problem.pairs and (config.micro_columns % columns or config.tile_width % 2):
         _refuse(config, f"pairs of gate and up values need an even tile_width and micro_columns that are a multiple of {columns}")
-    # of tiles that are not packed: rows and where they go, with [K, N] weights also their sums
-    stack = config.unpacked_rows * (32 + (4 * config.tile_width if problem.weights is WeightLayout.ekn else 0))
+    # of tiles that are not packed: rows and where they go, with [K, N] weights also their sums in two levels
+    stack = config.unpacked_rows * (32 + (8 * config.tile_width if problem.weights is WeightLayout.ekn else 0))
     if stack > LARGEST_STACK:
         _refuse(config, f"unpacked_rows take {stack} bytes of stack, at most {LARGEST_STACK} can be")
     _check_scratch(problem, config)

@@ -1,8 +1,11 @@
 #include "fork.hpp"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 
 namespace moe_xe {
 namespace {
@@ -10,8 +13,20 @@ namespace {
 std::atomic<bool> used{false};   // in this process, or in one that it is a copy of
 std::atomic<bool> lost{false};
 
+// The last thing at exit: the drivers' own clean-up would wait for what ran when the process was copied.
+void leave(int status, void*) {
+    std::fflush(nullptr);
+    _exit(status);
+}
+
 // Without it a kernel of the child waits for ever for threads that only its parent has.
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { lost = used.load(); });
+void in_child() {
+    if (!used) return;
+    lost = true;
+    on_exit(leave, nullptr);
+}
+
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, in_child);
 
 }  // namespace
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moe_xe.bench import roofline
-from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
+from moe_xe.bench.numerics import Difference, agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
 from moe_xe.device import facts_of, queue_for
@@ -31,10 +31,33 @@ def test_a_small_scale_error_is_seen_by_calc_diff():
     assert not agrees((reference * 1.006).bfloat16(), reference, k=64)
 
 
-def test_difference_of_equal_and_of_empty_tensors():
-    x = torch.randn(4, 5)
-    assert difference(x, x).max_error == 0 and abs(difference(x, x).calc_diff) < 1e-15
-    assert difference(x[:0], x[:0]).max_error == 0
+@pytest.mark.parametrize("x", [torch.randn(4, 5), torch.randn(4, 5)[:0], torch.zeros(4, 5), torch.full((2, 3), 1e-200, dtype=torch.float64)],
+                         ids=["random", "empty", "zeros", "tiny"])
+def test_equal_tensors_do_not_differ(x):
+    assert difference(x, x.clone()) == Difference(0, 0)
+
+
+def test_one_zero_tensor():
+    x, zeros = torch.randn(4, 5), torch.zeros(4, 5)
+    found = difference(zeros, x)
+    assert found.max_error == pytest.approx(float(x.abs().max() / x.square().mean().sqrt())) and found.calc_diff == pytest.approx(1)
+    assert difference(x, zeros).calc_diff == pytest.approx(1) and difference(x, zeros).max_error > 1e300
+    assert not agrees(zeros, x, k=64) and not agrees(x, zeros, k=64)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["result", "reference", "both"])
+def test_what_is_not_finite_does_not_agree(value, where):
+    result, reference = torch.ones(2, 4, 5).unbind()
+    for tensor in {"result": [result], "reference": [reference], "both": [result, reference]}[where]:
+        tensor[1, 2] = value
+    assert not math.isfinite(difference(result, reference).max_error)
+    assert not agrees(result, reference, k=10**6)
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"result must have reference's shape \[4, 5\], got \[1, 5\]"):
+        difference(torch.ones(1, 5), torch.ones(4, 5))
 
 
 def test_reference_is_a_loop_over_experts():

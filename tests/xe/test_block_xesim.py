@@ -89,7 +89,7 @@ def test_second_gemm_of_few_rows(layout):
 
 @pytest.mark.parametrize("shared, layout, fields", [
     (1, ENK, dict(activation=SILU, slots=9)), (2, ENK, dict(activation=SILU, slots=10, bias=BF16, row_scale=RowScale.sums)),
-    (2, ENK, dict(activation=NO_GATE, slots=3)), (2, EKN, dict(activation=SILU, slots=4, bias=F32)), (1, EKN, dict(activation=NO_GATE))])
+    pytest.param(2, ENK, dict(activation=NO_GATE, slots=3), marks=pytest.mark.full), (2, EKN, dict(activation=SILU, slots=4, bias=F32)), pytest.param(1, EKN, dict(activation=NO_GATE), marks=pytest.mark.full)])
 def test_shared_experts_in_the_first_gemm(shared, layout, fields):
     """Gates and up values in tensors of their own; no bias."""
     problem = first(layout, k=160, shared=shared, **fields)
@@ -97,7 +97,7 @@ def test_shared_experts_in_the_first_gemm(shared, layout, fields):
 
 
 @pytest.mark.parametrize("shared, layout, fields", [
-    (1, ENK, dict(row_scale=RowScale.outputs)), (2, ENK, dict(row_scale=RowScale.outputs, bias=BF16)), (2, EKN, dict(output=BF16))])
+    pytest.param(1, ENK, dict(row_scale=RowScale.outputs), marks=pytest.mark.full), (2, ENK, dict(row_scale=RowScale.outputs, bias=BF16)), (2, EKN, dict(output=BF16))])
 def test_shared_experts_in_the_second_gemm(shared, layout, fields):
     """Columns of one down projection."""
     problem = second(layout, k=160, shared=shared, **fields)

@@ -75,12 +75,13 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
     if isinstance(shared, SharedExpert):
         shared = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
     checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
+    for name, w in (("w13", w13), ("w2", w2)):
+        checks.check_weights_dtype(name, w)
     checks.check_dtype("hidden_states", hidden_states.dtype)
     w13, w2 = (logical_weights(w, weight_layout, name) for name, w in (("w13", w13), ("w2", w2)))
     num_experts, n13, hidden_size = w13.shape
     for name, w in (("w13", w13), ("w2", w2)):
-        if w.dtype != hidden_states.dtype:
-            raise TypeError(f"{name} must have hidden_states' dtype {hidden_states.dtype}, got {w.dtype}")
+        checks.check_same_dtype(name, w, "hidden_states", hidden_states)
         checks.weight_layout(name, w)
     if not checks.holds(hidden_states.shape[1] == hidden_size):
         raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, "

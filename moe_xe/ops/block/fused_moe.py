@@ -54,7 +54,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
         return differentiable_moe(call, recompute)
-    fusions = Fusions() if fusions is None else fusions
+    fusions = Fusions() if fusions is None else fusions      # no default value: dynamo cannot take a class's instance as one
     if not isinstance(fusions, Fusions):
         raise TypeError(f"fusions must be a Fusions, got {type(fusions).__name__}")
     arguments = BLOCK.flatten(call) + FUSIONS.flatten(fusions)
@@ -68,6 +68,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     else:
         checks.check_out(out, tuple(x.shape), x.dtype)
         checks.check_same_device(hidden_states=x, out=out)
+        checks.check_no_gradient(out)
     torch.ops.moe_xe.fused_moe_out(*arguments, out, workspace)
     return out
 

@@ -88,6 +88,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
              choice=Choice()) -> Call:
     """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
     checks.check_tensor(a_name, a, 2, "[total_rows, K]")
+    checks.check_weights_dtype(w_name, w)
     checks.check_dtype(a_name, a.dtype)
     checks.check_same_dtype(w_name, w, a_name, a)
     num_experts, n, k = w.shape
@@ -170,7 +171,8 @@ def grouped_gemm_out(*arguments):
 
 
 @torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, bool zeros=False) -> Tensor")
+                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, "
+                                "bool zeros=False) -> Tensor")
 def grouped_gemm_new(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule,
                      choice, zeros=False):
     call = _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, Choice.parse(choice))

@@ -133,6 +133,12 @@ def test_out_within_an_input(name):
         moe_xe.fused_moe(**arguments, out=out)
 
 
+def test_out_that_requires_a_gradient():
+    out = torch.empty(T, H, requires_grad=True)
+    with pytest.raises(ValueError, match="out must be left out where a gradient is asked for, but out requires one"):
+        moe_xe.fused_moe(X, W13, W2, TOPK_WEIGHTS, TOPK_IDS, out=out)
+
+
 def test_workspace_bytes():
     with pytest.raises(TypeError, match="dtype must be bfloat16, float16 or float32, got torch.float64"):
         moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float64)

@@ -44,7 +44,7 @@ def test_matches_the_reference(dtype, layout, bias, device):
     assert_right(out, a, w, COUNTS, b)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(settings.get_profile("compiling"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400)), min_size=1, max_size=20),
        n=st.integers(1, 150), k=st.integers(1, 150), dtype=st.sampled_from(DTYPES))
 def test_any_shape(counts, n, k, dtype):

@@ -55,7 +55,7 @@ def test_output_dtype(out_dtype, device):
     assert_right(out, reference(left, right, COUNTS), 300)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(counts=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400)), min_size=1, max_size=12),
        p=st.integers(1, 200), q=st.integers(1, 200), dtype=st.sampled_from(DTYPES))
 def test_any_shape(counts, p, q, dtype):

@@ -55,7 +55,7 @@ def test_models(model, dtype, device):
     check(logits.to(dtype), top_k, bias, min_clear=0.7, **options)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(tokens=st.integers(0, 40), num_groups=st.integers(1, 32), data=st.data(), scoring=st.sampled_from(SCORINGS),
        group_score=st.sampled_from(["top2_sum", "max"]), dtype=st.sampled_from(list(DTYPES)), renormalize=st.booleans(),
        bias_dtype=st.sampled_from([None, *DTYPES]), ids_dtype=st.sampled_from([torch.int32, torch.int64]))

@@ -9,11 +9,16 @@ namespace moe_xe {
 template <int rows, int columns>
 inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
   static_assert(columns <= width);
-  Floats sums[rows][columns];
+  constexpr int64 whole = problem::k / chunk * chunk, summed = summed_steps / chunk_vectors * chunk;   // elements along K
+  Floats sums[rows][columns], totals[rows][columns];
+  const auto for_sums = [](auto work) {
 #pragma unroll
-  for (int row = 0; row < rows; ++row)
+    for (int row = 0; row < rows; ++row)
 #pragma unroll
-    for (int column = 0; column < columns; ++column) sums[row][column] = 0.f;
+      for (int column = 0; column < columns; ++column) work(row, column);
+  };
+  for_sums([&](int row, int column) { sums[row][column] = 0.f; });
+  if constexpr (whole > summed) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
   const auto add = [&](auto load_at) {
     Dwords weights[columns];
 #pragma unroll
@@ -28,15 +33,24 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
           sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(weights[column], half));
     }
   };
-  constexpr int64 whole = problem::k / chunk * chunk;
 #pragma unroll 1
-  for (int64 k = 0; k < whole; k += chunk) {
+  for (int64 k = 0; k < whole;) {
+    const int64 end = whole - k > summed ? k + summed : whole;
+#pragma unroll 1
+    for (; k < end; k += chunk) {
 #pragma unroll
-    for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
-    add([=](const Input* row) { return load_chunk(row + k); });
+      for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
+      add([=](const Input* row) { return load_chunk(row + k); });
+    }
+    if constexpr (whole > summed)
+      for_sums([&](int row, int column) {
+        totals[row][column] += sums[row][column];
+        sums[row][column] = 0.f;
+      });
   }
   if constexpr (whole < problem::k)
     add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
+  if constexpr (whole > summed) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
 #pragma unroll
   for (int row = 0; row < rows; ++row) {
     result[row] = 0.f;

@@ -44,16 +44,22 @@ void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few,
   run_dots<rows>(args, expert, few, first, w, column, columns);
 }
 
-// [K, N] weights stream by once, some rows of K at a time, and are added to sums that stay in the first cache.
+// [K, N] weights stream by once, some rows of K at a time, and are added to sums that stay in the first cache: of the last
+// summed_steps elements of K, and of all before them.
 struct StreamedSums {
   static constexpr int depth = 8, ahead = 2 * depth;
   static constexpr int stride = int(round_up(config::tile_width, 2 * width)) + 2 * width;   // gates, then up values
-  float sums[config::unpacked_rows][stride] = {};
+  static constexpr int levels = problem::k > summed_steps ? 2 : 1;
+  static_assert(summed_steps % depth == 0);
+  float sums[levels][config::unpacked_rows][stride] = {};
+
+  const float* totals(int row) const { return sums[levels - 1][row]; }
 
   // Columns [0, columns) of weights that begin at `w`, for K elements [0, problem::k) of every row.
   void add(const FewRows& few, const Input* w, int64 row_stride, int first_sum, int columns) {
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += depth) {
+      if (k > 0 && k % summed_steps == 0) add_to_totals(few.count, first_sum, columns);
       float tokens[config::unpacked_rows][depth];
       for (int row = 0; row < few.count; ++row)
 #pragma unroll
@@ -70,10 +76,23 @@ struct StreamedSums {
       for (; column < columns; column += width)
         add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
     }
+    add_to_totals(few.count, first_sum, columns);
   }
 
  private:
   static constexpr int block = 64 / int(sizeof(Input)) > width ? 64 / int(sizeof(Input)) : width;   // a cache line, or a vector
+
+  void add_to_totals(int rows, int first_sum, int columns) {
+    if constexpr (levels > 1)
+#pragma unroll 1
+      for (int row = 0; row < rows; ++row)
+#pragma unroll 1
+        for (int column = 0; column < columns; column += width) {
+          float *sum = sums[0][row] + first_sum + column, *total = sums[1][row] + first_sum + column;
+          store(total, load<Floats>(total) + load<Floats>(sum));
+          store(sum, Floats(0.f));
+        }
+  }
 
   template <int vectors, bool whole>
   void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Input* const (&from)[depth],
@@ -90,7 +109,7 @@ struct StreamedSums {
     }
 #pragma unroll 1
     for (int row = 0; row < few.count; ++row) {
-      float* to = sums[row] + first_sum + column;
+      float* to = sums[0][row] + first_sum + column;
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         Floats sum = load<Floats>(to + v * width);
@@ -113,7 +132,7 @@ inline void run_streamed(const Arguments& args, int expert, const FewRows& few, 
   for (int row = 0; row < few.count; ++row)
 #pragma unroll 1
     for (int done = 0; done < columns; done += width) {
-      const float* from = streamed.sums[row] + (woven ? 2 * done : done);
+      const float* from = streamed.totals(row) + (woven ? 2 * done : done);
       Floats gate = load<Floats>(from), up = paired ? load<Floats>(from + second) : gate;
       if constexpr (woven) unweave(gate, up, gate, up);
       finish(args, expert, few.d[row], column + done, columns - done, gate, up);

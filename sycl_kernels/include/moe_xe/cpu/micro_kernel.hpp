@@ -25,44 +25,62 @@ inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
   }
 }
 
-// Where a block's sums lie between K blocks and before they are rounded.
+// A register sums at most so many products; then it is added to a total in memory. The error of a sum grows with
+// sqrt(summed_steps + K / summed_steps) roundings instead of sqrt(K), whatever blocks a configuration packs.
+constexpr int summed_steps = 256;
+
+// Where a block's totals lie between K blocks and before they are rounded.
 struct SumsInMemory {
   float* first;
   int stride;
 };
 
-// `wanted` rows of packed A times a panel; a null `from` starts at zero. A's rows and steps along K are row_stride and
-// step_stride apart. One instance for each number of rows, so that all sums are registers.
+// `wanted` rows of packed A times a panel, added to `from`, which null makes zero. A's rows and steps along K are row_stride
+// and step_stride apart. One instance for each number of rows, so that all sums are registers.
 template <int rows, int64 row_stride, int64 step_stride>
 void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps, SumsInMemory from, SumsInMemory to) {
   if constexpr (rows > 1)
     if (wanted < rows) return multiply<rows - 1, row_stride, step_stride>(wanted, a, panel, steps, from, to);
-  Floats sums[rows][panel_vectors];
-#pragma unroll
-  for (int row = 0; row < rows; ++row)
-#pragma unroll
-    for (int v = 0; v < panel_vectors; ++v) {
-      sums[row][v] = 0.f;
-      if (from.first) sums[row][v] = load<Floats>(from.first + row * from.stride + v * width);
-    }
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    PackedVector b[panel_vectors];
+  do {   // once without steps, too: zeros
+    const int end = steps < summed_steps ? steps : summed_steps;
+    Floats sums[rows][panel_vectors];
 #pragma unroll
-    for (int v = 0; v < panel_vectors; ++v) b[v] = panel[v];
+    for (int row = 0; row < rows; ++row)
 #pragma unroll
-    for (int row = 0; row < rows; ++row) {
-      const PackedVector broadcast = a[row * row_stride];
+      for (int v = 0; v < panel_vectors; ++v) sums[row][v] = 0.f;
+    if (from.first)   // totals of a tile are larger than the first cache
 #pragma unroll
-      for (int v = 0; v < panel_vectors; ++v) sums[row][v] = multiply_add(sums[row][v], broadcast, b[v]);
+      for (int row = 0; row < rows; ++row)
+#pragma unroll
+        for (int column = 0; column < config::micro_columns; column += 16)
+          asm volatile("prefetcht0 (%0)" : : "r"(from.first + row * from.stride + column));
+#pragma unroll 1
+    for (int step = 0; step < end; ++step) {
+      PackedVector b[panel_vectors];
+#pragma unroll
+      for (int v = 0; v < panel_vectors; ++v) b[v] = panel[v];
+#pragma unroll
+      for (int row = 0; row < rows; ++row) {
+        const PackedVector broadcast = a[row * row_stride];
+#pragma unroll
+        for (int v = 0; v < panel_vectors; ++v) sums[row][v] = multiply_add(sums[row][v], broadcast, b[v]);
+      }
+      a += step_stride;
+      panel += panel_vectors;
     }
-    a += step_stride;
-    panel += panel_vectors;
-  }
+    if (from.first)
 #pragma unroll
-  for (int row = 0; row < rows; ++row)
+      for (int row = 0; row < rows; ++row)
 #pragma unroll
-    for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
+        for (int v = 0; v < panel_vectors; ++v) sums[row][v] += load<Floats>(from.first + row * from.stride + v * width);
+#pragma unroll
+    for (int row = 0; row < rows; ++row)
+#pragma unroll
+      for (int v = 0; v < panel_vectors; ++v) store(to.first + row * to.stride + v * width, sums[row][v]);
+    from = to;
+    steps -= summed_steps;
+  } while (steps > 0);
 }
 
 }  // namespace moe_xe
