@@ -60,7 +60,8 @@ class XpuFusedMoe:
         """Writes the weighted sum of every token's experts on this rank to output.
 
         output, hidden_states: [T, H], the weights' dtype; they may be the same. topk_weights, a float dtype, and topk_ids,
-        global ids, int32 or int64: [T, n_experts_per_token]. expert_map: instead of the constructor's. a1q_scale: None;
+        global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
+        to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
         """
         if a1q_scale is not None:

@@ -221,6 +221,16 @@ def test_wrapper_without_memory():
         moe_xe.grouped_gemm(Hollow(A), W, COUNTS)
 
 
+@pytest.mark.parametrize("name, flag", [
+    ("grouped_gemm", "check"), ("grouped_outer", "accumulate"), ("fused_moe", "interleaved"), ("fused_moe", "weight_on_input"),
+    ("fused_moe", "recompute"), ("lora_moe", "recompute"), ("route", "renormalize"), ("route", "rounded_scores")])
+def test_flags(name, flag):
+    case = every_op()[name]
+    for value in (1, None, "no"):
+        with pytest.raises(TypeError, match=f"{flag} must be a bool, got {type(value).__name__}"):
+            case.op(**case.arguments | {flag: value})
+
+
 class TestNumbers:
     """64-bit values that kernels would cut to 32 bits."""
     @pytest.mark.parametrize("divisor", [0, -1, 2**31, 2**32, 2**33 + 1, 10**400])

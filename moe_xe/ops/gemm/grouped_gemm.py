@@ -51,6 +51,7 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
     call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,
                     rows_dtypes=(torch.int32, torch.int64), gather_divisor=gather_divisor, scatter_indices=scatter_indices,
                     row_scales=row_scales, choice=Choice.of(config, autotune, TileConfig, GemmConfigs))
+    checks.check_flags(check=check)
     if check:
         checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
         if gather_indices is not None:

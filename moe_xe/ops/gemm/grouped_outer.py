@@ -89,6 +89,7 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
     left, right = autocast(left, right)
     call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor,
                      choice=Choice.of(config, autotune, OuterConfig))
+    checks.check_flags(accumulate=accumulate)
     validate(call, out_dtype, out, accumulate)
     return dispatch(call, out_dtype, out, accumulate)
 

@@ -286,3 +286,22 @@ def test_misaligned_memory():
     z = torch.frombuffer(bytearray(25), dtype=torch.float32, offset=1, count=6).view(1, 6)
     with pytest.raises(ValueError, match="z must be aligned to its 4-byte elements"):
         activate(z, Activation())
+
+
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[7]], ids=str)
+def test_gradient(kind, device):
+    """Of the op on its own; rows that are not used have none."""
+    gated, _ = kind.layout
+    z = torch.randn(13, 2 * kind.size if gated else kind.size, device=device).to(kind.z).requires_grad_()
+    pairs = torch.randperm(13, device=device).int() - 3
+    h = activate(z, kind.activation, row_pairs=pairs, out_dtype=kind.hs)
+    gradient = torch.randn(h.shape, device=device).to(h.dtype)
+    h.backward(gradient)
+    reference = z.detach().double().requires_grad_()
+    act = kind.activation
+    activated(reference, kind.kind, *kind.layout, act.alpha, act.limit).backward(torch.where(pairs[:, None] < 0, 0, gradient.double()))
+    assert z.grad.dtype == z.dtype and (z.grad[pairs < 0] == 0).all()
+    torch.testing.assert_close(z.grad.double(), reference.grad, rtol=1e-2 if kind.z != F32 else 1e-4, atol=1e-2 if kind.z != F32 else 1e-4)
+    dz, = torch.autograd.grad(activate(z, kind.activation).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="activate has no second derivatives"):
+        dz.sum().backward()
