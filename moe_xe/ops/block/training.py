@@ -170,7 +170,7 @@ def topk_gradient(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, ds
         dscale = dscale + shares[pairs.clamp(min=0).long() // slots, experts]
     # rows that no pair has go to one more place
     places = torch.where(pairs < 0, num_rows, pairs.long())
-    of_pairs = torch.zeros(num_rows + 1, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    of_pairs = torch.zeros(num_rows + 1, dtype=torch.float32, device=dscale.device).scatter_(0, places, dscale)[:-1]
     return (of_pairs * call.routed_scaling_factor).view(call.topk_weights.shape).to(call.topk_weights.dtype)
 
 
