@@ -1,6 +1,7 @@
 """The recognised gate is that of the experts as they are now, whatever was changed since it was recognised."""
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import weakref
@@ -33,7 +34,7 @@ def _set(**attributes):
     def change(experts):
         for name, value in attributes.items():
             experts._modules.pop(name, None)
-            setattr(experts, name, value)
+            setattr(experts, name, copy.deepcopy(value))
     return change
 
 
@@ -55,7 +56,7 @@ CHANGES = {
     "act_fn": (QWEN3, [_set(act_fn=nn.GELU()), _set(act_fn=nn.Mish()), _set(act_fn=nn.functional.gelu), _set(act_fn=nn.SiLU())]),
     "inside act_fn": (NEMOTRON, [_set(act_fn=nn.GELU()), _set_inside(approximate="tanh"), _hook]),
     "inside an object": (QWEN3, [_set(act_fn=Scaled(nn.functional.silu)), _set_inside(function=nn.functional.gelu), _set_inside(scale=2.0)]),
-    "a submodule's mode": (QWEN3, [_set(act_fn=nn.Sequential(nn.SiLU(), nn.Hardtanh(-1, 1))),
+    "a submodule": (QWEN3, [_set(act_fn=nn.Sequential(nn.SiLU(), nn.Hardtanh(-1, 1))),
                                    lambda experts: experts.act_fn.__setitem__(1, nn.Identity())]),
 }
 
