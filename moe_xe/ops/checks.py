@@ -207,9 +207,11 @@ def check_no_gradient(out: torch.Tensor | None, **inputs: torch.Tensor | None) -
 
 def check_memory(name: str, tensor: torch.Tensor) -> None:
     """ValueError for a tensor whose storage was freed, as FSDP leaves parameters, or cut."""
-    last = tensor.storage_offset() + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride()))
+    extent = tensor.numel()
+    if extent and not tensor.is_contiguous():
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     num_bytes = tensor.untyped_storage().nbytes()
-    if num_bytes < (last + 1) * tensor.element_size() and tensor.numel():
+    if extent and num_bytes < (tensor.storage_offset() + extent) * tensor.element_size():
         raise ValueError(f"{name} must have memory for all of its elements, got {shape_of(tensor)} on a storage of {num_bytes} bytes, "
                          f"which was freed")
 

@@ -17,6 +17,7 @@ __all__ = ["takes_plain_tensors"]
 
 _PLAIN = torch.Tensor, torch.nn.Parameter
 _WRITTEN = "out", "workspace"
+_functorch = torch._C._functorch
 Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
 
 
@@ -40,15 +41,18 @@ def takes_plain_tensors(op: Callable[Parameters, Result]) -> Callable[Parameters
 
 def _check(op: str, arguments: dict) -> None:
     fake, real = None, None
+    transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     for name, tensor in _tensors(arguments):
-        reason = _unfit(tensor, written=name in _WRITTEN)
+        reason = _derivative(tensor) if transformed else None
+        reason = reason or _without_memory(tensor, written=name in _WRITTEN)
         if reason is not None:
             raise TypeError(f"{op}: {name} {reason}")
-        if _is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
-            fake = name, tensor.fake_mode
-        elif type(tensor) in _PLAIN and not tensor.is_meta:
+        if type(tensor) not in _PLAIN:
+            if _is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
+                fake = name, tensor.fake_mode
+        elif not tensor.is_meta:
             real = name
-            if tensor.layout is torch.strided and not tensor.is_nested and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if not transformed and tensor.layout is torch.strided and not tensor.is_nested:
                 check_memory(name, tensor)      # here too: torch's own ops, which some of ours begin with, crash without
     if real is None:
         return
@@ -66,16 +70,20 @@ def _tensors(arguments: dict) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((f"{name}.{part}", inner) for part, inner in vars(value).items() if isinstance(inner, torch.Tensor))
 
 
-def _unfit(tensor: torch.Tensor, written: bool) -> str | None:
-    """Why an op cannot take a tensor of this kind."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_gradtrackingtensor(tensor):
+def _derivative(tensor: torch.Tensor) -> str | None:
+    """Why an op cannot take a tensor that torch.func or forward-mode differentiation wraps."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_gradtrackingtensor(tensor):
             return "is inside torch.func.grad or another of torch.func's derivatives, which cannot see into moe_xe; use autograd"
-        tensor = functorch.get_unwrapped(tensor)
+        tensor = _functorch.get_unwrapped(tensor)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         return "has a forward-mode tangent, but moe_xe has gradients in backward mode only"
-    if _is_a(tensor, "torch.distributed.tensor", "DTensor"):
+    return None
+
+
+def _without_memory(tensor: torch.Tensor, written: bool) -> str | None:
+    """Why an op cannot take a tensor whose values are not, or not as they are, in memory of this process."""
+    if type(tensor) not in _PLAIN and _is_a(tensor, "torch.distributed.tensor", "DTensor"):
         return "is a DTensor, but moe_xe runs on local tensors; call .to_local() on it"
     if tensor._is_zerotensor():
         return "is a tensor of zeros without memory of its own; call .clone() on it"
@@ -86,7 +94,5 @@ def _unfit(tensor: torch.Tensor, written: bool) -> str | None:
 
 def _is_a(tensor: torch.Tensor, module: str, name: str) -> bool:
     """isinstance, without importing a module that whoever made such a tensor has imported."""
-    if type(tensor) in _PLAIN:
-        return False
-    found = getattr(sys.modules.get(module), name, None)
-    return found is not None and isinstance(tensor, found)
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(tensor, kind)
