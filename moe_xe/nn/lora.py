@@ -41,8 +41,7 @@ class LoraExperts(nn.Module):
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ValueError(f"r must be a positive int, got {r!r}")
         self._routing_first, self._first = isinstance(experts, Experts), _first_of(experts)
-        for name in (self._first, "down_proj"):
-            checks.check_weights_dtype(f"experts.{name}", getattr(experts, name))
+        _check_weights(experts, self._first)
         transposed = _options_of(experts)["weight_layout"] == "ekn"
         self.config, self.autotune = config, autotune
         if isinstance(experts, Experts) and config is None and not autotune:
@@ -74,6 +73,7 @@ class LoraExperts(nn.Module):
         `moe_xe.nn.Experts`, top_k_index and top_k_weights for Transformers'."""
         topk_weights, topk_ids = routing if self._routing_first else reversed(routing)
         base, adapters = self.base_layer, self.adapters()
+        _check_weights(base, self._first)
         return lora_moe(
             hidden_states, getattr(base, self._first), base.down_proj, topk_weights, topk_ids, lora13=adapters.get(self._first),
             lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
@@ -154,6 +154,11 @@ def _base_layer_put_in(module, state_dict, prefix, *_) -> None:
     for key in module.base_layer.state_dict(keep_vars=True):
         if prefix + key in state_dict:
             state_dict[prefix + _PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def _check_weights(experts: nn.Module, first: str) -> None:
+    for name in (first, "down_proj"):
+        checks.check_weights_dtype(f"experts.{name}", getattr(experts, name))
 
 
 def _first_of(experts: nn.Module) -> str:

@@ -105,7 +105,7 @@ def test_made_and_run_with_the_default(default, under):
     block = under(BLOCKS["qwen3_moe"])
     assert experts.down_proj.dtype == block.experts.down_proj.dtype == default
     if default == torch.float64:
-        with pytest.raises(TypeError, match="gate_up_proj must be bfloat16, float16 or float32, got torch.float64"):
+        with pytest.raises(TypeError, match="experts.gate_up_proj must be bfloat16, float16 or float32, got torch.float64"):
             under(_run, experts, "moe_xe", x, ids, weights)
         return
     out, eager = (under(_run, experts, way, x, ids, weights) for way in ("moe_xe", "eager"))
