@@ -221,6 +221,18 @@ def test_wrapper_without_memory():
         moe_xe.grouped_gemm(Hollow(A), W, COUNTS)
 
 
+@pytest.mark.parametrize("rows", [0, 5])
+def test_gradients_of_no_columns(rows):
+    """N = 0: what comes in has a gradient of zeros."""
+    a, w = torch.randn(rows, H, requires_grad=True), torch.randn(2, 0, H, requires_grad=True)
+    counts = torch.tensor([0, rows])
+    moe_xe.grouped_gemm(a, w, counts).sum().backward()
+    assert (a.grad == 0).all() and a.grad.shape == a.shape and w.grad.shape == w.shape
+    a.grad = w.grad = None
+    moe_xe.grouped_mm(a, w.transpose(1, 2), offs=counts.cumsum(0).int()).sum().backward()
+    assert (a.grad == 0).all() and a.grad.shape == a.shape and w.grad.shape == w.shape
+
+
 @pytest.mark.parametrize("name, flag", [
     ("grouped_gemm", "check"), ("grouped_outer", "accumulate"), ("fused_moe", "interleaved"), ("fused_moe", "weight_on_input"),
     ("fused_moe", "recompute"), ("lora_moe", "recompute"), ("route", "renormalize"), ("route", "rounded_scores")])
