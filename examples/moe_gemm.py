@@ -13,15 +13,14 @@ from typing import Annotated, Literal, Optional
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.bench.roofline import gemm_bytes, record_for
 from moe_xe.bench.workloads import load_layers, recorded_layers
+from moe_xe.cli.tables import new_table, print_table, short
 from moe_xe.plan.problem import Dtype
 from moe_xe.plan.model.schedule import simulate
 from moe_xe.timing import timed
@@ -58,15 +57,14 @@ def run_gemm(layer: int, n: int, k: int, counts: list[int], w: torch.Tensor, dty
 
 
 def show(results: list[dict], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="averages over the iterations; M-occ.: useful rows / rows computed; roof: the roofline's time")
-    for heading in ("layer", "rows", "N x K", "M-occ.", "ms", "GFLOP/s", "GB/s", "roof ms", "verified"):
-        table.add_column(heading, justify="right")
+    table = new_table("layer", "rows", "N x K", "M-occ.", "ms", "GFLOP/s", "GB/s", "roof ms", "verified")
     for r in results:
-        roofline = "unknown" if r["roofline_ms"] is None else f"{r['roofline_ms']:.2f}"
+        roofline = "unknown" if r["roofline_ms"] is None else short(r["roofline_ms"])
         verified = {None: "-", True: "passed", False: "[red]FAILED[/red]"}[r["verified"]]
-        table.add_row(str(r["layer"]), str(r["rows"]), f"{r['n']} x {r['k']}", f"{r['m_occupancy']:.2f}", f"{r['ms']:.2f}",
+        table.add_row(str(r["layer"]), str(r["rows"]), f"{r['n']} x {r['k']}", f"{r['m_occupancy']:.2f}", short(r["ms"]),
                       f"{r['gflops']:.0f}", f"{r['gbytes_per_s']:.1f}", roofline, verified)
-    console.print(table)
+    print_table(table, console)
+    console.print("averages over the iterations; M-occ.: useful rows / rows computed; roof: the roofline's time")
     total_ms = sum(r["ms"] for r in results)
     if total_ms:
         flops = sum(2 * r["rows"] * r["n"] * r["k"] for r in results)

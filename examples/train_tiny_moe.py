@@ -18,10 +18,10 @@ from typing import Annotated, Literal, Optional
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+
+from moe_xe.cli.tables import new_table, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("moe_xe", "eager")
@@ -168,13 +168,12 @@ def summary(trainings: dict[str, Training], options: dict) -> dict:
 
 
 def show(result: dict, console: Console) -> None:
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False, title="tokens a second of the median step, forward and backward")
-    for heading in ("first loss", "last loss", "tokens/s", "experts' tokens/s"):
-        table.add_column(heading, justify="right")
+    table = new_table("experts", "first loss", "last loss", "tokens/s", "experts' tokens/s", text=("experts",),
+                      title="tokens a second of the median step, forward and backward")
     for way in WAYS:
         r = result[way]
         table.add_row(way, f"{r['loss'][0]:.4f}", f"{r['loss'][-1]:.4f}", f"{r['step_tokens_per_s']:.0f}", f"{r['experts_tokens_per_s']:.0f}")
-    console.print(table)
+    print_table(table, console)
     verdict = "agree" if result["agrees"] else "[red]DO NOT AGREE[/red]"
     console.print(f"the loss curves {verdict}: they differ by at most {result['first_difference']:.1e} in the first {FIRST_STEPS} steps, "
                   f"{result['max_difference']:.1e} in {result['steps']}, {result['mean_difference']:.1e} on average")

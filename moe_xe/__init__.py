@@ -1,4 +1,6 @@
 """moe_xe: Mixture-of-Experts GEMMs for Intel Xe GPUs and, on the SYCL CPU device, for any x86 machine."""
+import importlib as _importlib
+
 from .device import devices, on_queue
 from .grouped_gemm import interface as _interface, reference as _reference    # before the function takes the package's name
 from .ops.block.fused_moe import Fusions, SharedExpert, fused_moe, fused_moe_workspace_bytes
@@ -21,3 +23,14 @@ __version__ = "0.1.0"
 __all__ = ["CpuConfig", "Fusions", "GemmConfigs", "GenericConfig", "LoraAdapter", "MoeConfig", "OuterCpuConfig", "OuterGenericConfig",
            "OuterXeConfig", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
            "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route", "sort_tokens"]
+_LAZY = ("integrations", "nn")      # submodules that are imported when they are asked for
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,12 +1,12 @@
 """Which SYCL queue a call runs on: torch's XPU stream, the SYCL CPU device, or a queue that the user names."""
 from __future__ import annotations
 
-import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
 
+from .once import Once, once
 from .runtime import DeviceFacts, Queue, devices
 
 __all__ = ["DeviceFacts", "devices", "on_queue", "queue_for"]
@@ -14,7 +14,7 @@ __all__ = ["DeviceFacts", "devices", "on_queue", "queue_for"]
 _chosen: ContextVar[Queue | None] = ContextVar("moe_xe_queue", default=None)
 
 
-@functools.cache
+@once
 def _cpu_queue() -> Queue:
     return Queue.create("cpu")
 
@@ -41,33 +41,28 @@ def on_torchs_stream() -> bool:
     return _chosen.get() is None
 
 
-_facts: dict[int, DeviceFacts] = {}
+_facts: Once[DeviceFacts] = Once()
 
 
 def facts_of(queue: Queue) -> DeviceFacts:
     """Facts about the queue's device, asked for once a device."""
-    device_id = queue.device_id
-    if device_id not in _facts:
-        _facts[device_id] = queue.device
-    return _facts[device_id]
+    return _facts.get(queue.device_id, lambda: queue.device)
 
 
 @contextmanager
 def on_queue(queue):
     """Runs moe_xe's calls within the block on this queue.
 
-    queue: a dpctl.SyclQueue, the address of a sycl::queue as an int, or a moe_xe Queue; in order (dpctl:
-    ``dpctl.SyclQueue(property="in_order")``). Calls on xpu tensors return before the work is done, as torch's do.
+    queue: a dpctl.SyclQueue or a moe_xe Queue, in order (dpctl: ``dpctl.SyclQueue(property="in_order")``); no address, which
+    nobody could check. Calls on xpu tensors return before the work is done, as torch's do.
     Raises TypeError for anything else, ValueError for an out-of-order queue.
     """
     if isinstance(queue, Queue):
         own = queue
-    elif isinstance(queue, int):
-        own = Queue.from_address(queue)
     elif hasattr(queue, "_get_capsule"):
         own = Queue.from_capsule(queue._get_capsule())
     else:
-        raise TypeError(f"queue must be a dpctl.SyclQueue, an address or a moe_xe Queue, got {type(queue).__name__}")
+        raise TypeError(f"queue must be a dpctl.SyclQueue or a moe_xe Queue, got {type(queue).__name__}")
     token = _chosen.set(own)
     try:
         yield own

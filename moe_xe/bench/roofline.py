@@ -1,13 +1,14 @@
 """The roofline of the device at hand: a published record for a GPU, one measurement for the CPU device."""
 from __future__ import annotations
 
-import functools
 import json
+import math
 
 import torch
 
 from ..device import DeviceFacts, facts_of, queue_for
 from ..disk_cache import DiskCache, cache_directory
+from ..once import once
 from ..jit import KernelSource, compile_kernel
 from ..plan.gemm.config import VECTOR_DWORDS
 from ..plan.model.devices import DeviceRecord, find_record
@@ -19,7 +20,7 @@ from ..timing import timed
 _MM_SIZE = 768     # enough for torch.mm's full rate
 
 
-@functools.cache
+@once
 def record_for(device: torch.device) -> DeviceRecord | None:
     """None for a GPU without a record."""
     facts = facts_of(queue_for(device))
@@ -36,17 +37,28 @@ def _cpu_record(facts: DeviceFacts) -> DeviceRecord:
     disk = device_cache()
     key = {"device": facts.name, "driver": facts.driver_version, "cores": facts.compute_units, "cpu_isa": cpu_isa(),
            "torch": torch.__version__}
-    try:
-        return DeviceRecord(**json.loads(disk.load(key) or b"{}"))
-    except (TypeError, ValueError):     # nothing there, or of a version with other fields
-        pass
+    if (record := _kept_record(disk.load(key))) is not None:
+        return record
     record = _measured_cpu(facts.name, facts.compute_units)
     disk.store(key, json.dumps({name: getattr(record, name) for name in _MEASURED}).encode())
     return record
 
 
 # the fields of a DeviceRecord that say something about a CPU
-_MEASURED = ("name", "xe_cores", "tflops", "bandwidth", "source")
+_MEASURED = {"name": str, "xe_cores": int, "tflops": dict, "bandwidth": float, "source": str}
+
+
+def _kept_record(value: bytes | None) -> DeviceRecord | None:
+    """None if there is none, or of a version with other fields."""
+    try:
+        fields = json.loads(value or b"null")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or {name: type(field) for name, field in fields.items()} != _MEASURED:
+        return None
+    rates = fields["tflops"]
+    measured = rates.keys() == {dtype.value for dtype in Dtype} and all(type(rate) is float for rate in rates.values())
+    return DeviceRecord(**fields) if measured and all(0 < rate < math.inf for rate in (*rates.values(), fields["bandwidth"])) else None
 
 
 def _measured_cpu(name: str, cores: int) -> DeviceRecord:
@@ -71,7 +83,7 @@ def _fma_tflops(width: int, chains: int, cores: int) -> float:
     queue = queue_for(torch.device("cpu"))
     source = KernelSource("fma_peak", "pi", f"#define MOE_XE_WIDTH {width}\n#define MOE_XE_CHAINS {chains}\n#include <kernels/fma_peak.cpp>\n")
     kernel = compile_kernel(queue, source)
-    sums, rounds = torch.zeros(cores), 20_000_000
+    sums, rounds = torch.zeros(cores, dtype=torch.float32), 20_000_000
 
     def run():
         kernel.launch(queue, cores, 1, (sums.data_ptr(), rounds))

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress, track
-from rich.table import Table
 
-from .tables import table_console
+from .tables import new_table, print_table, short
 
 app = typer.Typer(help="Benchmarks against torch's own ways, in turn, medians.", no_args_is_help=True)
 
@@ -55,14 +53,19 @@ def gemm(
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
     else:
-        table = Table("model", "N x K", "tokens", "dtype", "moe_xe", "grouped_mm", "mm loop", "speed-up", "GFLOP/s", "GB/s", "right",
-                      box=box.SIMPLE_HEAD, pad_edge=False, title="milliseconds; speed-up: against torch's faster path")
-        for r in results:
-            table.add_row(r.model, f"{r.n} x {r.k}", str(r.tokens), r.dtype, f"{r.moe_xe_ms:.3f}", f"{r.grouped_mm_ms:.3f}",
-                          f"{r.mm_loop_ms:.3f}", f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}", "yes" if r.correct else "NO")
-        table_console().print(table)
+        _print_gemms(results)
     if not all(result.correct for result in results):
         raise typer.Exit(1)
+
+
+def _print_gemms(results) -> None:
+    for dtype in dict.fromkeys(r.dtype for r in results):
+        table = new_table("model", "N x K", "tokens", "moe_xe", "grouped\n_mm", "mm\nloop", "speed\n-up", "GFLOP\n/s", "GB/s", "right",
+                          title=f"{dtype}: milliseconds; speed-up: against torch's faster path", text=("model", "right"))
+        for r in (r for r in results if r.dtype == dtype):
+            table.add_row(r.model, f"{r.n} x {r.k}", str(r.tokens), short(r.moe_xe_ms), short(r.grouped_mm_ms), short(r.mm_loop_ms),
+                          f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}", "yes" if r.correct else "NO")
+        print_table(table)
 
 
 @app.command()
@@ -150,26 +153,20 @@ def _device(name: Optional[str]):
     return torch.device(name or ("xpu" if torch.xpu.is_available() else "cpu"))
 
 
-def _milliseconds(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
-
-
 def _print_blocks(results, scale: float) -> None:
     first = results[0]
     fused = [name for name, on in (("permute_x", first.permute_x), ("permute_y", first.permute_y)) if on]
-    table = Table("model", "dtype", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
-                  title=f"{first.mode}: milliseconds on {first.device}; fused: {', '.join(fused) or 'no permutation'}")
-    for head in ("tokens", "moe_xe", "eager", "grouped_mm", "batched_mm", "speed-up", "GFLOP/s", "GB/s", "roofline",
-                 "peak MB", "peer's"):
-        table.add_column(head, justify="right")
-    table.add_column("right")
-    for r in results:
-        times = map(_milliseconds, (r.moe_xe_ms, r.eager_ms, r.grouped_mm_ms, r.batched_mm_ms))
-        table.add_row(r.model, r.dtype, str(r.tokens), *times, f"{r.speedup:.2f}", f"{r.gflops:.0f}",
-                      f"{r.gbytes_per_s:.1f}", "-" if r.roofline is None else f"{r.roofline:.0%}",
-                      f"{r.moe_xe_peak_bytes / 1e6:.1f}", f"{r.fastest_peer_peak_bytes / 1e6:.1f}",
-                      "yes" if r.correct else "NO")
-    notes = ["speed-up: against the fastest peer; peak MB: of one call, beyond weights and inputs, and the fastest peer's"]
+    for model, dtype in dict.fromkeys((r.model, r.dtype) for r in results):
+        table = new_table("tokens", "moe_xe", "eager", "grouped\n_mm", "batched\n_mm", "speed\n-up", "GFLOP\n/s", "GB/s", "roof-\nline", "peak\nMB",
+                          "peer's\nMB", "right", title=f"{model}, {dtype}, {first.mode}: milliseconds on {first.device}", text=("right",))
+        for r in (r for r in results if (r.model, r.dtype) == (model, dtype)):
+            times = map(short, (r.moe_xe_ms, r.eager_ms, r.grouped_mm_ms, r.batched_mm_ms))
+            table.add_row(str(r.tokens), *times, f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}",
+                          "-" if r.roofline is None else f"{r.roofline:.0%}", short(r.moe_xe_peak_bytes / 1e6),
+                          short(r.fastest_peer_peak_bytes / 1e6), "yes" if r.correct else "NO")
+        print_table(table)
+    notes = [f"fused: {', '.join(fused) or 'no permutation'}; speed-up: against the fastest peer; "
+             "peak MB: of one call, beyond weights and inputs, and the fastest peer's"]
     for r in {r.model: r for r in results}.values():
         shared = f", shared expert {r.shared_intermediate_size}" if r.shared_intermediate_size else ""
         notes.append(f"{r.model} at scale {scale:g}: hidden {r.hidden_size}, intermediate {r.intermediate_size}{shared}, "
@@ -178,7 +175,5 @@ def _print_blocks(results, scale: float) -> None:
         case = f"{r.model} {r.dtype} at {r.tokens} tokens"
         notes += [f"no {peer} of {case}: {reason}" for peer, reason in r.not_run.items()]
         notes += [f"wrong output of {case}: {', '.join(r.wrong)}"] if r.wrong else []
-    console = table_console()
-    console.print(table)
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        Console().print(note, highlight=False, markup=False, soft_wrap=True)

@@ -10,21 +10,32 @@ from rich.console import Console
 from rich.markup import escape
 
 from .choices import choice_row, choices_table
-from .tables import table_console
+from .tables import print_table
 
 app = typer.Typer(help="Compiled kernels and tuning results on disk.", no_args_is_help=True)
 
 
 @contextmanager
 def _failures_exit():
-    """What is a warning to a program that only wants a kernel is a failure to one who asks for the cache itself."""
+    """What is a warning to a program that only wants a kernel is a failure to one who asks for the cache itself; not so
+    damaged entries, which are removed and named on stderr."""
+    from ..disk_cache import DamageWarning
+
+    stderr = Console(stderr=True, soft_wrap=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
+            warnings.simplefilter("always", DamageWarning)
+            warnings.showwarning = lambda message, *_: stderr.print(_plain(message), markup=False, highlight=False)
             yield
     except (RuntimeWarning, OSError, ValueError) as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        stderr.print(_plain(error), markup=False, highlight=False)
         raise typer.Exit(1)
+
+
+def _plain(value: object) -> str:
+    """What a terminal takes for text and nothing else; names of files and messages about them may hold anything."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 @app.command("list")
@@ -38,23 +49,26 @@ def list_entries(json: Annotated[bool, typer.Option("--json", help="Print an obj
 
     here = [environment_facts(facts).items() for facts in devices()]
     with _failures_exit():
+        directory = cache_directory()
         store = default_store()
         pairs = sorted(store.entries(), key=lambda pair: repr(pair[0]))
         used_here = [any(environment <= key.facts().items() for environment in here) for key, _ in pairs]
         sizes = {"kernels": kernel_cache().volume(), "tuning": store.disk.volume()}
     if json:
-        print(jsonlib.dumps({"directory": str(cache_directory()), "bytes": sizes, "entries": [
+        print(jsonlib.dumps({"directory": str(directory), "bytes": sizes, "entries": [
             {"key": key.facts(), "entry": entry.as_dict(), "speedup": entry.speedup, "used_here": used}
             for (key, entry), used in zip(pairs, used_here)]}, indent=1))
         return
-    console = table_console()
-    if pairs:
-        table = choices_table("measured choices", "device", last=("here",))
+    console = Console()
+    for device in dict.fromkeys(key.device for key, _ in pairs):
+        table = choices_table(f"measured choices: {escape(device)}", last=("here",))
         for (key, entry), used in zip(pairs, used_here):
-            table.add_row(escape(key.device), *choice_row(key, entry), "yes" if used else "no")
-        console.print(table)
+            if key.device == device:
+                table.add_row(*choice_row(key, entry), "yes" if used else "no")
+        print_table(table)
+    if pairs:
         console.print("here: measured with this version, on this device and driver", highlight=False)
-    console.print(f"{cache_directory()}: {len(pairs)} measured choices, {sizes['tuning'] / 1e6:.1f} MB; "
+    console.print(f"{_plain(directory)}: {len(pairs)} measured choices, {sizes['tuning'] / 1e6:.1f} MB; "
                   f"kernels, {sizes['kernels'] / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -65,7 +79,7 @@ def export_entries(file: Annotated[Path, typer.Argument(help="JSON to write.")])
 
     with _failures_exit():
         count = default_store().export_to(file)
-    print(f"{count} measured choices written to {file}")
+    print(f"{count} measured choices written to {_plain(file)}")
 
 
 @app.command("import")
@@ -75,7 +89,7 @@ def import_entries(file: Annotated[Path, typer.Argument(help="JSON that export w
 
     with _failures_exit():
         count = default_store().import_from(file)
-    print(f"{count} measured choices read from {file}")
+    print(f"{count} measured choices read from {_plain(file)}")
 
 
 @app.command()

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from .tables import table_console
+from .tables import new_table, print_table
 
 FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores", "compute_units", "global_mem_bytes",
           "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine")
@@ -23,7 +22,8 @@ def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of o
     if not found:
         Console(stderr=True).print("no SYCL device: install an Intel GPU driver, or the CPU device: pip install 'moe_xe[cpu]'")
         raise typer.Exit(1)
-    table = Table("", *(facts["name"] for facts in found))
-    for field in FIELDS[1:]:
-        table.add_row(field, *(str(facts[field]) for facts in found))
-    table_console().print(table)
+    for facts in found:
+        table = new_table("name", facts["name"], text=("name", facts["name"]))
+        for field in FIELDS[1:]:
+            table.add_row(field, str(facts[field]))
+        print_table(table)

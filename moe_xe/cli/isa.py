@@ -3,13 +3,11 @@ import json as jsonlib
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from ..plan.problem import Dtype
-from .tables import table_console
+from .tables import new_table, print_table
 
 COLUMNS = {"device": "device", "dtype": "dtype", "layout": "layout", "gathered": "gather", "grf": "GRF", "spill_bytes": "spill",
            "slm_bytes": "SLM", "dpas": "dpas", "messages": "msgs", "other": "other", "other_per_dpas": "/ dpas"}
@@ -42,7 +40,12 @@ def isa(
     if json:
         print(jsonlib.dumps(rows, indent=1))
         return
-    table = Table(*COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, title=f"{rows[0]['kernel']}, N = {n}, K = {k}: the K loop of the prefill tile")
+    _print(rows, n, k)
+
+
+def _print(rows: list[dict], n: int, k: int) -> None:
+    table = new_table(*COLUMNS.values(), title=f"{rows[0]['kernel']}, N = {n}, K = {k}: the K loop of the prefill tile",
+                      text=("device", "dtype", "layout", "gather"))
     for row in rows:
         table.add_row(*(f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS))
-    table_console().print(table)
+    print_table(table)

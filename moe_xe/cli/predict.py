@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ..plan.problem import Dtype, WeightLayout
 from .bench import _token_counts
-from .tables import table_console
+from .tables import new_table, print_table, short
 
 DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16}
 
@@ -70,13 +68,12 @@ def _predict(device, models, token_counts, dtype, layout, gathered, json, plot):
         print(jsonlib.dumps({"predicted": True, "device": record.name, "dtype": dtype, "layout": layout.value,
                              "cases": [case.as_dict() for case in cases]}, indent=1))
         return
-    table = Table("model", "N x K", "tokens", "rows", "tiles", "ms", "TFLOP/s", "roofline", "bound by",
-                  box=box.SIMPLE_HEAD, pad_edge=False, title=f"PREDICTED, not measured: {record.name}, {dtype}, {layout.value}; "
-                                                             "time on the device, without the launch")
-    for case in cases:
-        table.add_row(case.model, f"{case.n} x {case.k}", str(case.tokens), str(case.rows), case.config, f"{case.ms:.3f}",
-                      f"{case.tflops:.3g}", f"{case.roofline:.0%}", case.bound_by)
-    table_console().print(table)
+    print(f"PREDICTED, not measured: {record.name}, {dtype}, {layout.value};\ntime on the device, without the launch")
+    for gemm in dict.fromkeys((case.model, case.n, case.k) for case in cases):
+        table = new_table("tokens", "rows", "tiles", "ms", "TFLOP/s", "roofline", "bound by", title="{}, {} x {}".format(*gemm), text=("tiles", "bound by"))
+        for case in (case for case in cases if (case.model, case.n, case.k) == gemm):
+            table.add_row(str(case.tokens), str(case.rows), case.config, short(case.ms), f"{case.tflops:.3g}", f"{case.roofline:.0%}", case.bound_by)
+        print_table(table)
 
 
 def _check(json, plot):
@@ -92,11 +89,9 @@ def _check(json, plot):
             {"source": c.source, "device": c.device, "case": c.case, "measured_ms": 1e3 * c.measured,
              "predicted_ms": 1e3 * c.predicted, "error": c.error, "bound_by": c.bound_by} for c in found]}, indent=1))
         return
-    console = table_console()
     for source in dict.fromkeys(c.source for c in found):
-        table = Table("case", "measured ms", "predicted ms", "error", "bound by", box=box.SIMPLE_HEAD, pad_edge=False,
-                      title=source)
+        table = new_table("case", "ms", "pred.", "off", "bound\nby", title=source, text=("case", "bound\nby"))
         for c in (c for c in found if c.source == source):
-            table.add_row(c.case, f"{1e3 * c.measured:.3f}", f"{1e3 * c.predicted:.3f}", f"{c.error:+.0%}", c.bound_by)
-        console.print(table)
-    console.print(f"{close} of {len(found)} published points are predicted within 25 %", highlight=False)
+            table.add_row(c.case, short(1e3 * c.measured), short(1e3 * c.predicted), f"{c.error:+.0%}", c.bound_by)
+        print_table(table)
+    print(f"{close} of {len(found)} published points are predicted within 25 %")

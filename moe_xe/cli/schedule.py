@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from ..plan.gemm import config
 from ..plan.xe.candidates import choose_xe_config
 from ..plan.model.devices import record_of
 from ..plan.problem import Dtype, GroupedGemmProblem
 from ..plan.model.schedule import simulate
-from .tables import table_console
+from .tables import new_table, print_table
 
 
 def schedule(
@@ -42,11 +41,10 @@ def schedule(
              "useful": r.useful, "computed": r.computed, "tiles_per_height": r.tiles_per_height} for r in reports]}, indent=1))
         return
     heights = sorted({height for report in reports for height in report.tiles_per_height}, reverse=True)
-    table = Table("layer", "rows", *(f"{height} x {configs[0].tile_width}" for height in heights), "occupancy", "efficiency",
-                  title=f"N = {n}, {cores} cores, {policy.value} queue")
+    table = new_table("layer", "rows", *(f"{height} x\n{configs[0].tile_width}" for height in heights), "occupancy", "efficiency",
+                      title=f"N = {n}, {cores} cores, {policy.value} queue: tiles by height x width")
     for index, (counts, report) in enumerate(zip(layers, reports)):
         table.add_row(str(index), str(sum(counts)), *(str(report.tiles_per_height.get(height, 0)) for height in heights),
                       f"{report.occupancy:.3f}", f"{report.efficiency:.3f}")
-    console = table_console()
-    console.print(table)
-    console.print(f"mean efficiency: {mean:.3f}")
+    print_table(table)
+    print(f"mean efficiency: {mean:.3f}")

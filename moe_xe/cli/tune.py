@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from .bench import _choose, _device, _token_counts
 from .choices import choice_row, choices_table
-from .tables import table_console
+from .tables import print_table
 
 
 def tune(
@@ -57,10 +57,12 @@ def tune(
                               "entry": entry.as_dict(), "speedup": entry.speedup}
                              for name, dtype_name, count, key, entry in choices], indent=1))
         return
-    table = choices_table(f"chosen on {where.type}", "model", "dtype", "tokens")
-    for name, dtype_name, count, key, entry in choices:
-        table.add_row(name, dtype_name, str(count), *choice_row(key, entry))
-    table_console().print(table)
+    for block in dict.fromkeys((name, dtype_name) for name, dtype_name, *_ in choices):
+        table = choices_table(f"chosen on {where.type}: {block[0]}, {block[1]}", "tokens")
+        for name, dtype_name, count, key, entry in choices:
+            if (name, dtype_name) == block:
+                table.add_row(str(count), *choice_row(key, entry))
+        print_table(table)
 
 
 def _runs(name, scale, dtype, token_counts, device, training):

@@ -92,14 +92,15 @@ class GatedMLPMOE(nn.Module):
 
 
 def _check_weights(W13, W2, W3) -> None:
+    given = {"W13": W13, "W2": W2} | ({} if W3 is None else {"W3": W3})
+    for name, w in given.items():
+        checks.check_weights_dtype(name, w)
     checks.check_tensor("W2", W2, 3, "[E, H, I]")
     num_experts, hidden_size, intermediate_size = W2.shape
     rows = intermediate_size * (2 if W3 is None else 1)
-    for name, w in (("W13", W13), ("W3", W3)):
-        if name == "W3" and w is None:
-            continue
+    del given["W2"]
+    for name, w in given.items():
         checks.check_tensor(name, w, 3, "[E, 2I, H]" if W3 is None else "[E, I, H]")
-        checks.check_dtype(name, w.dtype)
         if tuple(w.shape) != (num_experts, rows, hidden_size) or w.dtype != W2.dtype:
             expected = f"{str(W2.dtype).removeprefix('torch.')}{[num_experts, rows, hidden_size]}"
             raise ValueError(f"{name} must be {expected} for W2 {checks.shape_of(W2)}, got {checks.shape_of(w)}")

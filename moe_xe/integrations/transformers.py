@@ -3,13 +3,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-import math
-import weakref
 
 import torch
 
-from ..nn.activations import recognise
+from ..nn.gates import first_projection, fused_activation, own_gate
+from ..ops import checks
 from ..ops.autocast import autocast
 from ..ops.block.fused_moe import fused_moe
 from ..ops.gemm.grouped_gemm import grouped_gemm
@@ -51,11 +49,14 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     its experts contribute nothing. One `fused_moe` where the gate is one of its activations, else grouped GEMMs around
     the module's own gate. Differentiable in hidden_states, top_k_weights and the module's parameters.
     """
-    w13, b13 = _first_projection(experts)
-    x, w13, w2 = autocast(hidden_states.to(w13.dtype), w13, experts.down_proj)
-    b2 = experts.down_proj_bias if experts.has_bias else None
+    first = first_projection(experts)
+    w13, w2 = getattr(experts, first), experts.down_proj
+    for name, w in ((first, w13), ("down_proj", w2)):
+        checks.check_weights_dtype(f"experts.{name}", w)
+    x, w13, w2 = autocast(hidden_states.to(w13.dtype), w13, w2)
+    b13, b2 = (getattr(experts, f"{name}_bias") if experts.has_bias else None for name in (first, "down_proj"))
     layout = "ekn" if experts.is_transposed else "enk"
-    fused = None if experts.has_post_expert_norm else fused_activation(experts)
+    fused = fused_activation(experts)
     if fused is None:
         out = _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights, autotune)
     else:
@@ -66,58 +67,18 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     return out.to(hidden_states.dtype)
 
 
-def _first_projection(experts: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    name = "gate_up_proj" if experts.has_gate else "up_proj"
-    return getattr(experts, name), getattr(experts, name + "_bias") if experts.has_bias else None
-
-
-def _own_gate(experts: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
-
-
-_EXPERT_TENSORS = {"gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias"}
-_fused_activations: weakref.WeakKeyDictionary[torch.nn.Module, tuple | None] = weakref.WeakKeyDictionary()
-
-
-@torch.compiler.assume_constant_result
-def fused_activation(experts: torch.nn.Module) -> tuple[str, float, float | None] | None:
-    """(activation, alpha, limit) of `fused_moe` that equal the experts' own gate, or None.
-
-    Found by trying what the gate computes; alpha and limit are among the attributes with such names. A gate with tensors
-    of its own is not tried. The answer is kept for the life of the module, and a constant to torch.compile.
-    """
-    if experts not in _fused_activations:
-        _fused_activations[experts] = _find_fused_activation(experts)
-    return _fused_activations[experts]
-
-
-def _find_fused_activation(experts: torch.nn.Module) -> tuple[str, float, float | None] | None:
-    tensors = itertools.chain(experts.named_parameters(), experts.named_buffers())
-    if any(name not in _EXPERT_TENSORS for name, _ in tensors):
-        return None
-    found = recognise(lambda x: _own_gate(experts, x), gated=experts.has_gate, interleaved=not experts.is_concatenated,
-                      alphas=_numbers(experts, "alpha"), limits=_numbers(experts, "limit"))
-    return found and (found.kind.value, found.alpha, found.limit)
-
-
-def _numbers(module: torch.nn.Module, suffix: str) -> list[float]:
-    """The positive, finite numbers among the attributes whose names end so."""
-    return [float(value) for name, value in vars(module).items()
-            if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
-
-
 def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_weights, autotune) -> torch.Tensor:
     """Rows sorted by expert, two grouped GEMMs with the module's own operations between and behind, a token's rows summed.
 
     GEMMs leave the rows of dropped pairs unwritten. They become zeros, as NaNs would reach the gradients of the module's
     own parameters.
     """
-    num_experts, (num_tokens, k) = w13.shape[0], top_k_index.shape
+    num_experts, num_tokens, k = w13.shape[0], top_k_index.shape[0], int(top_k_index.shape[1])      # traced, k is a constant
     sorted_tokens = sort_tokens(top_k_index, num_experts)
     tokens_per_expert, pairs = sorted_tokens.tokens_per_expert, sorted_tokens.row_pairs
     h = grouped_gemm(x, w13, tokens_per_expert, bias=b13, gather_indices=pairs.clamp(min=0), gather_divisor=k,
                      weight_layout=layout, autotune=autotune)
-    h = _own_gate(experts, h.masked_fill((pairs < 0)[:, None], 0)).to(x.dtype).contiguous()
+    h = own_gate(experts, h.masked_fill((pairs < 0)[:, None], 0)).to(x.dtype).contiguous()
     y = grouped_gemm(h, w2, tokens_per_expert, bias=b2, scatter_indices=pairs, weight_layout=layout, out_dtype=torch.float32,
                      autotune=autotune)
     dropped = (top_k_index < 0) | (top_k_index >= num_experts)

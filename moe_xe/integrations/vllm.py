@@ -60,7 +60,8 @@ class XpuFusedMoe:
         """Writes the weighted sum of every token's experts on this rank to output.
 
         output, hidden_states: [T, H], the weights' dtype; they may be the same. topk_weights, a float dtype, and topk_ids,
-        global ids, int32 or int64: [T, n_experts_per_token]. expert_map: instead of the constructor's. a1q_scale: None;
+        global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
+        to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
         """
         if a1q_scale is not None:
@@ -112,8 +113,9 @@ def _activation(activation) -> dict:
 
 
 def _check_weights(w13, w2, num_experts, gated) -> None:
+    for name, w in (("w13", w13), ("w2", w2)):
+        checks.check_weights_dtype(name, w)
     checks.check_tensor("w2", w2, 3, "[E, I, H]")
-    checks.check_dtype("w2", w2.dtype)
     _, intermediate_size, hidden_size = w2.shape
     expected = [num_experts, hidden_size, intermediate_size * (2 if gated else 1)]
     checks.check_tensor("w13", w13, 3, "[E, H, 2I]" if gated else "[E, H, I]")

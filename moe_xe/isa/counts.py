@@ -1,4 +1,4 @@
-"""Counts the K loops of sub-group shapes from Intel's offline compiler: the table behind plan/cost_model.py.
+"""Counts the K loops of sub-group shapes from Intel's offline compiler: the table behind plan/model/cost.py.
 
     python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """

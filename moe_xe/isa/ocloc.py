@@ -4,12 +4,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from ..disk_cache import DIRECTORY_VARIABLE, cache_directory
+from ..private_folder import open_private
 from .dump import Dump
 
 OVERRIDE = "MOE_XE_OCLOC"      # an ocloc executable, or a folder that tools/install-ocloc made
 DEVICES = {"bmg": "bmg-g21", "lnl": "lnl-m", "ptl": "ptl-h"}      # short names; others are ocloc's own: pvc, cri, ...
+_STALE_S = 3600     # ocloc takes seconds: what is unfinished for so long was left by a killed process
 
 
 class OclocError(RuntimeError):
@@ -20,8 +25,8 @@ def build(spirv: bytes, device: str, options: str = "") -> Dump:
     """Machine code of a SPIR-V module for a device ("bmg", "pvc", "lnl-m", "ptl-h", "cri", ...), as a dump.
 
     options: build options of the device compiler, as the driver takes them ("-ze-intel-256-GRF-per-thread").
-    The dump lies in the cache ($XDG_CACHE_HOME/moe_xe/ocloc) under a name made from all inputs; read it only.
-    Raises FileNotFoundError where there is no ocloc, OclocError if the module does not compile.
+    The dump lies in the cache ($MOE_XE_CACHE_DIR/ocloc) under a name made from all inputs; read it only.
+    Raises FileNotFoundError where there is no ocloc, OclocError if the module does not compile or others can write to the cache.
     """
     if (ocloc := find()) is None:
         raise FileNotFoundError(missing())
@@ -29,10 +34,9 @@ def build(spirv: bytes, device: str, options: str = "") -> Dump:
     executable = Path(ocloc[-1])
     identity = f"{executable}:{executable.stat().st_mtime_ns}"
     key = hashlib.sha256(b"\0".join([spirv, device.encode(), options.encode(), identity.encode()])).hexdigest()[:32]
-    final = cache_folder() / "moe_xe" / "ocloc" / key
+    final = _dumps() / key
     if not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=key, dir=final.parent) as work:
+        with tempfile.TemporaryDirectory(prefix=key, suffix=".work", dir=final.parent) as work:
             _build(ocloc, Path(work), spirv, device, options)
             try:
                 os.rename(Path(work, "dump"), final)
@@ -40,6 +44,20 @@ def build(spirv: bytes, device: str, options: str = "") -> Dump:
                 if not final.exists():       # else another process was faster
                     raise
     return Dump(final)
+
+
+def _dumps() -> Path:
+    """The folder of all dumps, without what killed processes left."""
+    folder = cache_directory() / "ocloc"
+    try:
+        os.close(open_private(folder, create=True))
+    except PermissionError as error:
+        raise OclocError(f"dumps cannot be kept: {error}; {DIRECTORY_VARIABLE} names another place") from error
+    for unfinished in folder.glob("*.work"):
+        with suppress(FileNotFoundError):       # another process may be faster
+            if unfinished.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def missing() -> str:

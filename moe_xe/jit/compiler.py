@@ -1,14 +1,13 @@
 """From a kernel's source to a kernel: memory, then disk, then the compiler."""
 from __future__ import annotations
 
-import functools
 import os
-import threading
+import re
 import warnings
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from ..disk_cache import DiskCache, cache_directory
+from ..once import AfterFork, Once, once
 from .cache_key import key_facts
 from .kernel_source import KernelSource
 from .shipped_sources import sources_dir
@@ -16,6 +15,8 @@ from ..runtime import BinaryError, Kernel, Queue
 
 SIZE_VARIABLE = "MOE_XE_CACHE_SIZE"
 DEFAULT_SIZE = 1 << 30  # bytes
+NUMBER_VARIABLE = "MOE_XE_KERNELS"
+DEFAULT_NUMBER = 256    # of 2 MB each on the CPU device
 
 
 @dataclass
@@ -27,35 +28,34 @@ class Stats:
     disk_hits: int = 0
 
 
-class Compiler:
-    """Compiles each kernel once per context and device, whichever threads ask."""
+class Compiler(AfterFork):
+    """Compiles each kernel once per context and device, whichever threads ask.
 
-    def __init__(self, disk: DiskCache):
+    most: kernels in memory, beyond which the least recently used leave; they come back from disk. One that leaves while it
+    runs is kept by its launch until that has ended.
+    """
+
+    def __init__(self, disk: DiskCache, most: int = DEFAULT_NUMBER):
         self._disk = disk
-        self._lock = threading.Lock()
-        self._kernels: dict[tuple[int, int, KernelSource], Future[Kernel]] = {}
+        self._kernels: Once[Kernel] = Once(most)
         self._stats = Stats()
+        super().__init__()
 
     def kernel(self, queue: Queue, source: KernelSource) -> Kernel:
         """Raises CompileError; ValueError for a bad signature."""
+        made = False
+
+        def make() -> Kernel:
+            nonlocal made
+            made = True
+            return self._make(queue, source)
+
         # A kernel keeps its context alive, so these ids are not reused.
-        key = (queue.context_id, queue.device_id, source)
-        with self._lock:
-            future = self._kernels.get(key)
-            ours = future is None
-            if ours:
-                future = self._kernels[key] = Future()
-            else:
+        kernel = self._kernels.get((queue.context_id, queue.device_id, source), make)
+        if not made:
+            with self._lock:
                 self._stats.memory_hits += 1
-        if ours:
-            try:
-                future.set_result(self._make(queue, source))
-            except BaseException as error:
-                # Those who wait see the error; those who come later try again.
-                with self._lock:
-                    del self._kernels[key]
-                future.set_exception(error)
-        return future.result()
+        return kernel
 
     def stats(self) -> Stats:
         with self._lock:
@@ -70,15 +70,18 @@ class Compiler:
                 with self._lock:
                     self._stats.disk_hits += 1
                 return kernel
-            except BinaryError:
-                self._disk.drop(facts)
+            except BinaryError as error:
+                self._disk.drop(facts, str(error))
 
         options = [*source.options, f"-I{sources_dir() / 'include'}", f"-I{sources_dir()}"]
         kernel = Kernel.compile(queue, source.text, source.name, source.signature, options)
         with self._lock:
             self._stats.compiled += 1
         try:
-            self._disk.store(facts, kernel.binary())
+            binary = kernel.binary()
+            self._disk.store(facts, binary)
+            # as the next process will have it: what the compiler left behind it is larger than the kernel
+            return Kernel.from_binary(queue, binary, source.name, source.signature)
         except BinaryError as error:
             warnings.warn(f"kernel {source.name} cannot be cached on disk: {error}", RuntimeWarning, stacklevel=3)
         return kernel
@@ -86,15 +89,23 @@ class Compiler:
 
 def kernel_cache() -> DiskCache:
     """The user's compiled kernels on disk, as the environment says. Raises ValueError for a size that is no number."""
-    size = os.environ.get(SIZE_VARIABLE, str(DEFAULT_SIZE))
-    if not size.isdigit():
-        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, not {size!r}")
+    size = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_SIZE)
+    if not re.fullmatch("[0-9]{1,18}", size):
+        raise ValueError(f"{SIZE_VARIABLE} is a number of bytes, of 1 to 18 digits, not {size!r}")
     return DiskCache(cache_directory() / "kernels", int(size))
 
 
-@functools.cache
+def kernels_in_memory() -> int:
+    """How many kernels stay in memory, as the environment says. Raises ValueError for what is no such number."""
+    number = os.environ.get(NUMBER_VARIABLE) or str(DEFAULT_NUMBER)
+    if not re.fullmatch("[0-9]{1,9}", number) or int(number) < 1:
+        raise ValueError(f"{NUMBER_VARIABLE} is a number of kernels, from 1 to 999999999, not {number!r}")
+    return int(number)
+
+
+@once
 def _default_compiler() -> Compiler:
-    return Compiler(kernel_cache())
+    return Compiler(kernel_cache(), kernels_in_memory())
 
 
 def compile_kernel(queue: Queue, source: KernelSource) -> Kernel:

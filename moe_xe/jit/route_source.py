@@ -30,7 +30,7 @@ def generate(problem: RoutingProblem, isa: str | None) -> str:
         f"inline constexpr Scoring scoring = Scoring::{problem.scoring.value};",
         f"inline constexpr GroupScore group_score = GroupScore::{problem.group_score.value};",
         f"inline constexpr bool has_bias = {str(problem.bias is not None).lower()}, "
-        f"renormalize = {str(problem.renormalize).lower()};",
+        f"renormalize = {str(problem.renormalize).lower()}, rounded_scores = {str(problem.rounded_scores).lower()};",
         f"using ExpertId = int{problem.ids_bits};",
     ], [f"inline constexpr Isa isa = Isa::{isa};"] if isa else [], "route.cpp")
 

@@ -5,6 +5,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from ..once import once
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -17,7 +19,7 @@ def sources_dir() -> Path:
     raise FileNotFoundError(f"moe_xe's kernel sources are missing beside {_PACKAGE}; reinstall the package")
 
 
-@functools.cache
+@once
 def sources_digest() -> str:
     """SHA-256 of every shipped source, names and contents."""
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -19,6 +20,11 @@ def recognise(function: Callable[[torch.Tensor], torch.Tensor], *, gated: bool, 
     function: [rows, N] -> [rows, N/2] if gated, else [rows, N]; called once, with float64 numbers on the CPU, so it must
     not hold tensors elsewhere. alphas, limits: the parameters that it may have.
     """
+    with ThreadPoolExecutor(1) as thread:      # no mode of the caller's is on there: fake tensors, tracing, transforms, autocast
+        return thread.submit(_recognise, function, gated, interleaved, list(alphas), list(limits)).result()
+
+
+def _recognise(function, gated: bool, interleaved: bool, alphas: list[float], limits: list[float]) -> Activation | None:
     x = _probe()
     with torch.no_grad():
         expected = function(x).double()

@@ -7,16 +7,17 @@ from torch import nn
 from ..ops.routing.route import route
 from ..plan.choice.block_config import MoeConfig
 from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
+from .router import Router
 
 __all__ = ["DeepseekV3Block"]
 
 
-class _Router(nn.Linear):
+class _Router(Router):
     """float32 logits, and the bias that only the choice sees."""
 
-    def __init__(self, hidden_size: int, num_experts: int, *, device, dtype):
-        super().__init__(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
-        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts, device=device))
+    def __init__(self, hidden_size: int, num_experts: int, *, hf_router: str, device, dtype):
+        super().__init__(hidden_size, num_experts, hf_router=hf_router, device=device, dtype=dtype)
+        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts, dtype=torch.float32, device=device))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(hidden_states.float(), self.weight.float())
@@ -26,7 +27,7 @@ class DeepseekV3Block(MoeBlock):
     """gate: [E, H], and its e_score_correction_bias [E]. A token's experts come from the topk_groups of the num_groups
     whose two best experts have the highest sums. shared_experts: one MLP of shared_intermediate_size.
     """
-    hf_class = "DeepseekV3MoE"
+    hf_class, hf_router = "DeepseekV3MoE", "deepseek_v3.DeepseekV3TopkRouter"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
                  shared_intermediate_size: int, num_groups: int = 1, topk_groups: int = 1, norm_topk_prob: bool = True,
@@ -37,7 +38,7 @@ class DeepseekV3Block(MoeBlock):
         self.norm_topk_prob, self.routed_scaling_factor = norm_topk_prob, routed_scaling_factor
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, config=config,
                                autotune=autotune, device=device, dtype=dtype)
-        self.gate = _Router(hidden_size, num_experts, device=device, dtype=dtype)
+        self.gate = _Router(hidden_size, num_experts, hf_router=self.hf_router, device=device, dtype=dtype)
         self.shared_experts = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
 
     @staticmethod

@@ -7,20 +7,21 @@ from torch import nn
 from ..ops.routing.route import route
 from ..plan.choice.block_config import MoeConfig
 from .parts import Experts, MoeBlock, sizes_of
+from .router import Router
 
 __all__ = ["GptOssBlock"]
 
 
 class GptOssBlock(MoeBlock):
     """router: [E, H] and [E]; alpha, limit: of the experts' gates."""
-    hf_class = "GptOssMLP"
+    hf_class, hf_router = "GptOssMLP", "gpt_oss.GptOssTopKRouter"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *, alpha: float = 1.702,
                  limit: float = 7.0, config: MoeConfig | None = None, autotune: bool = False, device=None,
                  dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k = top_k
-        self.router = nn.Linear(hidden_size, num_experts, device=device, dtype=dtype)
+        self.router = Router(hidden_size, num_experts, hf_router=self.hf_router, bias=True, device=device, dtype=dtype)
         self.experts = Experts(
             num_experts, hidden_size, intermediate_size, activation="swiglu_oai", alpha=alpha, limit=limit,
             interleaved=True, transposed=True, bias=True, config=config, autotune=autotune, device=device, dtype=dtype)

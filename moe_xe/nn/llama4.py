@@ -7,13 +7,14 @@ from torch import nn
 from ..ops.routing.route import route
 from ..plan.choice.block_config import MoeConfig
 from .parts import Experts, GatedMLP, MoeBlock, activation_of, sizes_of
+from .router import Router
 
 __all__ = ["Llama4Block"]
 
 
 class Llama4Block(MoeBlock):
     """router: [E, H]; shared_expert: an MLP of shared_intermediate_size."""
-    hf_class = "Llama4TextMoe"
+    hf_class, hf_router = "Llama4TextMoe", "llama4.Llama4Router"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
                  shared_intermediate_size: int, activation: str = "silu", config: MoeConfig | None = None,
@@ -22,7 +23,7 @@ class Llama4Block(MoeBlock):
         self.top_k = top_k
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, transposed=True,
                                weight_on_input=True, config=config, autotune=autotune, device=device, dtype=dtype)
-        self.router = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
+        self.router = Router(hidden_size, num_experts, hf_router=self.hf_router, device=device, dtype=dtype)
         self.shared_expert = GatedMLP(hidden_size, shared_intermediate_size, device=device, dtype=dtype)
 
     @staticmethod

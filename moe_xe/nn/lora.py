@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
+from ..ops import checks
 from ..ops.lora.lora_moe import LoraAdapter, lora_moe
 from ..plan.choice.block_config import MoeConfig
+from .gates import first_projection, fused_activation
 from .parts import Experts
 
 __all__ = ["LoraExperts"]
@@ -26,6 +28,9 @@ class LoraExperts(nn.Module):
     lora_A: [E, r, in] and lora_B: [E, out, r] by name of the weights. As in PEFT, A is uniform within 1 / sqrt(in) and B
     zero at first, so that the module begins as the experts it wraps.
 
+    Its state dict is that of the experts, under their own names, and lora_A.* and lora_B.* beside it. So what is saved of a model
+    loads into one with the experts alone, without the adapters, and into one with LoraExperts.
+
     Raises TypeError or ValueError naming the argument.
     """
 
@@ -35,7 +40,9 @@ class LoraExperts(nn.Module):
         super().__init__()
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ValueError(f"r must be a positive int, got {r!r}")
-        self._routing_first, self._first, transposed, self._options = _computation_of(experts)
+        self._routing_first, self._first = isinstance(experts, Experts), _first_of(experts)
+        _check_weights(experts, self._first)
+        transposed = _options_of(experts)["weight_layout"] == "ekn"
         self.config, self.autotune = config, autotune
         if isinstance(experts, Experts) and config is None and not autotune:
             self.config, self.autotune = experts.config, experts.autotune
@@ -52,6 +59,8 @@ class LoraExperts(nn.Module):
             num_experts, n, k = (w.transpose(1, 2) if transposed else w).shape
             for adapters, shape in ((self.lora_A, (num_experts, r, k)), (self.lora_B, (num_experts, n, r))):
                 adapters[name] = nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or w.dtype))
+        self.register_state_dict_post_hook(_base_layer_left_out)
+        self.register_load_state_dict_pre_hook(_base_layer_put_in)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,21 +73,24 @@ class LoraExperts(nn.Module):
         `moe_xe.nn.Experts`, top_k_index and top_k_weights for Transformers'."""
         topk_weights, topk_ids = routing if self._routing_first else reversed(routing)
         base, adapters = self.base_layer, self.adapters()
+        _check_weights(base, self._first)
         return lora_moe(
             hidden_states, getattr(base, self._first), base.down_proj, topk_weights, topk_ids, lora13=adapters.get(self._first),
             lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
-            b2=getattr(base, "down_proj_bias", None), shared=shared, config=self.config, autotune=self.autotune, **self._options)
+            b2=getattr(base, "down_proj_bias", None), shared=shared, config=self.config, autotune=self.autotune, **_options_of(base))
 
     def adapters(self) -> dict[str, LoraAdapter]:
         return {name: LoraAdapter(a, self.lora_B[name], self.scaling) for name, a in self.lora_A.items()}
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """Adds the adapters to the weights of the wrapped experts, and returns these. The adapters start anew."""
+        """Adds the adapters to the weights of the wrapped experts, and returns these: ``block.experts = block.experts.merge()``.
+        The adapters start anew."""
+        transposed = _options_of(self.base_layer)["weight_layout"] == "ekn"
         for name, adapter in self.adapters().items():
             w = getattr(self.base_layer, name)
             delta = adapter.scaling * (adapter.b.float() @ adapter.a.float())
-            w.copy_(w.float() + (delta.transpose(1, 2) if self._options["weight_layout"] == "ekn" else delta))
+            w.copy_(w.float() + (delta.transpose(1, 2) if transposed else delta))
         self.reset_parameters()
         return self.base_layer
 
@@ -130,20 +142,42 @@ def _from_peft(kind: str, weight: torch.Tensor, num_experts: int) -> torch.Tenso
     return weight.unflatten(0, (num_experts, -1)) if kind == "lora_A" else weight.unflatten(1, (-1, num_experts)).permute(2, 0, 1)
 
 
-def _computation_of(experts: nn.Module) -> tuple[bool, str, bool, dict]:
-    """Whether forward takes topk_weights before topk_ids, the first weights' name, whether weights are [E, K, N], and what
-    `lora_moe` is to compute."""
+_PREFIX = "base_layer."
+
+
+def _base_layer_left_out(module, state_dict, prefix, local_metadata) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix + _PREFIX)]:
+        state_dict[prefix + key.removeprefix(prefix + _PREFIX)] = state_dict.pop(key)
+
+
+def _base_layer_put_in(module, state_dict, prefix, *_) -> None:
+    for key in module.base_layer.state_dict(keep_vars=True):
+        if prefix + key in state_dict:
+            state_dict[prefix + _PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def _check_weights(experts: nn.Module, first: str) -> None:
+    for name in (first, "down_proj"):
+        checks.check_weights_dtype(f"experts.{name}", getattr(experts, name))
+
+
+def _first_of(experts: nn.Module) -> str:
     if isinstance(experts, Experts):
-        names = ("activation", "alpha", "limit", "interleaved", "weight_on_input")
-        options, transposed, first = {name: getattr(experts, name) for name in names}, experts.transposed, "gate_up_proj"
-    elif isinstance(experts, nn.Module) and hasattr(experts, "is_concatenated") and hasattr(experts, "down_proj"):
-        from ..integrations.transformers import fused_activation    # which imports moe_xe.nn
-        fused = None if getattr(experts, "has_post_expert_norm", False) else fused_activation(experts)
+        return "gate_up_proj"
+    if isinstance(experts, nn.Module) and hasattr(experts, "is_concatenated") and hasattr(experts, "down_proj"):
+        return first_projection(experts)
+    raise TypeError(f"experts must be moe_xe.nn.Experts or a module under Transformers' use_experts_implementation, "
+                    f"got {type(experts).__name__}")
+
+
+def _options_of(experts: nn.Module) -> dict:
+    """What `lora_moe` is to compute for them, as they are now."""
+    if isinstance(experts, Experts):
+        options = {name: getattr(experts, name) for name in ("activation", "alpha", "limit", "interleaved", "weight_on_input")}
+        transposed = experts.transposed
+    else:
+        fused, transposed = fused_activation(experts), experts.is_transposed
         if fused is None:
             raise ValueError(f"experts must have one of fused_moe's activations and nothing behind it, got {experts}")
         options = dict(zip(("activation", "alpha", "limit"), fused), interleaved=not experts.is_concatenated)
-        transposed, first = experts.is_transposed, "gate_up_proj" if experts.has_gate else "up_proj"
-    else:
-        raise TypeError(f"experts must be moe_xe.nn.Experts or a module under Transformers' use_experts_implementation, "
-                        f"got {type(experts).__name__}")
-    return isinstance(experts, Experts), first, transposed, options | {"weight_layout": "ekn" if transposed else "enk"}
+    return options | {"weight_layout": "ekn" if transposed else "enk"}

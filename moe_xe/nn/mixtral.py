@@ -13,7 +13,7 @@ __all__ = ["MixtralBlock"]
 
 class MixtralBlock(Qwen3MoeBlock):
     """gate: [E, H]. The jitter noise of Mixtral's training is left out."""
-    hf_class = "MixtralSparseMoeBlock"
+    hf_class, hf_router = "MixtralSparseMoeBlock", "mixtral.MixtralTopKRouter"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
                  activation: str = "silu", config: MoeConfig | None = None, autotune: bool = False, device=None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..ops import checks
 from ..ops.block.fused_moe import SharedExpert, fused_moe
 from ..plan.choice.block_config import MoeConfig
 from .activations import activation_name
+from .router import Router
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
 
@@ -23,6 +25,8 @@ class Experts(nn.Module):
                  bias: bool = False, weight_on_input: bool = False, config: MoeConfig | None = None,
                  autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
+        if dtype is not None:
+            checks.check_dtype("dtype", dtype)
         self.activation, self.alpha, self.limit, self.interleaved = activation, alpha, limit, interleaved
         self.transposed, self.weight_on_input = transposed, weight_on_input
         self.config, self.autotune = config, autotune
@@ -49,6 +53,8 @@ class Experts(nn.Module):
     def forward(self, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
                 shared: SharedExpert | None = None) -> torch.Tensor:
         """[T, H] -> [T, H]; topk_weights and topk_ids: [T, k]."""
+        for name in ("gate_up_proj", "down_proj"):
+            checks.check_weights_dtype(f"experts.{name}", getattr(self, name))
         return fused_moe(
             hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
@@ -71,11 +77,13 @@ class GatedMLP(nn.Module):
 
 
 class MoeBlock(nn.Module):
-    """A family's block. hf_class: the Transformers class whose state dict, inputs and outputs it has.
+    """A family's block. hf_class: the Transformers class whose state dict, inputs and outputs it has; hf_router: that of its
+    router, behind the family's name.
 
     config, autotune, of every family's constructor: as in `fused_moe`.
     """
     hf_class: str
+    hf_router: str
 
     @classmethod
     def from_hf(cls, module: nn.Module, *, config: MoeConfig | None = None, autotune: bool = False) -> MoeBlock:
@@ -98,6 +106,9 @@ class MoeBlock(nn.Module):
         for name, tensor in theirs.items():
             owner, _, attribute = name.rpartition(".")
             setattr(block.get_submodule(owner), attribute, tensor)
+        for name, child in block.named_children():
+            if isinstance(child, Router):
+                child.take_place_of(getattr(module, name))
         return block.train(module.training)
 
     @staticmethod

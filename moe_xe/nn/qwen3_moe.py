@@ -7,20 +7,21 @@ from torch import nn
 from ..ops.routing.route import route
 from ..plan.choice.block_config import MoeConfig
 from .parts import Experts, MoeBlock, activation_of, sizes_of
+from .router import Router
 
 __all__ = ["Qwen3MoeBlock"]
 
 
 class Qwen3MoeBlock(MoeBlock):
     """gate: [E, H]; norm_topk_prob: the chosen experts' weights are divided by their sum."""
-    hf_class = "Qwen3MoeSparseMoeBlock"
+    hf_class, hf_router = "Qwen3MoeSparseMoeBlock", "qwen3_moe.Qwen3MoeTopKRouter"
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, *,
                  norm_topk_prob: bool = True, activation: str = "silu", config: MoeConfig | None = None,
                  autotune: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.top_k, self.norm_topk_prob = top_k, norm_topk_prob
-        self.gate = nn.Linear(hidden_size, num_experts, bias=False, device=device, dtype=dtype)
+        self.gate = Router(hidden_size, num_experts, hf_router=self.hf_router, device=device, dtype=dtype)
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation=activation, config=config,
                                autotune=autotune, device=device, dtype=dtype)
 

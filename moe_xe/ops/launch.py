@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from ..plan.model.devices import record_of
 from ..plan.gemm.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
-from .checks import DTYPES, check_addresses, row_stride, weight_layout
+from .checks import DTYPES, check_addresses, check_same_dtype, row_stride, weight_layout
 from .tuned import print_config, tuned_plan
 
 
@@ -57,6 +57,12 @@ class Call:
     schedule: str = "dynamic"
     choice: Choice = Choice()
 
+    @property
+    def reads(self) -> dict[str, torch.Tensor | None]:
+        """What is read, by the names that users know."""
+        return {"a": self.a, "w": self.w, rows_name(self.rows_format): self.rows, "bias": self.bias,
+                "gather_indices" if self.gathered else "scatter_indices": self.row_indices, "row_scales": self.row_scales}
+
 
 @functools.lru_cache(maxsize=64)
 def target_of(facts: DeviceFacts) -> Target:
@@ -90,7 +96,19 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
 
 def plan_for(call: Call, out: torch.Tensor) -> LaunchPlan:
     """The plan for this call on the device of its tensors, before any tuning."""
-    return plan_call(call, out, target_of(facts_of(queue_for(out.device))))[0]
+    return plan_call(_with_columns(call), out, target_of(facts_of(queue_for(out.device))))[0]
+
+
+def rows_name(rows_format: str) -> str:
+    """What users call the rows of this format."""
+    return "offs" if rows_format == "ends" else "tokens_per_expert"
+
+
+def _with_columns(call: Call) -> Call:
+    """Without K, sums are zero and biases remain: the same with one column of zeros, as no kernel has none."""
+    if call.w.shape[2]:
+        return call
+    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1), w=call.w.new_zeros(*call.w.shape[:2], 1))
 
 
 def pointer_of(tensor: torch.Tensor | None) -> int | None:
@@ -99,9 +117,11 @@ def pointer_of(tensor: torch.Tensor | None) -> int | None:
 
 def launch(call: Call, out: torch.Tensor) -> None:
     """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
-    if call.total_rows == 0 or out.shape[1] == 0:
+    if call.total_rows == 0 or out.shape[1] == 0 or call.w.shape[0] == 0:
         return
-    check_addresses(a=call.a, w=call.w, rows=call.rows, bias=call.bias, row_indices=call.row_indices, row_scales=call.row_scales, out=out)
+    check_same_dtype("w", call.w, "a", call.a)
+    check_addresses(**call.reads, out=out)
+    call = _with_columns(call)
     queue = queue_for(out.device)
     # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
     tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)

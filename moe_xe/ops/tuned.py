@@ -12,7 +12,7 @@ from ..plan.launch import LaunchPlan, Origin, Target
 from ..plan.outer.config import OuterOperands
 from ..plan.outer.heuristics import can_split
 from ..plan.problem import Operands
-from ..plan.rules import check_config, check_outer_config, check_splits
+from ..plan.rules import check_config, check_outer_config, check_outer_queue, check_queue, check_splits
 from ..plan.trials import trial_configs
 from ..runtime import Queue
 from ..tuning.key import UNREAD, skew_bucket, tuning_key
@@ -43,11 +43,17 @@ def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | Out
                      "" if splits else "unsplit")
 
     def check(config) -> None:
+        groups = config.work_groups(target.cores)
         if outer:
             check_splits(config, splits)
-        (check_outer_config if outer else check_config)(plan.problem, config, plan.family, target.best_isa)
+            check_outer_config(plan.problem, config, plan.family, target.best_isa)
+            check_outer_queue(plan.problem, config, operands.num_experts, groups)
+        else:
+            check_config(plan.problem, config, plan.family, target.best_isa)
+            check_queue(plan.problem, config, operands.total_rows, operands.num_experts, groups)
 
     def measured(config) -> None:
+        check(config)
         run(plan.with_config(config, Origin.tuned, target.cores))
         if not on_torchs_stream():
             queue.wait()

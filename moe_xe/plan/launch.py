@@ -14,7 +14,7 @@ from .gemm.heuristics import Family
 from .outer.config import OuterConfig, OuterOperands, OuterProblem
 from .override import forced_config
 from .problem import GroupedGemmProblem, Operands
-from .rules import check_config, check_outer_config, check_splits
+from .rules import check_config, check_outer_config, check_outer_queue, check_queue, check_splits
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,17 @@ def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target,
     family = heuristics.choose_family(problem, operands, target.is_cpu, target.has_dpas)
     forced = forced_config(TileConfig)
     if forced is not None:
-        return _plan(problem, forced, family, target.cores, Origin.forced)
-    if config is not None:
+        config, origin = forced, Origin.forced
+    elif config is not None:
         check_config(problem, config, family, target.best_isa)
-        return _plan(problem, config, family, target.cores, Origin.given)
-    chosen = heuristics.choose_config(problem, family, operands.total_rows, operands.num_experts, target.cores, isa=target.isa,
-                                      record=target.record, schedule=schedule)
-    return _plan(problem, chosen, family, target.cores, Origin.chosen)
+        origin = Origin.given
+    else:
+        config, origin = heuristics.choose_config(
+            problem, family, operands.total_rows, operands.num_experts, target.cores, isa=target.isa, record=target.record,
+            schedule=schedule), Origin.chosen
+    plan = _plan(problem, config, family, target.cores, origin)
+    check_queue(problem, config, operands.total_rows, operands.num_experts, plan.num_groups)
+    return plan
 
 
 def plan_outer(problem: OuterProblem, operands: OuterOperands, target: Target,
@@ -88,10 +92,13 @@ def plan_outer(problem: OuterProblem, operands: OuterOperands, target: Target,
     forced = forced_config(OuterConfig)
     if forced is not None:
         check_splits(forced, can_split)
-        return _plan(problem, forced, family, target.cores, Origin.forced)
-    if config is not None:
+        config, origin = forced, Origin.forced
+    elif config is not None:
         check_splits(config, can_split)
         check_outer_config(problem, config, family, target.best_isa)
-        return _plan(problem, config, family, target.cores, Origin.given)
-    chosen = outer_heuristics.choose_outer_config(problem, operands, family, target.cores, target.isa)
-    return _plan(problem, chosen, family, target.cores, Origin.chosen)
+        origin = Origin.given
+    else:
+        config, origin = outer_heuristics.choose_outer_config(problem, operands, family, target.cores, target.isa), Origin.chosen
+    plan = _plan(problem, config, family, target.cores, origin)
+    check_outer_queue(problem, config, operands.num_experts, plan.num_groups)
+    return plan

@@ -4,6 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+INT32_MAX = 2**31 - 1       # kernels count tiles, columns and experts in int32
+MAX_COLUMNS = 2**30         # of any operand: kernels step beyond the last one
+
 
 class Dtype(str, Enum):
     bf16 = "bf16"

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .gemm.heuristics import Family
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
-from .problem import GroupedGemmProblem, WeightLayout
+from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
 from .xe.rules import check_xe_config, most_sub_groups
 
-__all__ = ["check_config", "check_outer_config", "check_splits"]
+__all__ = ["check_config", "check_outer_config", "check_outer_queue", "check_queue", "check_splits", "most_row_tiles"]
 
 LANES = 16
 LARGEST_WORK_GROUP = 1024       # what every SYCL GPU takes
@@ -17,6 +17,7 @@ MOST_SPLITS = 64                # parts that the kernel of their sums takes
 MOST_SUMS = 128                 # of a lane: half of the registers that a thread can have
 MOST_REGISTERS = 240            # of a thread's 256, for sums and dpas' right operand
 LARGEST_SCRATCH = 1 << 28       # bytes of a work-group
+LARGEST_SCRATCHES = 1 << 34     # bytes of all work-groups that a configuration asks for
 LARGEST_STACK = 1 << 17         # bytes of a work-item on the CPU device
 
 _KINDS = {Family.xe: XeConfig, Family.cpu: CpuConfig, Family.generic: GenericConfig}
@@ -41,6 +42,49 @@ def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family
             _refuse(config, "heights must be multiples of their sub_group_rows")
         if any(config.tile_width % columns for columns in config.sub_group_columns):
             _refuse(config, "tile_width must be a multiple of all sub_group_columns")
+
+
+def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int, num_experts: int, work_groups: int) -> None:
+    """Raises ValueError for a queue whose numbers do not fit the kernel's integers, whoever chose the configuration."""
+    _check_columns(N=problem.n, K=problem.k)
+    columns = -(-problem.n // config.tile_width)
+    _check_numbers(config, num_experts, most_row_tiles(config, total_rows, num_experts) * columns, work_groups)
+    _check_fits(config, "raster_group x columns of tiles", config.raster_group * columns)
+
+
+def most_row_tiles(config: TileConfig, total_rows: int, num_experts: int) -> int:
+    """At least as many as there are, however the rows are spread over the experts."""
+    heights = config.heights
+    of_rest = 1 + sum(-(-taller // height) for taller, height in zip(heights, heights[1:]))
+    experts = min(num_experts, total_rows)      # with rows
+    return min(total_rows // heights[-1] + experts, total_rows // heights[0] + experts * of_rest)
+
+
+def check_outer_queue(problem: OuterProblem, config: OuterConfig, num_experts: int, work_groups: int) -> None:
+    """The same for the weights' gradient."""
+    _check_columns(P=problem.p, Q=problem.q)
+    tiles = -(-problem.p // config.tile_rows) * -(-problem.q // config.tile_columns)
+    _check_numbers(config, num_experts, num_experts * tiles * config.splits, work_groups)
+    if config.splits > 1:
+        _check_fits(config, "rows of parts", num_experts * problem.p * config.splits)
+
+
+def _check_columns(**columns: int) -> None:
+    for name, number in columns.items():
+        if number > MAX_COLUMNS:
+            raise ValueError(f"{name} must be at most {MAX_COLUMNS}, got {number}")
+
+
+def _check_numbers(config, num_experts: int, tiles: int, work_groups: int) -> None:
+    """Numbers run on beyond the last tile, by as much as there are work-groups."""
+    if num_experts > MAX_COLUMNS:
+        raise ValueError(f"there must be at most {MAX_COLUMNS} experts, got {num_experts}")
+    _check_fits(config, "tiles", tiles + 2 * work_groups)
+
+
+def _check_fits(config, what: str, number: int) -> None:
+    if number > INT32_MAX:
+        _refuse(config, f"{what} must stay below 2^31, but there can be {number}")
 
 
 def check_splits(config: OuterConfig, can_split: bool) -> None:
@@ -89,6 +133,8 @@ def _check_scratch(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig
     scratch = config.scratch_bytes(problem)
     if scratch > LARGEST_SCRATCH:
         _refuse(config, f"packed blocks take {scratch} bytes of each work-group, at most {LARGEST_SCRATCH} can be")
+    if scratch * config.work_groups(1) > LARGEST_SCRATCHES:
+        _refuse(config, f"packed blocks of all threads take {scratch * config.work_groups(1)} bytes, at most {LARGEST_SCRATCHES} can be")
 
 
 def _check_generic(config: GenericConfig | OuterGenericConfig, parts: Iterable[tuple[int, int]], multiple: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -21,6 +22,7 @@ Config = TileConfig | OuterConfig
 
 UNREAD = "unread"
 _INTEGERS = {"cores", "num_experts", "rows_bucket", "skew_bucket"}
+_MOST = 1 << 63     # no number of ours is as large
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,28 @@ class TuningKey:
         """Raises ValueError for what is no key, naming the field."""
         names = [field.name for field in fields(cls)]
         if not isinstance(facts, dict) or facts.keys() != set(names):
-            raise ValueError(f"a key must be an object with {', '.join(names)}, got {facts!r}")
+            raise ValueError(f"a key must be an object with {', '.join(names)}, got {reprlib.repr(facts)}")
         for name, value in facts.items():
             expected = dict if name == "problem" else int if name in _INTEGERS else str
-            if type(value) is not expected and (name, value) != ("skew_bucket", UNREAD):
-                raise ValueError(f"{name} of a key must be of type {expected.__name__}, got {value!r}")
+            unread = name == "skew_bucket" and value == UNREAD
+            if not unread and (type(value) is not expected or not (value is facts["problem"] or _plain(value))):
+                raise ValueError(f"{name} of a key must be of type {expected.__name__}, {_PLAIN}, got {reprlib.repr(value)}")
         for name, value in facts["problem"].items():
-            if value is not None and type(value) not in (bool, int, float, str):
-                raise ValueError(f"{name} of a key's problem must be a number, text or null, got {value!r}")
+            if not _plain(name):
+                raise ValueError(f"names of a key's problem must be text {_PLAIN}, got {reprlib.repr(name)}")
+            if not _plain(value):
+                raise ValueError(f"{name} of a key's problem must be a number, text or null, {_PLAIN}, got {reprlib.repr(value)}")
         return cls(**facts | {"problem": tuple(sorted(facts["problem"].items()))})
+
+
+_PLAIN = "without what cannot be printed, finite and less than 2^63"
+
+
+def _plain(value) -> bool:
+    """Whether a file's value can be in a key, and on a terminal."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return value is None or (type(value) in (bool, int, float) and abs(value) < _MOST)
 
 
 def rows_bucket(total_rows: int) -> int:

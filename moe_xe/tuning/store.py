@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..disk_cache import DiskCache, cache_directory
+from ..disk_cache import DiskCache, Facts, cache_directory
 from ..plan.choice.text import from_text, to_text
 from .key import Config, TuningKey
 
 SIZE_LIMIT = 64 << 20   # bytes: ten thousands of entries
 FORMAT = "moe_xe tuning 1"
+LARGEST_FILE = 4 * SIZE_LIMIT       # of an import: more than a full store's export
+SHORTEST, LONGEST = 1e-6, 1e12      # microseconds that a clock can have measured
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,15 @@ class Entry:
     def from_dict(cls, values: dict) -> Entry:
         """Raises ValueError for what is no entry, naming what is wrong."""
         if not isinstance(values, dict) or values.keys() != {"config", "default", "microseconds"}:
-            raise ValueError(f"an entry must be an object with config, default, microseconds, got {values!r}")
+            raise ValueError(f"an entry must be an object with config, default, microseconds, got {reprlib.repr(values)}")
         times = values["microseconds"]
-        if not isinstance(times, dict) or not all(type(time) in (int, float) and 0 < time < math.inf
+        if not isinstance(times, dict) or not all(type(time) in (int, float) and SHORTEST <= time <= LONGEST
                                                   for time in times.values()):
-            raise ValueError(f"microseconds of an entry must be an object of positive numbers, got {times!r}")
+            raise ValueError(f"microseconds of an entry must be an object of numbers from {SHORTEST:g} to {LONGEST:g}, got "
+                             f"{reprlib.repr(times)}")
         for name in ("config", "default"):
             if not isinstance(values[name], str) or values[name] not in times:
-                raise ValueError(f"{name} of an entry must be one of its microseconds, got {values[name]!r}")
+                raise ValueError(f"{name} of an entry must be one of its microseconds, got {reprlib.repr(values[name])}")
         configs = {text: from_text(text) for text in times}
         kinds = {type(config) for config in configs.values()}
         if len(kinds) > 1 or not all(issubclass(kind, Config) for kind in kinds):
@@ -67,11 +70,7 @@ class TuningStore:
     def load(self, key: TuningKey) -> Entry | None:
         """The entry of this key; None where there is none that can be trusted."""
         value = self.disk.load(key.facts())
-        try:
-            return None if value is None else Entry.from_dict(json.loads(value))
-        except ValueError:
-            self.disk.drop(key.facts())
-            return None
+        return None if value is None else self._entry(key.facts(), value)
 
     def store(self, key: TuningKey, entry: Entry) -> bool:
         """Whether the entry is on disk now."""
@@ -81,9 +80,20 @@ class TuningStore:
         """All entries, those of other devices and versions too; damaged ones are dropped."""
         for facts, value in self.disk.entries():
             try:
-                yield TuningKey.from_facts(facts), Entry.from_dict(json.loads(value))
-            except ValueError:
-                self.disk.drop(facts)
+                key = TuningKey.from_facts(facts)
+            except ValueError as error:
+                self.disk.drop(facts, str(error))
+                continue
+            if (entry := self._entry(facts, value)) is not None:
+                yield key, entry
+
+    def _entry(self, facts: Facts, value: bytes) -> Entry | None:
+        """What is stored under these facts; None, and it is dropped, if it is no entry."""
+        try:
+            return Entry.from_dict(json.loads(value))
+        except (ValueError, RecursionError) as error:
+            self.disk.drop(facts, str(error))
+            return None
 
     def clear(self) -> int:
         """Removes all entries and says how many there were. Raises OSError."""
@@ -108,9 +118,13 @@ class TuningStore:
 
 
 def _parsed(path: Path) -> list[tuple[TuningKey, Entry]]:
+    with path.open("rb") as file:
+        text = file.read(LARGEST_FILE + 1)
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"{path} is no export of tuning results: it has more than {LARGEST_FILE} bytes")
     try:
-        contents = json.loads(path.read_bytes())
-    except ValueError as error:
+        contents = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT or not isinstance(contents.get("entries"), list):
         raise ValueError(f'{path} is no export of tuning results: expected an object with "format": "{FORMAT}" and "entries"')
@@ -118,7 +132,7 @@ def _parsed(path: Path) -> list[tuple[TuningKey, Entry]]:
     for number, each in enumerate(contents["entries"]):
         try:
             if not isinstance(each, dict) or each.keys() != {"key", "entry"}:
-                raise ValueError(f"expected an object with key and entry, got {each!r}")
+                raise ValueError(f"expected an object with key and entry, got {reprlib.repr(each)}")
             pairs.append((TuningKey.from_facts(each["key"]), Entry.from_dict(each["entry"])))
         except ValueError as error:
             raise ValueError(f"{path}, entry {number}: {error}") from error

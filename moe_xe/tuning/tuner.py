@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from ..once import once
 from ..plan.gemm.config import VECTOR_DWORDS, TileConfig
 from ..plan.choice.text import to_text
 from ..timing import interleaved_medians, timed
@@ -127,7 +128,7 @@ def is_capturing(device: torch.device) -> bool:
         return torch.xpu.is_current_stream_capturing()
 
 
-@functools.cache
+@once
 def default_tuner() -> Tuner:
     """The tuner of `autotune=True`, with the user's store. Raises ValueError for a time budget that is none."""
     text = os.environ.get(SECONDS_VARIABLE, str(DEFAULT_SECONDS))

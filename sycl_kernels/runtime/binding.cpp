@@ -8,6 +8,7 @@
 
 #include "cpu_isa.hpp"
 #include "device.hpp"
+#include "fork.hpp"
 #include "kernel.hpp"
 #include "native_binary.hpp"
 #include "queue.hpp"
@@ -193,6 +194,7 @@ NB_MODULE(_runtime, module) {
 
     nb::exception<DeviceNotFoundError>(module, "DeviceNotFoundError", PyExc_RuntimeError);
     nb::exception<AsyncError>(module, "AsyncError", PyExc_RuntimeError);
+    nb::exception<ForkError>(module, "ForkError", PyExc_RuntimeError);
     nb::exception<BinaryError>(module, "BinaryError", PyExc_RuntimeError);
     register_compile_error(module);
     bind_device(module);

@@ -4,6 +4,8 @@
 
 #include <sycl/sycl.hpp>
 
+#include "fork.hpp"
+
 namespace moe_xe {
 namespace {
 
@@ -81,6 +83,7 @@ void append_gpus(std::vector<sycl::device>& usable, const std::vector<sycl::devi
 }  // namespace
 
 DeviceFacts facts_of(const sycl::device& device) {
+    enter_runtime();
     namespace info = sycl::info::device;
     DeviceFacts facts;
     facts.name = device.get_info<info::name>();
@@ -102,6 +105,7 @@ DeviceFacts facts_of(const sycl::device& device) {
 }
 
 std::vector<sycl::device> usable_devices() {
+    enter_runtime();
     const std::vector<sycl::device> all = sycl::device::get_devices();
     std::vector<sycl::device> usable;
     append_gpus(usable, all);

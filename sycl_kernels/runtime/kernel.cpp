@@ -4,6 +4,8 @@
 
 #include <sycl/sycl.hpp>
 
+#include "fork.hpp"
+
 namespace moe_xe {
 namespace {
 
@@ -38,6 +40,7 @@ Kernel::Kernel(LoadedKernel loaded, sycl::device device, std::string name, std::
 
 Kernel Kernel::compile(const Queue& queue, const std::string& source, const std::string& name,
                        const std::string& signature, const std::vector<std::string>& options) {
+    enter_runtime();
     check_signature(signature);
     std::vector<std::string> all_options = options;
     all_options.push_back(kKeepEveryArgument);
@@ -58,6 +61,7 @@ Kernel Kernel::compile(const Queue& queue, const std::string& source, const std:
 
 Kernel Kernel::from_binary(const Queue& queue, std::span<const std::byte> binary,
                            const std::string& name, const std::string& signature) {
+    enter_runtime();
     check_signature(signature);
     try {
         return Kernel(load_binary(queue.sycl(), binary, function_name(name)),
@@ -68,6 +72,7 @@ Kernel Kernel::from_binary(const Queue& queue, std::span<const std::byte> binary
 }
 
 std::vector<std::byte> Kernel::binary() const {
+    enter_runtime();
     try {
         return extract_binary(loaded_.kernel, device_);
     } catch (const sycl::exception& error) {
@@ -77,6 +82,7 @@ std::vector<std::byte> Kernel::binary() const {
 
 void Kernel::launch(Queue& queue, std::size_t groups, std::size_t group_size,
                     std::span<const Argument> arguments) const {
+    enter_runtime();
     // Without an event: an in-order queue needs none, and it is faster.
     syclex::submit(queue.sycl(), [&](sycl::handler& handler) {
         for (std::size_t i = 0; i < arguments.size(); ++i) {

@@ -7,6 +7,8 @@
 
 #include <sycl/sycl.hpp>
 
+#include "fork.hpp"
+
 namespace moe_xe {
 
 // The handler only collects: it may run on a thread of the SYCL runtime, where
@@ -62,17 +64,25 @@ Queue::Queue(const sycl::device& device)
     : errors_(std::make_shared<AsyncErrors>()), queue_(make_queue(device, errors_)) {}
 
 Queue Queue::shared(const sycl::queue& existing) {
+    enter_runtime();
     if (!existing.is_in_order())
         throw std::invalid_argument(
             "moe_xe needs an in-order queue (dpctl: SyclQueue(device, property=\"in_order\"))");
     return Queue(existing, nullptr);
 }
 
-std::size_t Queue::context_id() const { return std::hash<sycl::context>{}(queue_.get_context()); }
+std::size_t Queue::context_id() const {
+    enter_runtime();
+    return std::hash<sycl::context>{}(queue_.get_context());
+}
 
-std::size_t Queue::device_id() const { return std::hash<sycl::device>{}(queue_.get_device()); }
+std::size_t Queue::device_id() const {
+    enter_runtime();
+    return std::hash<sycl::device>{}(queue_.get_device());
+}
 
 void Queue::wait() {
+    enter_runtime();
     queue_.wait_and_throw();
     if (errors_) errors_->throw_if_any();
 }

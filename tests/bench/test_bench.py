@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -123,6 +124,11 @@ def test_the_cpu_is_measured_once_for_all_processes(monkeypatch, tmp_path):
     assert roofline._cpu_record(facts) != first and len(measured) == 2
     disk = roofline.device_cache()
     ((key, _),) = disk.entries()
-    disk.store(key, b'{"name": "of another version"}')
-    roofline._cpu_record(facts)
-    assert len(measured) == 3
+    kept = json.loads(disk.load(key))
+    for wrong in (b"", b"\xff", b"[" * 100_000, b"[]", b'{"name": "of another version"}', *(json.dumps(kept | change).encode() for change in (
+            {"tflops": [1.0]}, {"tflops": {"bf16": 1.0}}, {"tflops": kept["tflops"] | {"f32": "fast"}}, {"bandwidth": None},
+            {"bandwidth": float("nan")}, {"bandwidth": 10**400}, {"xe_cores": 2.5}, {"architecture": {}}))):
+        disk.store(key, wrong)
+        del measured[2:]
+        assert roofline._cpu_record(facts) == measured[2]
+    assert roofline._cpu_record(facts) == measured[2]

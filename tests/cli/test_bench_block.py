@@ -29,7 +29,7 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("arguments, permute_x, permute_y", [
-    ("--model qwen3 --mode forward --seqlen 24 --permute_x --permute_y --autotune", True, True),
+    pytest.param("--model qwen3 --mode forward --seqlen 24 --permute_x --permute_y --autotune", True, True, marks=pytest.mark.full),
     ("--model llama4 --autotune --mode=forward --permute-y --seqlen 8 --batch 3", False, True),
     ("--model mixtral --permute-x --tokens 24", True, False)])
 def test_the_founding_command_lines(arguments, permute_x, permute_y):

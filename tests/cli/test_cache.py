@@ -42,13 +42,12 @@ def directory(tmp_path, monkeypatch):
 def test_list(directory):
     result = run("list")
     assert result.exit_code == 0, result.output
-    gemms = [line for line in result.stdout.splitlines() if "gemm 5760x2880" in line]
-    assert len(gemms) == 2 and sorted(line.split()[-1] for line in gemms) == ["no", "yes"]
-    for cell in ("32", "8192", "3", "168x192", "heights 84", "1500", "1000", "50%"):
-        assert all(cell in line for line in gemms)
-    (outer,) = (line for line in result.stdout.splitlines() if "outer 96x64" in line)
-    for cell in ("unread", "336x384", "the same", "70", "0%", "yes"):
-        assert cell in outer
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert sorted(line.split() for line in lines if "gemm 5760x2880" in line) == [
+        ["gemm", "5760x2880,", "32", "experts", "8192", "3", "1500", "1000", "50%", here] for here in ("no", "yes")]
+    assert lines.count("168x192") == lines.count("heights 84") == 2
+    (outer,) = (place for place, line in enumerate(lines) if "outer 96x64" in line)
+    assert lines[outer].split()[4:] == ["8192", "unread", "70", "70", "0%", "yes"] and lines[outer + 1:outer + 3] == ["336x384", "the same"]
     assert f"{directory}: 3 measured choices" in result.stdout and "kernels, 0.0 MB" in result.stdout
 
 
@@ -95,7 +94,56 @@ def test_failures(tmp_path, monkeypatch):
         result = run(*arguments)
         assert result.exit_code == 1 and "No such file" in result.stderr
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "file"))
-    for arguments in (("list",), ("clear",), ("export", tmp_path / "choices.json")):
-        result = run(*arguments)
-        assert result.exit_code == 1 and "cannot be opened" in result.stderr and result.stdout == ""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for name, reason in (("file", "cannot be opened"), ("open", "can be written by others")):
+        monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / name))
+        for arguments in (("list",), ("clear",), ("export", tmp_path / "choices.json")):
+            result = run(*arguments)
+            assert result.exit_code == 1 and reason in result.stderr and result.stdout == ""
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "good"))
+    for variable, value in (("MOE_XE_CACHE_SIZE", "²"), ("MOE_XE_CACHE_DIR", "~nobody_of_this_name")):
+        monkeypatch.setenv(variable, value)
+        result = run("list")
+        assert result.exit_code == 1 and variable in result.stderr and result.stdout == ""
+
+
+def test_damaged_choices_are_named_and_removed(directory):
+    for file in sorted((directory / "tuning").iterdir())[:2]:
+        file.write_bytes(file.read_bytes()[:-1])
+    result = run("list")
+    assert result.exit_code == 0 and "1 measured choices" in result.stdout and result.stderr.count("damaged entries") == 1
+    assert len(list((directory / "tuning").iterdir())) == 1
+    result = run("list")
+    assert result.exit_code == 0 and result.stderr == ""
+
+
+@pytest.mark.parametrize("value", ["\x1b]0;title\x07", "\ud800", "\x9b2J"], ids=["escape", "surrogate", "C1"])
+def test_nothing_but_text_reaches_the_terminal(tmp_path, monkeypatch, value):
+    """Whether it comes from an imported file, from the cache, or from a name."""
+    def change(contents):
+        for each in contents["entries"]:
+            each["key"]["device"] = each["key"]["problem"]["n"] = value
+            each["entry"]["default"] = f"{value} is no configuration"
+
+    def add_field(contents):
+        for each in contents["entries"]:
+            config = json.dumps({"kind": "CpuConfig", value: 1})
+            each["entry"] = {"config": config, "default": config, "microseconds": {config: 1}}
+
+    outputs = []
+    for edit in (change, add_field):
+        run("export", tmp_path / "choices.json")
+        contents = json.loads((tmp_path / "choices.json").read_text())
+        edit(contents)
+        (tmp_path / f"{edit.__name__}.json").write_text(json.dumps(contents))
+        outputs.append(run("import", tmp_path / f"{edit.__name__}.json"))
+        assert outputs[-1].exit_code == 1
+    store = default_store()
+    (key, entry), *_ = store.entries()
+    store.disk.store(key.facts() | {"device": value}, json.dumps(entry.as_dict()).encode())
+    outputs += [run("list"), run("list", "--json"), run("export", tmp_path / "again.json")]
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / ("\udc9b" if value == "\ud800" else value)))
+    outputs += [run("list"), run("import", tmp_path / "again.json"), run("clear")]
+    assert [output.exit_code for output in outputs[2:]] == [0] * 6
+    assert all(char.isprintable() or char == "\n" for output in outputs for char in output.output)

@@ -37,7 +37,8 @@ def test_table_without_verification(rows):
     assert done.returncode == 0 and "M-occ." in done.stdout and "2 GEMMs" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--num_layers", 3), ("--n", 0), ("--verify", 2), ("--dtype", "int8")])
+@pytest.mark.parametrize("arguments", [
+    ("--num_layers", 3), *(pytest.param(arguments, marks=pytest.mark.full) for arguments in (("--n", 0), ("--verify", 2), ("--dtype", "int8")))])
 def test_wrong_options(rows, arguments):
     assert run("--rows", rows, *arguments).returncode == 2
 

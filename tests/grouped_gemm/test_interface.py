@@ -133,6 +133,8 @@ WRONG = {
     "too few weights": (dict(X=SORTED, permute_x=False, permute_y=True, fuse_mul_post=True, topk_weights=WEIGHTS[:9]), ValueError,
                         r"topk_weights must have one entry for each of the 20 rows, got \[9, 2\]"),
     "weights are ints": (dict(X=SORTED, permute_x=False, permute_y=True, fuse_mul_post=True, topk_weights=IDS), TypeError, "topk_weights must be"),
+    "indices are a list": (dict(gather_indices=[0]), TypeError, "gather_indices must be a torch.Tensor .* got list"),
+    "a flag is an index": (dict(permute_x=INDICES), TypeError, "permute_x must be True or False"),
     "another config": (dict(kernel_config_fwd={"BLOCK_SIZE_M": 64}), TypeError, "kernel_config_fwd must be .*TileConfig or None, got dict"),
     "another config for dX": (dict(kernel_config_bwd_dX=1), TypeError, "kernel_config_bwd_dX must be .* got int"),
     "another config for dW": (dict(kernel_config_bwd_dW=1), TypeError, "kernel_config_bwd_dW must be .* got int"),
@@ -184,3 +186,70 @@ def test_gradients_refuse_both_permutations():
         with pytest.raises(ValueError, match="permute_x and permute_y exclude each other"):
             wrapper(*operands, SIZES, 2, INDICES, permute_x=True, permute_y=True)
 
+
+DY = torch.randn(20, 9)
+WRONG_FOR_BOTH = {
+    "topk is text": (dict(topk="x"), ValueError, "topk must be a positive int, got 'x'"),
+    "topk is no count": (dict(topk=0), ValueError, "topk must be a positive int, got 0"),
+    "indices are a list": (dict(gather_indices=[0]), TypeError, "gather_indices must be a torch.Tensor .* got list"),
+    "indices are a list, not used": (dict(gather_indices=[0], permute_x=False, permute_y=False, X=SORTED), TypeError, "gather_indices must be"),
+    "too few indices": (dict(gather_indices=INDICES[:19]), ValueError, "gather_indices must have one entry for each of the 20 total_rows, got 19"),
+    "float indices": (dict(gather_indices=INDICES.float()), TypeError, "gather_indices must be int32 or int64"),
+    "indices elsewhere": (dict(gather_indices=INDICES.to("meta")), (ValueError, TypeError), "gather_indices is on meta"),
+    "no indices": (dict(gather_indices=None), ValueError, "gather_indices must be given for permute_x, got None"),
+    "a flag is text": (dict(permute_y="no"), TypeError, "permute_y must be True or False, got 'no'"),
+    "dY is no tensor": (dict(dY=None), TypeError, r"dY must be a torch.Tensor \[total_rows, N\], got NoneType"),
+    "dY is int": (dict(dY=DY.int()), TypeError, "dY must be bfloat16, float16 or float32"),
+    "dY has three dimensions": (dict(dY=DY[None]), ValueError, "dY must have 2 dimensions"),
+    "m_sizes are a list": (dict(m_sizes=[1]), TypeError, "m_sizes must be a torch.Tensor"),
+    "m_sizes are float": (dict(m_sizes=SIZES.float()), TypeError, "m_sizes must be int32 or int64"),
+}
+WRONG_FOR_DW = WRONG_FOR_BOTH | {
+    "X is no tensor": (dict(X=[1.0]), TypeError, r"X must be a torch.Tensor \[tokens, K\], got list"),
+    "X has another dtype": (dict(X=X.half()), TypeError, "X must have dY's dtype torch.float32, got torch.float16"),
+    "X has other rows": (dict(X=X[:9]), ValueError, "one entry for each of the 18 total_rows"),
+    "dY has other rows": (dict(dY=DY[:19]), ValueError, r"dY must have a row for each of the 20 total_rows, got float32\[19, 9\]"),
+    "another config": (dict(kernel_config_bwd_dW=tile(28)), TypeError, "kernel_config_bwd_dW must be .* got CpuConfig"),
+}
+WRONG_FOR_DX = WRONG_FOR_BOTH | {
+    "W is no tensor": (dict(W=None), TypeError, "W must be a torch.Tensor"),
+    "W has another N": (dict(W=W[:, :8]), ValueError, "dY and W must agree"),
+    "W has another dtype": (dict(W=W.half()), TypeError, "W must have dY's dtype"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FOR_DW)
+def test_bad_input_of_dW(case):
+    changes, error, message = WRONG_FOR_DW[case]
+    with pytest.raises(error, match=message):
+        grouped_gemm_dW(**dict(X=X, dY=DY, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
+
+
+@pytest.mark.parametrize("case", WRONG_FOR_DX)
+def test_bad_input_of_dX(case):
+    changes, error, message = WRONG_FOR_DX[case]
+    changes = {name: value for name, value in changes.items() if name != "X"}
+    with pytest.raises(error, match=message):
+        grouped_gemm_dX(**dict(dY=DY, W=W, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
+
+
+@pytest.mark.parametrize("outside", [-1, 5, 99, 2**32 + 1, -(2**32) + 1])
+def test_an_index_outside(outside):
+    """With permute_y the product is not written, and what it was made of has no gradient; 64 bits are not cut to 32."""
+    x, w, weights = torch.randn(2, 8, requires_grad=True), torch.randn(1, 9, 8, requires_grad=True), torch.rand(2, requires_grad=True)
+    sizes, indices = torch.tensor([2]), torch.tensor([1, outside])
+    y = grouped_gemm(x, w, sizes, 1, indices, permute_y=True, topk_weights=weights, fuse_mul_post=True)
+    torch.testing.assert_close(y[1], weights[1] * (w[0] @ x[0]))
+    dy = torch.stack([torch.full((9,), float("nan")), torch.randn(9)])      # row 0 was not written
+    y.backward(dy)
+    torch.testing.assert_close(x.grad, torch.stack([weights[1] * dy[1] @ w[0], torch.zeros(8)]))
+    torch.testing.assert_close(w.grad[0], weights[1] * torch.outer(dy[1], x[0]))
+    assert weights.grad[0] == 0 and weights.grad[1].isfinite()
+    assert torch.equal(grouped_gemm_dX(dy, w, sizes, 1, indices, permute_y=True)[1], torch.zeros(8))
+    torch.testing.assert_close(grouped_gemm_dW(x, dy, sizes, 1, indices, permute_y=True)[0], torch.outer(dy[1], x[0]))
+
+
+def test_gradients_of_parameters():
+    """A weight that requires a gradient is as good as one that does not."""
+    plain = grouped_gemm_dX(DY, W, SIZES, 2)
+    assert torch.equal(grouped_gemm_dX(DY, W.clone().requires_grad_(), SIZES, 2), plain)

@@ -179,11 +179,6 @@ def _run(experts, implementation, *args):
     return experts(*args)
 
 
-# What moe_xe's activations cannot express: soft caps.
-_OWN_GATE = {"Inkling2Experts"}
-_POST_NORM = {"MuseSparkExperts"}
-
-
 @pytest.mark.parametrize("module, name", list(_experts_classes()))
 def test_experts_class(module, name):
     experts = _experts(module, name)
@@ -191,12 +186,12 @@ def test_experts_class(module, name):
     hidden_states = torch.randn(17, HIDDEN) * 2
     expected = _run(experts, "eager", hidden_states, ids, weights)
     torch.testing.assert_close(_run(experts, "moe_xe", hidden_states, ids, weights), expected, rtol=1e-4, atol=1e-4)
-    if name not in _POST_NORM:
-        assert (fused_activation(experts) is None) == (name in _OWN_GATE)
 
 
-def test_every_family_is_found():
-    assert len(list(_experts_classes())) > 60
+def test_most_families_are_fused():
+    """How many, not which: what comes new may have a gate of its own."""
+    fused = [fused_activation(_experts(*parameters.values)) is not None for parameters in _experts_classes()]
+    assert len(fused) > 60 and sum(fused) > 50
 
 
 QWEN3 = ("transformers.models.qwen3_moe.modeling_qwen3_moe", "Qwen3MoeExperts")

@@ -1,4 +1,5 @@
 """moe_xe.isa: SPIR-V from source, machine code from SPIR-V, and what the listing says."""
+import os
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_dumps_are_kept(tmp_path, monkeypatch):
     module = spirv.compile_to_spirv(SOURCE)
     root = ocloc.find()
     monkeypatch.setattr(ocloc, "find", lambda: root)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     first = ocloc.build(module, "bmg")
     assert first.folder.is_relative_to(tmp_path)
     assert ocloc.build(module, "bmg", "-ze-intel-256-GRF-per-thread").folder != first.folder
@@ -132,7 +133,7 @@ def test_another_process_may_be_faster(tmp_path, monkeypatch):
             nested[0] = ocloc.build(module, "bmg")
     monkeypatch.setattr(ocloc, "find", lambda: root)
     monkeypatch.setattr(ocloc, "_build", overtaken)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     dump = ocloc.build(module, "bmg")
     assert dump == nested[0] and dump.kernels
     assert list(dump.folder.parent.iterdir()) == [dump.folder]
@@ -142,10 +143,32 @@ def test_another_process_may_be_faster(tmp_path, monkeypatch):
 def test_failures_leave_nothing(tmp_path, monkeypatch):
     root = ocloc.find()
     monkeypatch.setattr(ocloc, "find", lambda: root)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     with pytest.raises(ocloc.OclocError, match="no_such_device"):
         ocloc.build(b"", "no_such_device")
-    assert list((tmp_path / "moe_xe" / "ocloc").iterdir()) == []
+    assert list((tmp_path / "ocloc").iterdir()) == []
+
+
+def test_dumps_of_others_are_not_read(tmp_path, monkeypatch):
+    """A dump is machine code that somebody runs."""
+    monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(ocloc, "find", lambda: [__file__])
+    def keep(ocloc, work, *_):
+        (work / "dump").mkdir()
+    monkeypatch.setattr(ocloc, "_build", keep)
+    kept = ocloc.build(b"module", "bmg").folder
+    assert kept.parent.stat().st_mode & 0o777 == kept.parent.parent.stat().st_mode & 0o777 == 0o700
+    for folder in (kept.parent, kept.parent.parent):
+        folder.chmod(0o777)
+        with pytest.raises(ocloc.OclocError, match="can be written by others.*MOE_XE_CACHE_DIR"):
+            ocloc.build(b"module", "bmg")
+        folder.chmod(0o700)
+    assert ocloc.build(b"module", "bmg").folder == kept
+    for name, used in (("left.work", 0), ("of_another.work", None)):
+        (kept.parent / name).mkdir()
+        os.utime(kept.parent / name, used if used is None else (used, used))
+    ocloc.build(b"module", "bmg")
+    assert not (kept.parent / "left.work").exists() and (kept.parent / "of_another.work").exists()
 
 
 def test_where_ocloc_is_looked_for(tmp_path, monkeypatch):

@@ -146,7 +146,7 @@ def test_row_counts_share_a_kernel(config):
         make(counts, n, k).check(config)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(n=st.integers(1, 200), k=st.integers(1, 300), counts=st.lists(st.integers(0, 60), min_size=1, max_size=8),
        dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), gap=st.integers(0, 5))
 def test_any_shape(n, k, counts, dtype, layout, gap):

@@ -144,7 +144,7 @@ def test_rows_shared_out(config):
     make([5, 0, 1, 97, 64], dtype=torch.bfloat16, gathered="left").check(replace(config, splits=3))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(p=st.integers(1, 60), q=st.integers(1, 200), counts=st.lists(st.integers(0, 60), min_size=1, max_size=8),
        dtype=st.sampled_from(DTYPES), gathered=st.sampled_from(["none", "left", "right"]), accumulate=st.booleans(),
        gap=st.integers(0, 5))

@@ -160,6 +160,28 @@ def test_wrong_state_dicts_change_nothing():
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize("options", [dict(), GPT_OSS], ids=["silu", "gpt-oss"])
+def test_state_dict_is_the_experts_and_the_adapters(options):
+    """It loads into a model without adapters, and both kinds' load into one that has them."""
+    model = nn.ModuleDict({"experts": lora(randomized(Experts(**SIZES, **options)))})
+    state, names = model.state_dict(), Experts(**SIZES, **options).state_dict().keys()
+    adapters = {f"experts.lora_{part}.{name}" for part in "AB" for name in ("gate_up_proj", "down_proj")}
+    assert state.keys() == {f"experts.{name}" for name in names} | adapters
+    plain = nn.ModuleDict({"experts": Experts(**SIZES, **options)})
+    missing, unexpected = plain.load_state_dict(state, strict=False)
+    assert not missing and set(unexpected) == adapters
+    other = nn.ModuleDict({"experts": lora(Experts(**SIZES, **options))})
+    before = copy.deepcopy(other["experts"].adapters())
+    missing, unexpected = other.load_state_dict(plain.state_dict(), strict=False)
+    assert set(missing) == adapters and not unexpected
+    assert all(torch.equal(adapter.a, before[name].a) for name, adapter in other["experts"].adapters().items())
+    other.load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    x, (weights, ids) = torch.randn(TOKENS, HIDDEN), routing()
+    assert torch.equal(other["experts"](x, weights, ids), model["experts"](x, weights, ids))
+    assert torch.equal(plain["experts"](x, weights, ids), model["experts"].base_layer(x, weights, ids))
+
+
 @pytest.mark.parametrize("arguments, error, match", [
     (dict(experts=nn.Linear(2, 2)), TypeError, "experts must be moe_xe.nn.Experts or .*got Linear"),
     (dict(r=0), ValueError, "r must be a positive int, got 0"),

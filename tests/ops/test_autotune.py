@@ -86,15 +86,18 @@ def test_choices_on_disk_are_not_measured_again(device, runs, one_trial, tmp_pat
     assert len(runs) == 1 == len(one_trial)
 
 
-def test_a_choice_on_disk_that_breaks_a_rule_is_measured_again(runs, one_trial, tmp_path, monkeypatch):
-    """An imported file may say anything that its classes take."""
+@pytest.mark.parametrize("broken", [{"unpacked_rows": 60000}, {"threads": 65536, "heights": (65536,)}], ids=["stack", "scratch"])
+def test_a_choice_on_disk_that_breaks_a_rule_is_measured_again(runs, one_trial, tmp_path, monkeypatch, broken):
+    """An imported file may say anything that its classes take, and no call may fail for it."""
     a, w, rows = operands("cpu")
     grouped_gemm(a, w, rows, autotune=True)
     monkeypatch.setenv("MOE_XE_CACHE_DIR", str(tmp_path))
     store = default_store()
     (key, entry), = store.entries()
-    broken = replace(entry.config, unpacked_rows=60000)     # more than a work-item's stack has room for
+    broken = replace(entry.config, **broken)
     store.store(key, Entry(broken, broken, {broken: 1.0}))
+    store.export_to(tmp_path / "file.json")
+    assert store.clear() == store.import_from(tmp_path / "file.json") == 1
     default_tuner.cache_clear()     # as a new process
     grouped_gemm(a, w, rows, autotune=True)
     (_, mended), = store.entries()

@@ -15,12 +15,13 @@ from moe_xe.ops.launch import Call
 from moe_xe.plan.gemm import heuristics
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.model.schedule import cut_rows
 from moe_xe.plan.gemm.heuristics import Family
 from moe_xe.plan.launch import Target, plan_launch, plan_outer
 from moe_xe.plan.outer.config import Gathered, OuterOperands, OuterProblem
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem, Operands, WeightLayout
-from moe_xe.plan.rules import check_config, check_outer_config, check_splits
+from moe_xe.plan.rules import check_config, check_outer_config, check_outer_queue, check_queue, check_splits, most_row_tiles
 from moe_xe.plan.trials import trial_configs
 
 from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, outer_generic_configs
@@ -87,6 +88,65 @@ def test_rules_of_splits():
         check_splits(replace(OUTER_CPU, splits=65), True)
 
 
+NARROW = replace(CPU, heights=(1,), tile_width=1, raster_group=1)
+
+
+@pytest.mark.parametrize("n, change, rows, message", [
+    (65536, dict(raster_group=65536), 1, "raster_group x columns of tiles must stay below 2.31, but there can be 4294967296"),
+    (65536, dict(raster_group=32768), 1, "raster_group x columns of tiles .* 2147483648"),
+    (65536, dict(raster_group=32767), 1, None),
+    (65536, {}, 32768, "tiles must stay below 2.31, but there can be"), (65536, {}, 32000, None),
+    (2**30 + 1, dict(tile_width=65536), 1, "N must be at most 1073741824, got 1073741825"),
+    (96, dict(heights=(256, 16), tile_width=96), 2**31 - 1, None)], ids=str)
+def test_numbers_of_a_queue(n, change, rows, message):
+    """Whoever chose the configuration, and before anything is compiled."""
+    problem, config = GroupedGemmProblem(n, 1, F32, F32), replace(NARROW, **change)
+    arguments = problem, replace(operands_of(problem, rows), num_experts=4), Target(True, 3, False, isa="avx2", best_isa="avx2"), heuristics.Schedule.dynamic
+    if message is None:
+        check_queue(problem, config, rows, 4, 3)
+        assert plan_launch(*arguments, config).config == config
+        return
+    with pytest.raises(ValueError, match=message):
+        plan_launch(*arguments, config)
+    with force_config(config), pytest.raises(ValueError, match=message):
+        plan_launch(*arguments)
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=cpu_configs(), rows=st.lists(st.integers(0, 200), min_size=1, max_size=6))
+def test_there_are_no_more_row_tiles_than_the_rule_says(config, rows):
+    assert sum(len(cut_rows(each, config.heights, config.min_fill_eighths)) for each in rows) <= most_row_tiles(config, sum(rows), len(rows))
+
+
+@pytest.mark.parametrize("p, q, change, experts, message", [
+    (65536, 65536, {}, 1, "tiles must stay below 2.31, but there can be 4294967302"), (4096, 4096, {}, 200, "tiles must stay below"),
+    (4096, 4096, {}, 100, None), (2**31, 8, {}, 1, "P must be at most"), (1, 1, {}, 2**30 + 1, "there must be at most 1073741824 experts"),
+    (2**20, 1, dict(tile_rows=65536, splits=64), 64, "rows of parts must stay below 2.31")], ids=str)
+def test_numbers_of_a_queue_of_gradients(p, q, change, experts, message):
+    problem, config = OuterProblem(p, q, BF16, BF16), replace(OUTER_CPU, tile_rows=1, tile_columns=1, splits=1)
+    arguments = problem, replace(config, **change), experts, 3
+    if message is None:
+        return check_outer_queue(*arguments)
+    with pytest.raises(ValueError, match=message):
+        check_outer_queue(*arguments)
+
+
+def test_threads_whose_scratch_no_machine_has():
+    config = replace(CPU, heights=(65536,), threads=65536)
+    with pytest.raises(ValueError, match="packed blocks of all threads take .* bytes, at most 17179869184"):
+        check_config(PROBLEM, config, Family.cpu, "avx2")
+    check_config(PROBLEM, replace(config, threads=64), Family.cpu, "avx2")
+
+
+def test_a_call_with_numbers_that_do_not_fit():
+    """A configuration that wrote nothing, of those that are legal."""
+    config = replace(heuristics.cpu_config(GroupedGemmProblem(65536, 1, F32, F32), USABLE_ISAS[0]), tile_width=1, raster_group=65536)
+    a, w = torch.ones(2, 1), torch.ones(1, 65536, 1)
+    with pytest.raises(ValueError, match="raster_group x columns of tiles must stay below 2.31, but there can be 4294967296"):
+        moe_xe.grouped_gemm(a, w, torch.tensor([2]), config=config)
+    assert (moe_xe.grouped_gemm(a, w, torch.tensor([2]), config=replace(config, tile_width=64)) == 1).all()
+
+
 COUNTS = [5, 0, 1, 47, 2, 18]
 
 
@@ -117,7 +177,7 @@ SHAPES = [GroupedGemmProblem(102, 149, BF16, F32), GroupedGemmProblem(70, 64, F3
           GroupedGemmProblem(84, 75, BF16, F32, activation=Activation(interleaved=True))]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from(SHAPES))
 def test_legal_cpu_configurations_are_right(data, problem):
     config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs))
@@ -133,7 +193,7 @@ def test_legal_generic_configurations_are_right(data, problem):
     gemm_is_right(config, problem)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(outer_cpu_configs(USABLE_ISAS))
 def test_legal_outer_cpu_configurations_are_right(config):
     problem = OuterProblem(45, 71, BF16, F32)
@@ -150,7 +210,9 @@ def test_legal_outer_generic_configurations_are_right(config):
 
 
 @pytest.mark.parametrize("problem, change", [
-    (SHAPES[2], dict(unpacked_rows=21, tile_width=766)), (SHAPES[0], dict(dot_rows=8, unpacked_rows=50)), (SHAPES[0], dict(micro_rows=1)),
+    (SHAPES[2], dict(unpacked_rows=21, tile_width=766)),
+    pytest.param(SHAPES[0], dict(dot_rows=8, unpacked_rows=50), marks=pytest.mark.full),
+    pytest.param(SHAPES[0], dict(micro_rows=1), marks=pytest.mark.full),
     (SHAPES[2], dict(heights=(8192,), threads=64)), (SHAPES[0], dict(prefetch_columns=65536))], ids=str)
 def test_the_largest_cpu_configurations_run(problem, change):
     config = replace(heuristics.cpu_config(problem, USABLE_ISAS[0]), **change)

@@ -2,6 +2,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from moe_xe.runtime import BinaryError, CompileError, Kernel
@@ -96,3 +97,29 @@ def test_other_threads_run_while_compiling(queue, source):
         longest_stop, last = max(longest_stop, now - last), now
         time.sleep(0.001)
     assert longest_stop < 0.5 * (time.perf_counter() - start)
+
+
+SPIN = """
+#include <sycl/ext/oneapi/free_function_queries.hpp>
+#include <sycl/ext/oneapi/kernel_properties/properties.hpp>
+#include <sycl/ext/oneapi/experimental/free_function_traits.hpp>
+extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::nd_range_kernel<1>))
+void spin(float* out, int rounds) {
+  const int group = int(sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_group(0));
+  float value = out[group];
+  for (int i = 0; i < rounds; ++i) value = value * 0.5f + TERM;
+  out[group] = value;
+}
+"""
+
+
+def test_a_kernel_dropped_while_it_waits_to_run_stays_until_it_has(queue):
+    """What evicting kernels from memory relies on: the launch keeps code that nobody else does."""
+    first, other = (Kernel.compile(queue, SPIN.replace("TERM", term), "spin", "pi").binary() for term in ("1.0f", "7.0f"))
+    load = lambda binary: Kernel.from_binary(queue, binary, "spin", "pi")
+    busy, out = np.zeros((2, 64), np.float32)
+    load(first).launch(queue, 64, 1, (busy.ctypes.data, 3_000_000))
+    load(first).launch(queue, 64, 1, (out.ctypes.data, 100))
+    kernels = [load(other) for _ in range(10)]      # into memory that the dropped ones may have left
+    queue.wait()
+    assert (out == 2).all() and len(kernels) == 10

@@ -23,18 +23,18 @@ def act(kind: str, **fields) -> Activation:
     return Activation(ActivationKind(kind), **fields)
 
 
-# N and K leave tails of every tile and step; slots from 1 to 10; every default width
+# N and K leave tails of every tile and step; slots from 1 to 10; every default width; True: with --full only
 FIRST = [
     (256, dict(activation=SILU, slots=8)),
-    (192, dict(activation=act("gelu"), slots=3, bias=F32, input=F16, output=F16)),
+    (192, dict(activation=act("gelu"), slots=3, bias=F32, input=F16, output=F16), True),
     (128, dict(activation=act("swiglu_oai", alpha=1.3, limit=0.5), slots=2, bias=BF16, output=F32)),
     (64, dict(activation=act("silu", limit=0.8), row_scale=RowScale.sums)),
     (256, dict(activation=OAI, slots=4, bias=BF16)),
     (192, dict(activation=act("silu", interleaved=True), slots=10, row_scale=RowScale.sums, bias=F16, input=F16, output=F16)),
-    (128, dict(activation=act("gelu_tanh", interleaved=True), output=F32)),
-    (64, dict(activation=act("gelu", interleaved=True), slots=5, bias=F32)),
+    (128, dict(activation=act("gelu_tanh", interleaved=True), output=F32), True),
+    (64, dict(activation=act("gelu", interleaved=True), slots=5, bias=F32), True),
     (256, dict(activation=NO_GATE, slots=6, bias=BF16)),
-    (128, dict(activation=act("silu", gated=False), slots=7, row_scale=RowScale.sums)),
+    (128, dict(activation=act("silu", gated=False), slots=7, row_scale=RowScale.sums), True),
 ]
 
 
@@ -49,7 +49,8 @@ def second(layout, output=F32, n=200, k=136, **fields) -> GroupedGemmProblem:
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("width, fields", FIRST, ids=[f"{width} {name(first(ENK, **fields))}" for width, fields in FIRST])
+@pytest.mark.parametrize("width, fields", [pytest.param(width, fields, id=f"{width} {name(first(ENK, **fields))}", marks=[pytest.mark.full] * any(full))
+                                           for width, fields, *full in FIRST])
 def test_first_gemm(width, fields, layout):
     problem = first(layout, **fields)
     run(problem, config_of(problem, width), COUNTS, groups=(9,), unused=21)
@@ -89,7 +90,7 @@ def test_second_gemm_of_few_rows(layout):
 
 @pytest.mark.parametrize("shared, layout, fields", [
     (1, ENK, dict(activation=SILU, slots=9)), (2, ENK, dict(activation=SILU, slots=10, bias=BF16, row_scale=RowScale.sums)),
-    (2, ENK, dict(activation=NO_GATE, slots=3)), (2, EKN, dict(activation=SILU, slots=4, bias=F32)), (1, EKN, dict(activation=NO_GATE))])
+    pytest.param(2, ENK, dict(activation=NO_GATE, slots=3), marks=pytest.mark.full), (2, EKN, dict(activation=SILU, slots=4, bias=F32)), pytest.param(1, EKN, dict(activation=NO_GATE), marks=pytest.mark.full)])
 def test_shared_experts_in_the_first_gemm(shared, layout, fields):
     """Gates and up values in tensors of their own; no bias."""
     problem = first(layout, k=160, shared=shared, **fields)
@@ -97,7 +98,7 @@ def test_shared_experts_in_the_first_gemm(shared, layout, fields):
 
 
 @pytest.mark.parametrize("shared, layout, fields", [
-    (1, ENK, dict(row_scale=RowScale.outputs)), (2, ENK, dict(row_scale=RowScale.outputs, bias=BF16)), (2, EKN, dict(output=BF16))])
+    pytest.param(1, ENK, dict(row_scale=RowScale.outputs), marks=pytest.mark.full), (2, ENK, dict(row_scale=RowScale.outputs, bias=BF16)), (2, EKN, dict(output=BF16))])
 def test_shared_experts_in_the_second_gemm(shared, layout, fields):
     """Columns of one down projection."""
     problem = second(layout, k=160, shared=shared, **fields)

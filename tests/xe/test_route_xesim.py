@@ -30,6 +30,8 @@ PROBLEMS = {
     "deepseek-v3": RoutingProblem(256, 8, F32, Scoring.sigmoid, F32, 8, 4, renormalize=True, ids_bits=64),
     "kimi-k2": RoutingProblem(384, 8, BF16, Scoring.sigmoid, F32, renormalize=True),
     "deepseek-v4": RoutingProblem(256, 6, BF16, Scoring.sqrtsoftplus, BF16, renormalize=True),
+    "rounded": RoutingProblem(40, 4, F16, Scoring.sigmoid, rounded_scores=True),
+    "rounded bf16": RoutingProblem(40, 4, BF16, Scoring.sqrtsoftplus, F32, 4, 2, rounded_scores=True),
     "one": RoutingProblem(1, 1, F32),
     "odd": RoutingProblem(37, 19, BF16, Scoring.softmax, F16),
     "odd groups": RoutingProblem(93, 32, F16, Scoring.softmax, None, 31, 17, GroupScore.top2_sum),

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from moe_xe.private_folder import open_private
+
 CORE = Path(__file__).resolve().parent / "core"
 # -frounding-math: kernels switch the rounding mode through cr0
 FLAGS = ["-std=c++20", "-O2", "-march=native", "-frounding-math", "-fno-math-errno", "-Wall", "-Wextra", "-shared", "-fPIC"]
@@ -33,8 +35,8 @@ def build():
         h.update(f.read_bytes())
     h.update(next((l for l in open("/proc/cpuinfo") if l.startswith("flags")), "").encode())
     out = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "xesim", "build", f"libxesim-{h.hexdigest()[:16]}.so")
+    os.close(open_private(out.parent, create=True))      # it is loaded into this process
     if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
         tmp = out.with_suffix(f".{os.getpid()}.tmp")
         subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, "-o", tmp, *sources], check=True)
         tmp.rename(out)

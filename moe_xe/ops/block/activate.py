@@ -1,7 +1,6 @@
 """The activation between the two GEMMs as a launch of its own, and its gradients: for training, which keeps z."""
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -11,11 +10,12 @@ from ...device import facts_of, queue_for
 from ...jit import compile_kernel
 from ...jit.activate_source import activate_source
 from ...plan.block.activate import MAX_ROWS, ActivateProblem, activate_groups, lane_columns
-from ...plan.problem import Activation, ActivationKind
+from ...plan.problem import MAX_COLUMNS, Activation, ActivationKind
 from ...runtime import Queue
 from .. import checks
 from ..checks import DTYPES, row_stride
 from ..launch import finishing, pointer_of, target_of
+from ..plain import takes_plain_tensors
 
 __all__ = ["ActivationGradients", "activate", "activate_backward", "launch_activate"]
 
@@ -31,6 +31,7 @@ class ActivationGradients(NamedTuple):
     dscale: torch.Tensor | None
 
 
+@takes_plain_tensors
 def activate(z: torch.Tensor, activation: Activation, *, row_pairs: torch.Tensor | None = None,
              out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """``act(z)`` of each row, computed in float32.
@@ -40,12 +41,13 @@ def activate(z: torch.Tensor, activation: Activation, *, row_pairs: torch.Tensor
     row_pairs: [rows] int32; rows where it is negative are not used: neither read nor written.
     out_dtype: bfloat16, float16 or float32; z's dtype by default.
 
-    Returns [rows, I]. Raises TypeError or ValueError naming the argument.
+    Returns [rows, I]. Differentiable in z, once. Raises TypeError or ValueError naming the argument.
     """
     _check(z, activation, out_dtype, row_pairs=row_pairs)
     return torch.ops.moe_xe.activate(z, row_pairs, *_flat(activation), out_dtype or z.dtype)
 
 
+@takes_plain_tensors
 def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, *,
                       row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
                       want: Collection[str] = ActivationGradients._fields,
@@ -104,24 +106,23 @@ def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g:
 def _check(z, activation, out_dtype, *, g=None, row_scales=None, row_pairs=None) -> None:
     if not isinstance(activation, Activation):
         raise TypeError(f"activation must be a moe_xe.plan.problem.Activation, got {type(activation).__name__}")
-    if not math.isfinite(activation.alpha):
-        raise ValueError(f"activation.alpha must be finite, got {activation.alpha}")
-    if activation.limit is not None and not 0 < activation.limit < math.inf:
-        raise ValueError(f"activation.limit must be positive and finite, got {activation.limit}")
+    checks.check_float32("activation.alpha", activation.alpha)
+    if activation.limit is not None:
+        checks.check_float32("activation.limit", activation.limit, positive=True)
     checks.check_tensor("z", z, 2, "[rows, 2I]" if activation.gated else "[rows, I]")
     checks.check_dtype("z", z.dtype)
     rows, columns = z.shape
     size = columns // 2 if activation.gated else columns
-    if columns == 0 or (activation.gated and columns % 2):
+    if not checks.holds(columns > 0) or (activation.gated and not checks.holds(columns % 2 == 0)):
         wanted = "pairs of columns, as the activation is gated" if activation.gated else "columns"
         raise ValueError(f"z must have {wanted}, got {checks.shape_of(z)}")
-    if rows > MAX_ROWS:
-        raise ValueError(f"z must have at most {MAX_ROWS} rows, got {rows}")
+    if not checks.holds(rows <= MAX_ROWS) or not checks.holds(columns <= MAX_COLUMNS):
+        raise ValueError(f"z must have at most {MAX_ROWS} rows and {MAX_COLUMNS} columns, got {checks.shape_of(z)}")
     row_stride("z", z)
     if g is not None:
         checks.check_tensor("g", g, 2, "[rows, I]")
         checks.check_dtype("g", g.dtype)
-        if tuple(g.shape) != (rows, size):
+        if not checks.has_shape(g, (rows, size)):
             raise ValueError(f"g must be [rows, I] = {[rows, size]}, got {checks.shape_of(g)}")
         row_stride("g", g)
     if row_scales is not None:
@@ -186,3 +187,25 @@ def _empty_gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: l
     shapes = {"dz": (tuple(z.shape), dtype), "hs": (_hs_shape(z, gated), dtype), "dscale": (z.shape[:1], torch.float32)}
     return {name: z.new_empty(shape, dtype=dtype)
             for (name, (shape, dtype)), is_wanted in zip(shapes.items(), wanted) if is_wanted}
+
+
+def _setup_context(ctx, inputs, output):
+    z, row_pairs, *ctx.activation, _ = inputs
+    ctx.save_for_backward(z, row_pairs)
+
+
+def _backward(ctx, grad):
+    """Rows that are not used have no gradient, which the kernel leaves as it finds it."""
+    z, row_pairs = ctx.saved_tensors
+    dz, = torch.ops.moe_xe.activate_backward(z, grad.contiguous(), None, row_pairs, *ctx.activation, z.dtype, [True, False, False])
+    if row_pairs is not None:
+        dz = torch.where(row_pairs[:, None] < 0, 0, dz)
+    return dz, *(None,) * 7
+
+
+def _no_second_derivative(ctx, *_):
+    raise RuntimeError("moe_xe: activate has no second derivatives")
+
+
+torch.library.register_autograd("moe_xe::activate", _backward, setup_context=_setup_context)
+torch.library.register_autograd("moe_xe::activate_backward", _no_second_derivative)

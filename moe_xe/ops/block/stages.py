@@ -1,66 +1,21 @@
 """The block's launches: sort, first GEMM, second GEMM, combine; and what stands in for a fusion that is switched off."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from ...device import queue_for
 from ...plan.choice.choice import Choice
-from ...plan.problem import Activation, RowScale
+from ...plan.problem import RowScale
 from .. import checks
 from .activation import apply_activation
+from .call import BLOCK, BlockCall, Fusions
 from ..checks import DTYPES, row_stride
 from ..launch import Call, SharedWeights, finishing, submit
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 
-__all__ = ["BlockCall", "Fusions", "SharedExpert", "run_block", "workspace_bytes"]
-
-
-@dataclass(frozen=True)
-class SharedExpert:
-    """An expert that every token visits. gate_proj (None without a gate), up_proj: [I_s, H]; down_proj: [H, I_s]: the
-    weights of linear layers, in the hidden states' dtype. weights: [T] or [T, 1], a factor for each token, or None for one.
-    """
-    up_proj: torch.Tensor
-    down_proj: torch.Tensor
-    gate_proj: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Fusions:
-    """What is fused into the two GEMMs; each can be switched off, for tests and measurements.
-
-    gather: tokens are gathered by the first GEMM's loads, not copied in sorted order. activation: in the first GEMM's
-    epilogue, so that [rows, 2I] is never stored. scatter: un-permutation and weights in the second GEMM's stores. shared:
-    shared experts are groups of the same launches.
-    """
-    gather: bool = True
-    activation: bool = True
-    scatter: bool = True
-    shared: bool = True
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I].
-
-    choice: of configurations, its parts "gate_up" and "down" are for the two GEMMs.
-    """
-    hidden_states: torch.Tensor
-    w13: torch.Tensor
-    w2: torch.Tensor
-    topk_weights: torch.Tensor
-    topk_ids: torch.Tensor
-    b13: torch.Tensor | None
-    b2: torch.Tensor | None
-    expert_map: torch.Tensor | None
-    shared: SharedExpert | None
-    activation: Activation
-    routed_scaling_factor: float
-    weight_on_input: bool
-    choice: Choice = Choice()
+__all__ = ["run_block", "workspace_bytes"]
 
 
 # what each piece of the workspace begins at a multiple of: a surface's base, and a page of the CPU's caches
@@ -71,13 +26,20 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
+def _from_its_address(buffer: torch.Tensor) -> torch.Tensor:
+    """The same bytes in a storage that begins with them: torch views other types at aligned offsets in a storage only."""
+    if buffer.storage_offset() % _ALIGNMENT == 0:
+        return buffer
+    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(buffer))
+
+
 class Workspace:
     """Pieces of one tensor, or of torch's allocator."""
 
     def __init__(self, device: torch.device, buffer: torch.Tensor | None):
         self._device, self._buffer, self._used = device, buffer, 0
         if buffer is not None:
-            self._used = -buffer.data_ptr() % _ALIGNMENT
+            self._buffer = _from_its_address(buffer[-buffer.data_ptr() % _ALIGNMENT:])
 
     def take(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         if self._buffer is None:
@@ -122,10 +84,7 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     num_tokens, hidden_size = x.shape
     if out.numel() == 0:
         return
-    inputs = {name: value for name, value in vars(call).items() if isinstance(value, torch.Tensor)}
-    if call.shared is not None:
-        inputs |= {f"shared.{name}": value for name, value in vars(call.shared).items()}
-    checks.check_addresses(**inputs, out=out)
+    checks.check_addresses(**BLOCK.tensors(call), out=out, workspace=buffer)
     queue, space = queue_for(x.device), Workspace(x.device, buffer)
     num_experts = call.w13.shape[0]
     merged = merged_shared(call, fusions)

@@ -1,7 +1,7 @@
-"""The block in training: a forward pass that keeps what backward needs, and the gradients of everything it reads."""
+"""The block in training: a forward pass that keeps what backward needs, the gradients of everything it reads, and their ops."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,10 +13,12 @@ from ..checks import DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..launch import Call, finishing, launch, submit
-from .stages import BlockCall, SharedExpert
 from ..routing.token_sort import Routing, combine, launch_combine, launch_sort
+from ..signature import Signature
+from ..training_op import define_training_op
+from .call import BLOCK, BlockCall
 
-__all__ = ["GRADIENTS", "Saved", "backward", "forward", "shared_expert", "topk_gradient"]
+__all__ = ["GRADIENTS", "differentiable_moe", "shared_expert", "topk_gradient"]
 
 # what can have a gradient, in the order in which ops pass flags and results
 GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
@@ -24,12 +26,18 @@ GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
 
 @dataclass(frozen=True)
 class Saved:
-    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py), and the first GEMM's output z
+    """What backward needs besides the arguments: the sorted rows (routing/token_sort.py), and the first GEMM's output z
     ([rows, 2I or I], before the activation), empty where backward is to compute it again."""
     tokens_per_expert: torch.Tensor
     row_pairs: torch.Tensor
     row_scales: torch.Tensor
     z: torch.Tensor
+
+
+def differentiable_moe(call: BlockCall, recompute: bool) -> torch.Tensor:
+    """The block with gradients; shared experts by torch's own linear layers."""
+    out = torch.ops.moe_xe.fused_moe_training(*BLOCK.flatten(replace(call, shared=None)), recompute)[0]
+    return out if call.shared is None else out + shared_expert(call)
 
 
 def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
@@ -170,7 +178,7 @@ def topk_gradient(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, ds
         dscale = dscale + shares[pairs.clamp(min=0).long() // slots, experts]
     # rows that no pair has go to one more place
     places = torch.where(pairs < 0, num_rows, pairs.long())
-    of_pairs = torch.zeros(num_rows + 1, device=dscale.device).scatter_(0, places, dscale)[:-1]
+    of_pairs = torch.zeros(num_rows + 1, dtype=dscale.dtype, device=dscale.device).scatter_(0, places, dscale)[:-1]
     return (of_pairs * call.routed_scaling_factor).view(call.topk_weights.shape).to(call.topk_weights.dtype)
 
 
@@ -182,10 +190,21 @@ def _of_pairs(call: BlockCall, saved: Saved, gradient: torch.Tensor) -> torch.Te
     return gradient.view(call.topk_weights.shape).to(call.topk_weights.dtype)
 
 
-def shared_expert(hidden_states: torch.Tensor, shared: SharedExpert, activation) -> torch.Tensor:
+def shared_expert(call: BlockCall) -> torch.Tensor:
     """The shared expert with torch's own linear layers, which bring its gradients."""
-    linear = torch.nn.functional.linear
+    linear, shared = torch.nn.functional.linear, call.shared
     parts = [shared.up_proj] if shared.gate_proj is None else [shared.gate_proj, shared.up_proj]
-    h = apply_activation(torch.cat([linear(hidden_states, w) for w in parts], dim=-1), activation)
+    h = apply_activation(torch.cat([linear(call.hidden_states, w) for w in parts], dim=-1), replace(call.activation, interleaved=False))
     y = linear(h, shared.down_proj)
     return y if shared.weights is None else y * shared.weights.view(-1, 1).to(y.dtype)
+
+
+def _fake_saved(call: BlockCall, recompute: bool) -> Saved:
+    x, ids, (num_experts, n13, _) = call.hidden_states, call.topk_ids, call.w13.shape
+    rows = ids.numel()
+    return Saved(ids.new_empty(num_experts, dtype=torch.int32), ids.new_empty(rows, dtype=torch.int32),
+                 ids.new_empty(rows, dtype=torch.float32), x.new_empty(0 if recompute else rows, n13))
+
+
+define_training_op("fused_moe_training", BLOCK, Signature(Saved), GRADIENTS, forward=forward, backward=backward,
+                   fake_saved=_fake_saved)

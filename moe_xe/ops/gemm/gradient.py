@@ -1,17 +1,19 @@
-"""The gradients of `grouped_gemm`: two more grouped GEMMs on the same queue, with its gathers and scatters turned round."""
+"""The gradients of grouped products: more of them on the same queue, with gathers and scatters turned round. As these have gradients
+in turn, so has every derivative."""
 from __future__ import annotations
 
 import torch
 
 from ...plan.choice.choice import Choice
-from . import grouped_gemm as _grouped_gemm    # which defines the op
-from .grouped_outer import weights_gradient
+from .grouped_gemm import dispatch, validate
+from .grouped_outer import OuterCall, outer_product, source_rows, weights_gradient, with_zero_row
 
 __all__: list[str] = []
 
 
 def _setup_context(ctx, inputs, output):
-    a, w, rows, bias, gather_indices, scatter_indices, row_scales, ctx.gather_divisor, _, ctx.rows_format, ctx.schedule, choice = inputs
+    (a, w, rows, bias, gather_indices, scatter_indices, row_scales, ctx.gather_divisor, _, ctx.rows_format, ctx.schedule, choice,
+     _) = inputs
     ctx.choice = Choice.parse(choice)
     ctx.save_for_backward(a, w, rows, bias, gather_indices, scatter_indices, row_scales)
 
@@ -19,42 +21,49 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     a, w, rows, bias, gather_indices, scatter_indices, row_scales = ctx.saved_tensors
     needs_a, needs_w, needs_bias, needs_scales = (ctx.needs_input_grad[place] for place in (0, 1, 3, 6))
-    ops, grad, divisor = torch.ops.moe_xe, grad.contiguous(), ctx.gather_divisor
+    grad, divisor = grad.contiguous(), ctx.gather_divisor
+    if scatter_indices is not None:
+        grad = with_zero_row(grad)
     rounded = grad.to(a.dtype)
     grad_a = grad_w = grad_bias = grad_scales = None
     if needs_a:
-        grad_a = _input_gradient(ctx, rounded, a, w, rows, gather_indices, scatter_indices, row_scales)
+        dtype = a.dtype if gather_indices is None else torch.float32
+        of_rows = _product(ctx, rounded, w.transpose(1, 2), rows, "dX", dtype, gather_indices=scatter_indices, row_scales=row_scales)
+        grad_a = of_rows if gather_indices is None else _summed(of_rows, gather_indices, divisor, a)
     if needs_w:
+        choice = ctx.choice.part("dW")
         if row_scales is None:
-            grad_w = weights_gradient(w, rounded, a, rows, scatter_indices, gather_indices, divisor, ctx.rows_format,
-                                      ctx.choice.part("dW"))
+            grad_w = weights_gradient(w, rounded, a, rows, scatter_indices, gather_indices, divisor, ctx.rows_format, choice)
         else:
-            of_rows = a if gather_indices is None else a[gather_indices.long() // divisor]
+            of_rows = a if gather_indices is None else a[source_rows(gather_indices, divisor, len(a))]
             scaled = (of_rows * row_scales[:, None]).to(a.dtype)
-            grad_w = weights_gradient(w, rounded, scaled, rows, scatter_indices, None, 1, ctx.rows_format, ctx.choice.part("dW"))
+            grad_w = weights_gradient(w, rounded, scaled, rows, scatter_indices, None, 1, ctx.rows_format, choice)
     if needs_bias:
-        factors = torch.ones(len(grad), 1, device=grad.device) if row_scales is None else row_scales[:, None]
-        sums = ops.grouped_outer(factors, grad.float(), rows, None, scatter_indices, 1, ctx.rows_format, "", torch.float32)
+        num_rows = len(a if gather_indices is None else gather_indices)
+        factors = torch.ones(num_rows, 1, dtype=torch.float32, device=a.device) if row_scales is None else row_scales[:, None]
+        sums = outer_product(OuterCall(factors, grad.float(), rows, None, scatter_indices, 1, ctx.rows_format), torch.float32)
         grad_bias = sums[:, 0].to(bias.dtype)
     if needs_scales:
-        unscaled = torch.zeros(len(grad), w.shape[1], dtype=torch.float32, device=grad.device)
-        ops.grouped_gemm_out(a, w, rows, bias, gather_indices, None, None, divisor, unscaled, ctx.rows_format, ctx.schedule,
-                             ctx.choice.part("forward").text)
-        of_rows = grad if scatter_indices is None else grad[scatter_indices.long()]
-        grad_scales = (of_rows * unscaled).sum(-1)
-    return grad_a, grad_w, None, grad_bias, None, None, grad_scales, None, None, None, None, None
+        unscaled = _product(ctx, a, w, rows, "forward", torch.float32, bias=bias, gather_indices=gather_indices, gather_divisor=divisor)
+        of_rows = grad if scatter_indices is None else grad[source_rows(scatter_indices, 1, len(grad))]
+        places = torch.arange(len(unscaled), dtype=torch.int32, device=a.device)
+        end = rows.sum() if ctx.rows_format == "counts" else rows[-1:].sum()
+        grad_scales = torch.where(places < end, (of_rows * unscaled).sum(-1), 0.0)     # beyond, grad may be anything
+    return grad_a, grad_w, None, grad_bias, None, None, grad_scales, *[None] * 6
 
 
-def _input_gradient(ctx, grad, a, w, rows, gather_indices, scatter_indices, row_scales) -> torch.Tensor:
-    """Each row's gradient times its expert's weights; rows that were gathered more than once are summed in float32."""
-    dtype = a.dtype if gather_indices is None else torch.float32
-    of_rows = torch.zeros(len(grad), w.shape[2], dtype=dtype, device=grad.device)    # rows beyond the counts have none
-    torch.ops.moe_xe.grouped_gemm_out(grad, w.transpose(1, 2), rows, None, scatter_indices, None, row_scales, 1, of_rows,
-                                      ctx.rows_format, ctx.schedule, ctx.choice.part("dX").text)
-    if gather_indices is None:
-        return of_rows
-    sums = torch.zeros(a.shape, dtype=torch.float32, device=a.device)
-    return sums.index_add(0, gather_indices.long() // ctx.gather_divisor, of_rows).to(a.dtype)
+def _product(ctx, a: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, part: str, dtype: torch.dtype, *, bias=None,
+             gather_indices=None, gather_divisor: int = 1, row_scales=None) -> torch.Tensor:
+    """A new grouped GEMM of sorted rows, checked as a user's; rows beyond the counts are zero."""
+    call = validate(a, w, rows, bias, gather_indices, dtype, None, ctx.schedule, rows_dtypes=(rows.dtype,), rows_format=ctx.rows_format,
+                    gather_divisor=gather_divisor, row_scales=row_scales, choice=ctx.choice.part(part))
+    return dispatch(call, dtype, None, zeros=True)
+
+
+def _summed(of_rows: torch.Tensor, indices: torch.Tensor, divisor: int, operand: torch.Tensor) -> torch.Tensor:
+    """The operand's gradient from that of its gathered rows, of which several may be one: summed in float32."""
+    sums = torch.zeros(operand.shape, dtype=torch.float32, device=operand.device)
+    return sums.index_add(0, source_rows(indices, divisor, len(operand)), of_rows).to(operand.dtype)
 
 
 torch.library.register_autograd("moe_xe::grouped_gemm", _backward, setup_context=_setup_context)
@@ -62,7 +71,7 @@ torch.library.register_autograd("moe_xe::grouped_gemm", _backward, setup_context
 
 def _outer_context(ctx, inputs, output):
     left, right, rows, indices_left, indices_right, ctx.gather_divisor, ctx.rows_format, choice, _ = inputs
-    ctx.autotune = Choice.parse(choice).autotune
+    ctx.choice, ctx.schedule = Choice(None, Choice.parse(choice).autotune), "dynamic"     # a config is of the outer product
     ctx.save_for_backward(left, right, rows, indices_left, indices_right)
 
 
@@ -73,17 +82,11 @@ def _outer_backward(ctx, grad):
     grads = [None, None]
     for place, (own, own_indices, other, other_indices, w) in enumerate((
             (left, indices_left, right, indices_right, grad), (right, indices_right, left, indices_left, grad.transpose(1, 2)))):
-        if not ctx.needs_input_grad[place]:
-            continue
-        total_rows = len(own if own_indices is None else own_indices)
-        of_rows = torch.zeros(total_rows, own.shape[1], dtype=own.dtype if own_indices is None else torch.float32, device=own.device)
-        torch.ops.moe_xe.grouped_gemm_out(other, w, rows, None, other_indices, None, None, ctx.gather_divisor, of_rows,
-                                          ctx.rows_format, "dynamic", Choice(None, ctx.autotune).text)
-        if own_indices is not None:
-            sums = torch.zeros(own.shape, dtype=torch.float32, device=own.device)
-            of_rows = sums.index_add(0, own_indices.long() // ctx.gather_divisor, of_rows).to(own.dtype)
-        grads[place] = of_rows
-    return *grads, None, None, None, None, None, None, None
+        if ctx.needs_input_grad[place]:
+            dtype = own.dtype if own_indices is None else torch.float32
+            of_rows = _product(ctx, other, w, rows, "forward", dtype, gather_indices=other_indices, gather_divisor=ctx.gather_divisor)
+            grads[place] = of_rows if own_indices is None else _summed(of_rows, own_indices, ctx.gather_divisor, own)
+    return *grads, *[None] * 7
 
 
 torch.library.register_autograd("moe_xe::grouped_outer", _outer_backward, setup_context=_outer_context)

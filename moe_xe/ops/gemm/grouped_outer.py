@@ -11,15 +11,17 @@ from ...jit.outer_source import grouped_outer_source
 from ...plan.choice.choice import Choice
 from ...plan.launch import LaunchPlan, Target, plan_outer
 from ...plan.outer.config import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
-from ...plan.problem import Dtype, RowsFormat, WeightLayout
+from ...plan.problem import INT32_MAX, Dtype, RowsFormat, WeightLayout
 from ...runtime import Queue
 from .. import checks
+from ..autocast import autocast
 from ..checks import DTYPES, row_stride
-from ..launch import finishing, pointer_of, target_of
+from ..launch import finishing, pointer_of, rows_name, target_of
+from ..plain import takes_plain_tensors
 from ..routing.token_sort import Routing, launch_combine
 from ..tuned import print_config, tuned_plan
 
-__all__ = ["grouped_outer", "weights_gradient"]
+__all__ = ["grouped_outer", "outer_product", "source_rows", "weights_gradient", "with_zero_row"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ class OuterCall:
         return (self.left if self.row_indices is None else self.row_indices).shape[0]
 
     @property
+    def reads(self) -> dict[str, torch.Tensor | None]:
+        """What is read, by the names that users know."""
+        return {"left": self.left, "right": self.right, rows_name(self.rows_format): self.rows,
+                "gather_indices_left": self.gather_indices_left, "gather_indices_right": self.gather_indices_right}
+
+    @property
     def out_shape(self) -> tuple[int, int, int]:
         return self.rows.shape[0], self.left.shape[1], self.right.shape[1]
 
 
+@takes_plain_tensors
 def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: torch.Tensor, *,
                   gather_indices_left: torch.Tensor | None = None, gather_indices_right: torch.Tensor | None = None,
                   gather_divisor: int = 1, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
@@ -63,20 +72,24 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
     right: [total_rows, Q], left's dtype. With `gather_indices_right`, [tokens, Q].
     tokens_per_expert: [E] int32 or int64 on left's device. Rows beyond their sum are not used.
     gather_indices_left, gather_indices_right: [total_rows] int32, row r of that operand's sorted rows is
-      ``operand[indices[r] // gather_divisor]``. They exclude each other.
+      ``operand[indices[r] // gather_divisor]``; an index outside reads its last row. They exclude each other.
     out_dtype: bfloat16, float16 or float32; left's dtype by default. Accumulation is in float32, and float32 inputs are
       multiplied as they are.
-    out: [E, P, Q] to write to, a view with contiguous rows that do not overlap; shares no memory with the inputs.
+    out: [E, P, Q] to write to, a view with contiguous rows that do not overlap; shares no memory with the inputs. Not where
+      a gradient is asked for.
     accumulate: add to `out` instead of overwriting it, rounding once.
     config, autotune: as in `grouped_gemm`.
 
     The gradient of ``w`` in ``d = grouped_gemm(a, w, ...)`` is ``grouped_outer(grad_d, a, ...)`` for [E, N, K] weights, and
     ``grouped_outer(a, grad_d, ...)`` for [E, K, N] ones. An expert without rows has zeros.
+    Differentiable, any number of times, in left and right. Under torch.autocast both are cast to its dtype.
 
     Returns out, or a new [E, P, Q]. Raises TypeError or ValueError naming the argument.
     """
+    left, right = autocast(left, right)
     call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor,
                      choice=Choice.of(config, autotune, OuterConfig))
+    checks.check_flags(accumulate=accumulate)
     validate(call, out_dtype, out, accumulate)
     return dispatch(call, out_dtype, out, accumulate)
 
@@ -89,11 +102,29 @@ def weights_gradient(w: torch.Tensor, grad_rows: torch.Tensor, input_rows: torch
     grad_rows, input_rows: the rows of a grouped GEMM's result and of its input, sorted by expert; one of them may be
     gathered, as in `grouped_outer`.
     """
-    if checks.weight_layout("w", w)[0] is WeightLayout.enk:
-        return torch.ops.moe_xe.grouped_outer(grad_rows, input_rows, rows, grad_indices, input_indices, gather_divisor, rows_format,
-                                              choice.text, w.dtype)
-    return torch.ops.moe_xe.grouped_outer(input_rows, grad_rows, rows, input_indices, grad_indices, gather_divisor, rows_format,
-                                          choice.text, w.dtype).transpose(1, 2)
+    swapped = checks.weight_layout("w", w)[0] is WeightLayout.ekn
+    left, right, left_indices, right_indices = grad_rows, input_rows, grad_indices, input_indices
+    if swapped:
+        left, right, left_indices, right_indices = right, left, right_indices, left_indices
+    product = outer_product(OuterCall(left, right, rows, left_indices, right_indices, gather_divisor, rows_format, choice), w.dtype)
+    return product.transpose(1, 2) if swapped else product
+
+
+def outer_product(call: OuterCall, out_dtype: torch.dtype) -> torch.Tensor:
+    """A new [E, P, Q], of arguments that are checked as a user's are."""
+    validate(call, out_dtype, None, False)
+    return dispatch(call, out_dtype, None, False)
+
+
+def source_rows(indices: torch.Tensor, divisor: int, num_rows: int) -> torch.Tensor:
+    """The row of an operand, int64, that each gather index reads. Whatever an index says, it is one: outside, the last."""
+    unsigned = indices.long() & 0xFFFFFFFF      # as kernels read it: a negative one is a large one
+    return (unsigned // divisor).clamp(max=num_rows - 1)
+
+
+def with_zero_row(grad: torch.Tensor) -> torch.Tensor:
+    """For the gradient of scattered rows, which gathers: an index outside, whose row was not written, reads the last row."""
+    return torch.nn.functional.pad(grad, (0, 0, 0, 1))
 
 
 def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.int32, torch.int64), left_name="left",
@@ -103,41 +134,40 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
     checks.check_tensor(left_name, left, 2, "[total_rows, P]")
     checks.check_tensor(right_name, right, 2, "[total_rows, Q]")
     checks.check_dtype(left_name, left.dtype)
-    if right.dtype != left.dtype:
-        raise TypeError(f"{right_name} must have {left_name}'s dtype {left.dtype}, got {right.dtype}")
+    checks.check_same_dtype(right_name, right, left_name, left)
     checks.check_indices(rows_name, rows, None, "experts", rows_dtypes)
-    if rows.shape[0] == 0:
-        raise ValueError(f"{rows_name} must have at least one expert, got none")
+    gathers = {"gather_indices_left": call.gather_indices_left, "gather_indices_right": call.gather_indices_right}
+    for name, indices in gathers.items():
+        if indices is not None:
+            checks.check_indices(name, indices, None, "total_rows", (torch.int32,))
     if call.gather_indices_left is not None and call.gather_indices_right is not None:
         raise ValueError("gather_indices_left and gather_indices_right exclude each other, got both")
     for side, operand, indices in ((left_name, left, call.gather_indices_left), (right_name, right, call.gather_indices_right)):
         if indices is not None:
-            checks.check_indices(f"gather_indices_{side}", indices, None, "total_rows", (torch.int32,))
-            if indices.shape[0] and not operand.shape[0]:
+            if not checks.holds(torch.sym_min(indices.shape[0], 1) <= operand.shape[0]):
                 raise ValueError(f"{side} has no rows, but gather_indices_{side} asks for {indices.shape[0]}")
-        elif operand.shape[0] != call.total_rows:
+        elif not checks.holds(operand.shape[0] == call.total_rows):
             other = "gather_indices" if call.row_indices is not None else left_name
             raise ValueError(f"{side} must have as many rows as {other}, {call.total_rows}, got {checks.shape_of(operand)}")
-    divisor = call.gather_divisor
-    if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
-        raise ValueError(f"gather_divisor must be a positive int, got {divisor!r}")
+    checks.check_count("gather_divisor", call.gather_divisor, 1, INT32_MAX)
     if out is not None:
         checks.check_tensor("out", out, 3, "[E, P, Q]")
-    checks.check_same_device(**{left_name: left, right_name: right, rows_name: rows}, row_indices=call.row_indices, out=out)
+    checks.check_same_device(**{left_name: left, right_name: right, rows_name: rows}, **gathers, out=out)
     row_stride(left_name, left)
     row_stride(right_name, right)
-    if call.total_rows >= 2**31:
+    if not checks.holds(call.total_rows < 2**31):
         raise ValueError(f"total_rows must be below 2^31, got {call.total_rows}")
     out_dtype = out_dtype or (left.dtype if out is None else out.dtype)
     checks.check_dtype("out_dtype", out_dtype)
     if out is not None:
         _check_out(out, call.out_shape, out_dtype)
+        checks.check_no_gradient(out, **{left_name: left, right_name: right})
     elif accumulate:
         raise ValueError("accumulate adds to out, which must be given")
 
 
 def _check_out(out, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    if tuple(out.shape) != shape or out.dtype != dtype:
+    if not checks.has_shape(out, shape) or out.dtype != dtype:
         raise ValueError(f"out must be {str(dtype).removeprefix('torch.')}{list(shape)}, got {checks.shape_of(out)}")
     if shape[2] > 1 and out.stride(2) != 1:
         raise ValueError(f"out's rows must be contiguous (stride(2) == 1), got strides {tuple(out.stride())}; "
@@ -185,7 +215,8 @@ def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None
         if not accumulate:
             out.zero_()
         return
-    checks.check_addresses(left=call.left, right=call.right, rows=call.rows, row_indices=call.row_indices, out=out)
+    checks.check_same_dtype("right", call.right, "left", call.left)
+    checks.check_addresses(**call.reads, out=out)
     queue = queue_for(out.device)
     target = target_of(facts_of(queue))
     planned, operands = plan(call, out, accumulate, target)
@@ -226,11 +257,11 @@ def _submit_product(queue: Queue, call: OuterCall, planned: Plan, operands: Oute
 
 
 def row_addresses(call: OuterCall) -> torch.Tensor | None:
-    """[total_rows] int64, where the rows of the gathered operand lie. Whatever an index says, it is a row of the operand."""
+    """[total_rows] int64, where the rows of the gathered operand lie."""
     if call.row_indices is None:
         return None
     operand = call.left if call.gathered is Gathered.left else call.right
-    source = torch.div(call.row_indices.long(), call.gather_divisor, rounding_mode="floor").clamp_(0, operand.shape[0] - 1)
+    source = source_rows(call.row_indices, call.gather_divisor, operand.shape[0])
     return source.mul_(row_stride("operand", operand) * operand.element_size()).add_(operand.data_ptr())
 
 
@@ -258,7 +289,7 @@ _ARGUMENTS = ("Tensor left, Tensor right, Tensor rows, Tensor? gather_indices_le
 def grouped_outer_out(*arguments):
     *inputs, choice, out, accumulate = arguments
     call = OuterCall(*inputs, Choice.parse(choice))
-    checks.check_no_overlap(out, left=call.left, right=call.right, tokens_per_expert=call.rows, row_indices=call.row_indices)
+    checks.check_no_overlap(out, **call.reads)
     launch(call, out, accumulate)
 
 

@@ -1,25 +1,23 @@
 """The MoE MLP block with low-rank adapters (LoRA) on the experts' weights, for training and inference."""
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
 from ...plan.choice.block_config import MoeConfig
-from ...plan.choice.choice import Choice
-from ...plan.problem import Activation, ActivationKind
 from .. import checks
-from . import training as lora_training
-from ..autocast import autocast
-from ..block.fused_moe import fused_moe, validate
-from .training import GRADIENTS, LoraAdapter, LoraCall, Saved, arguments_of
-from ..block.stages import BlockCall, SharedExpert
+from ..block.call import SharedExpert, block_call
+from ..block.fused_moe import fused_moe
 from ..block.training import shared_expert
+from ..plain import takes_plain_tensors
+from ..training_op import wants_gradient
+from .training import LORA, LoraAdapter, LoraCall
 
 __all__ = ["LoraAdapter", "lora_moe"]
 
 
+@takes_plain_tensors
 def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
              topk_ids: torch.Tensor, *, lora13: LoraAdapter | None = None, lora2: LoraAdapter | None = None,
              activation: str = "silu", interleaved: bool = False, alpha: float = 1.702, limit: float | None = None,
@@ -43,18 +41,15 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
     """
     options = dict(activation=activation, interleaved=interleaved, alpha=alpha, limit=limit, b13=b13, b2=b2,
                    expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
-                   weight_on_input=weight_on_input, weight_layout=weight_layout)
+                   weight_on_input=weight_on_input, weight_layout=weight_layout, config=config, autotune=autotune)
     if lora13 is None and lora2 is None:
-        return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, config=config, autotune=autotune, **options)
-    hidden_states, w13, w2 = autocast(hidden_states, w13, w2)
-    if isinstance(shared, SharedExpert):
-        options["shared"] = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
-    block = validate(hidden_states, w13, w2, topk_weights, topk_ids, **options, choice=Choice.of(config, autotune, MoeConfig))
-    adapters = [_checked("lora13", lora13, block.w13, hidden_states), _checked("lora2", lora2, block.w2, hidden_states)]
-    out = _on_input(block, adapters, recompute) if weight_on_input else _routed(LoraCall(block, *adapters), recompute)
-    if block.shared is not None:
-        out = out + shared_expert(hidden_states, block.shared, replace(block.activation, interleaved=False))
-    return out
+        return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, **options)
+    block = block_call(hidden_states, w13, w2, topk_weights, topk_ids, **options)
+    routed = LoraCall(**vars(replace(block, shared=None)), lora13=_checked("lora13", lora13, block.w13, block.hidden_states),
+                      lora2=_checked("lora2", lora2, block.w2, block.hidden_states))
+    checks.check_flags(recompute=recompute)
+    out = _on_input(routed, recompute) if weight_on_input else _routed(routed, recompute)
+    return out if shared is None else out + shared_expert(block)
 
 
 def _checked(name: str, adapter: LoraAdapter | None, w: torch.Tensor, hidden_states: torch.Tensor) -> LoraAdapter | None:
@@ -72,115 +67,23 @@ def _checked(name: str, adapter: LoraAdapter | None, w: torch.Tensor, hidden_sta
         tensor = getattr(adapter, part)
         checks.check_tensor(f"{name}.{part}", tensor, 3, str(list(shape)))
         checks.check_dtype(f"{name}.{part}", tensor.dtype)
-        if tuple(tensor.shape) != shape:
+        if not checks.has_shape(tensor, shape):
             raise ValueError(f"{name}.{part} must be {list(shape)}, got {checks.shape_of(tensor)}")
-    if isinstance(adapter.scaling, bool) or not isinstance(adapter.scaling, (int, float)):
-        raise TypeError(f"{name}.scaling must be a number, got {adapter.scaling!r}")
-    if not math.isfinite(adapter.scaling):
-        raise ValueError(f"{name}.scaling must be finite, got {adapter.scaling}")
+    scaling = checks.check_float32(f"{name}.scaling", adapter.scaling)
     checks.check_same_device(hidden_states=hidden_states, **{f"{name}.a": adapter.a, f"{name}.b": adapter.b})
     a, b = (tensor.to(hidden_states.dtype).contiguous() for tensor in (adapter.a, adapter.b))
-    return LoraAdapter(a, b, float(adapter.scaling))
+    return LoraAdapter(a, b, scaling)
 
 
-def _on_input(block: BlockCall, adapters: list[LoraAdapter | None], recompute: bool) -> torch.Tensor:
+def _on_input(call: LoraCall, recompute: bool) -> torch.Tensor:
     """Weights that scale the first GEMM's input: each pair becomes a token of its own, with one expert and weight 1."""
-    x, weights, ids = block.hidden_states, block.topk_weights, block.topk_ids
-    factors = weights.to(torch.float32) * block.routed_scaling_factor
+    x, ids = call.hidden_states, call.topk_ids
+    factors = call.topk_weights.to(torch.float32) * call.routed_scaling_factor
     pairs = (x[:, None] * factors[..., None]).to(x.dtype).flatten(0, 1)
-    of_pairs = replace(block, hidden_states=pairs, topk_weights=torch.ones_like(factors).view(-1, 1),
-                       topk_ids=ids.reshape(-1, 1), routed_scaling_factor=1.0)
-    return _routed(LoraCall(of_pairs, *adapters), recompute).view(*ids.shape, x.shape[1]).sum(1)
+    of_pairs = replace(call, hidden_states=pairs, topk_weights=torch.ones_like(factors).view(-1, 1), topk_ids=ids.reshape(-1, 1),
+                       routed_scaling_factor=1.0, weight_on_input=False)
+    return _routed(of_pairs, recompute).view(*ids.shape, x.shape[1]).sum(1)
 
 
 def _routed(call: LoraCall, recompute: bool) -> torch.Tensor:
-    act, tensors = call.block.activation, arguments_of(call)
-    base, adapters = list(tensors.values())[:_NUM_BASE], list(tensors.values())[_NUM_BASE:]
-    keep = not recompute and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
-    return torch.ops.moe_xe.lora_moe(
-        *base, *adapters, call.block.topk_ids, call.block.expert_map,
-        *(1.0 if adapter is None else adapter.scaling for adapter in (call.lora13, call.lora2)),
-        act.kind.value, act.gated, act.interleaved, act.alpha, act.limit, call.block.routed_scaling_factor, call.block.choice.text,
-        not keep)[0]
-
-
-_NUM_BASE = 6      # of GRADIENTS that are not adapters'
-_ARGUMENTS = ("Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor? b13, Tensor? b2, Tensor? lora13_a, "
-              "Tensor? lora13_b, Tensor? lora2_a, Tensor? lora2_b, Tensor topk_ids, Tensor? expert_map, float scaling13, "
-              "float scaling2, str activation, bool gated, bool interleaved, float alpha, float? limit, float routed_scaling_factor, "
-              "str choice")
-_NUM_ARGUMENTS = 21
-
-
-def _call(hidden_states, w13, w2, topk_weights, b13, b2, lora13_a, lora13_b, lora2_a, lora2_b, topk_ids, expert_map, scaling13,
-          scaling2, activation, gated, interleaved, alpha, limit, routed_scaling_factor, choice) -> LoraCall:
-    block = BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, None,
-                      Activation(ActivationKind(activation), gated, interleaved, alpha, limit), routed_scaling_factor, False, Choice.parse(choice))
-    return LoraCall(block, None if lora13_a is None else LoraAdapter(lora13_a, lora13_b, scaling13),
-                    None if lora2_a is None else LoraAdapter(lora2_a, lora2_b, scaling2))
-
-
-@torch.library.custom_op("moe_xe::lora_moe", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, bool recompute) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-def lora_moe_op(*arguments):
-    """The result and what backward needs, as in `lora_training.Saved`."""
-    *rest, recompute = arguments
-    out, saved = lora_training.forward(_call(*rest), recompute)
-    return out, saved.tokens_per_expert, saved.row_pairs, saved.row_scales, saved.z, saved.low
-
-
-@torch.library.register_fake("moe_xe::lora_moe")
-def _(*arguments):
-    *rest, recompute = arguments
-    call = _call(*rest)
-    x, ids, (num_experts, n13, _) = call.block.hidden_states, call.block.topk_ids, call.block.w13.shape
-    rows, rank = ids.numel(), 0 if call.lora13 is None else call.lora13.a.shape[1]
-    kept = 0 if recompute else rows
-    return (x.new_empty(x.shape), ids.new_empty(num_experts, dtype=torch.int32), ids.new_empty(rows, dtype=torch.int32),
-            ids.new_empty(rows, dtype=torch.float32), x.new_empty(kept, n13), x.new_empty(kept if rank else 0, rank))
-
-
-@torch.library.custom_op("moe_xe::lora_moe_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-    f"(Tensor grad_out, {_ARGUMENTS}, Tensor tokens_per_expert, Tensor row_pairs, Tensor row_scales, Tensor z, Tensor low, "
-    f"bool[{len(GRADIENTS)}] needed) -> Tensor[]"))
-def lora_moe_backward(grad_out, *arguments):
-    """The needed gradients, in the order of GRADIENTS."""
-    *rest, needed = arguments
-    call, saved = _call(*rest[:_NUM_ARGUMENTS]), Saved(*rest[_NUM_ARGUMENTS:])
-    gradients = lora_training.backward(grad_out, call, saved, dict(zip(GRADIENTS, needed)))
-    return [gradients[name] for name, wanted in zip(GRADIENTS, needed) if wanted]
-
-
-@torch.library.register_fake("moe_xe::lora_moe_backward")
-def _(grad_out, *arguments):
-    *rest, needed = arguments
-    tensors = arguments_of(_call(*rest[:_NUM_ARGUMENTS]))
-    return [torch.empty_like(tensors[name]) for name, wanted in zip(GRADIENTS, needed) if wanted]
-
-
-def _setup_context(ctx, inputs, output):
-    *arguments, _ = inputs
-    ctx.arguments = [None if isinstance(value, torch.Tensor) else value for value in arguments]
-    ctx.is_tensor = [isinstance(value, torch.Tensor) for value in arguments]
-    ctx.save_for_backward(*(value for value in arguments if isinstance(value, torch.Tensor)), *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, *_):
-    tensors = iter(ctx.saved_tensors)
-    arguments = [next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.arguments, ctx.is_tensor)]
-    needed = [grad_out is not None and wanted for wanted in ctx.needs_input_grad[:len(GRADIENTS)]]
-    result = [None] * (_NUM_ARGUMENTS + 1)
-    if any(needed):
-        gradients = iter(torch.ops.moe_xe.lora_moe_backward(grad_out, *arguments, *tensors, needed))
-        result[:len(needed)] = [next(gradients) if wanted else None for wanted in needed]
-    return tuple(result)
-
-
-def _no_second_derivative(ctx, *_):
-    raise RuntimeError("moe_xe: lora_moe has no second derivatives")
-
-
-torch.library.register_autograd("moe_xe::lora_moe", _backward, setup_context=_setup_context)
-torch.library.register_autograd("moe_xe::lora_moe_backward", _no_second_derivative)
+    return torch.ops.moe_xe.lora_moe(*LORA.flatten(call), recompute or not wants_gradient(call, LORA))[0]

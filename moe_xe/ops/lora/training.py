@@ -1,4 +1,5 @@
-"""The block with low-rank adapters, forward and backward: an adapter is two more grouped GEMMs, and no weights are merged."""
+"""The block with low-rank adapters, forward and backward, and their ops: an adapter is two more grouped GEMMs, and no weights are
+merged."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from ...plan.choice.choice import Choice
 from ..block.activate import activate, activate_backward
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
-from ..block.stages import BlockCall
+from ..block.call import BlockCall
 from ..block.training import topk_gradient
 from ..routing.token_sort import SortedTokens, combine, sort_tokens
+from ..signature import Signature
+from ..training_op import define_training_op
 
-__all__ = ["GRADIENTS", "LoraAdapter", "LoraCall", "Saved", "backward", "forward"]
+__all__ = ["GRADIENTS", "LORA", "LoraAdapter", "LoraCall"]
 
 # what can have a gradient, in the order in which ops pass flags and results
 GRADIENTS = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2", "lora13.a", "lora13.b", "lora2.a", "lora2.b")
@@ -37,16 +40,18 @@ class LoraAdapter:
 
 
 @dataclass(frozen=True)
-class LoraCall:
-    """The checked arguments; adapters are of the hidden states' dtype. The block has no shared expert, nor weight_on_input."""
-    block: BlockCall
-    lora13: LoraAdapter | None
-    lora2: LoraAdapter | None
+class LoraCall(BlockCall):
+    """The checked arguments; adapters are of the hidden states' dtype. There is no shared expert, nor weight_on_input."""
+    lora13: LoraAdapter | None = None
+    lora2: LoraAdapter | None = None
+
+
+LORA = Signature(LoraCall)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What backward needs besides the arguments: the sorted rows (ops/token_sort.py); z, the sums before the activation,
+    """What backward needs besides the arguments: the sorted rows (routing/token_sort.py); z, the sums before the activation,
     [rows, 2I or I]; low, the rows times lora13.a, [rows, r]. The last two are empty where backward computes them again."""
     tokens_per_expert: torch.Tensor
     row_pairs: torch.Tensor
@@ -61,33 +66,32 @@ class Saved:
 
 def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     """The routed experts' part of the block, [T, H]."""
-    block, x = call.block, call.block.hidden_states
-    num_experts, n13, _ = block.w13.shape
+    x, (num_experts, n13, _) = call.hidden_states, call.w13.shape
     nothing = x.new_empty(0, n13), x.new_empty(0, _rank(call.lora13))
-    if block.topk_ids.numel() == 0:
+    if call.topk_ids.numel() == 0:
         empty = SortedTokens(*(x.new_zeros(length, dtype=dtype) for length, dtype in (
             (num_experts, torch.int32), (0, torch.int32), (0, torch.float32))))
         return torch.zeros_like(x, memory_format=torch.contiguous_format), Saved(*empty, *nothing)
-    rows = sort_tokens(block.topk_ids, num_experts, topk_weights=block.topk_weights, expert_map=block.expert_map,
-                       routed_scaling_factor=block.routed_scaling_factor)
-    z, low = _from_tokens(block, rows, x, block.w13, call.lora13, block.choice.part("gate_up"), block.b13)
-    h = activate(z, block.activation, row_pairs=rows.row_pairs)
+    rows = sort_tokens(call.topk_ids, num_experts, topk_weights=call.topk_weights, expert_map=call.expert_map,
+                       routed_scaling_factor=call.routed_scaling_factor)
+    z, low = _from_tokens(call, rows, x, call.w13, call.lora13, call.choice.part("gate_up"), call.b13)
+    h = activate(z, call.activation, row_pairs=rows.row_pairs)
     saved = Saved(*rows, *(nothing if recompute else (z, low)))
     del z
-    low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert, autotune=block.choice.autotune)
-    return _to_tokens(block, rows, h, low2, block.w2, call.lora2, block.choice.part("down"), bias=block.b2, row_scales=rows.row_scales), saved
+    low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert, autotune=call.choice.autotune)
+    return _to_tokens(call, rows, h, low2, call.w2, call.lora2, call.choice.part("down"), bias=call.b2, row_scales=rows.row_scales), saved
 
 
 def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
     """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
-    block, x, rows = call.block, call.block.hidden_states, saved.sorted
+    x, rows = call.hidden_states, saved.sorted
     counts, pairs, scales = rows
-    slots = block.topk_ids.shape[1]
+    slots = call.topk_ids.shape[1]
     if pairs.numel() == 0:
-        return {name: torch.zeros_like(tensor) for name, tensor in arguments_of(call).items() if needed[name]}
+        return {name: torch.zeros_like(tensor) for name, tensor in LORA.tensors(call).items() if needed.get(name)}
     grad_out = grad_out.contiguous().to(x.dtype)
-    z, low = (saved.z, saved.low) if saved.z.numel() else _from_tokens(block, rows, x, block.w13, call.lora13,
-                                                                              block.choice.part("gate_up"), block.b13)
+    z, low = (saved.z, saved.low) if saved.z.numel() else _from_tokens(call, rows, x, call.w13, call.lora13,
+                                                                              call.choice.part("gate_up"), call.b13)
 
     of_first = any(needed[name] for name in ("hidden_states", "w13", "b13", "lora13.a", "lora13.b"))
     of_second = any(needed[name] for name in ("w2", "lora2.a", "lora2.b"))
@@ -95,36 +99,27 @@ def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[
     result = {}
     if want:
         # g, and so its low-rank part, is of a row without its factor; activate_backward multiplies
-        g, low_g = _from_tokens(block, rows, grad_out, block.w2.transpose(1, 2), call.lora2 and call.lora2.transposed,
-                                block.choice.part("down").part("dX"))
-        grads = activate_backward(z, g, block.activation, row_scales=scales, row_pairs=pairs, want=want)
+        g, low_g = _from_tokens(call, rows, grad_out, call.w2.transpose(1, 2), call.lora2 and call.lora2.transposed,
+                                call.choice.part("down").part("dX"))
+        grads = activate_backward(z, g, call.activation, row_scales=scales, row_pairs=pairs, want=want)
         del g, z
         if needed["w2"]:
-            result["w2"] = weights_gradient(block.w2, grad_out, grads.hs, counts, pairs, None, slots,
-                                            choice=block.choice.part("down").part("dW"))
+            result["w2"] = weights_gradient(call.w2, grad_out, grads.hs, counts, pairs, None, slots,
+                                            choice=call.choice.part("down").part("dW"))
         if needed["lora2.a"]:
-            result["lora2.a"] = _adapter_gradient(block, call.lora2, low_g, grads.hs, counts)
+            result["lora2.a"] = _adapter_gradient(call, call.lora2, low_g, grads.hs, counts)
         if needed["lora2.b"]:
-            low_h = grouped_gemm(grads.hs, call.lora2.a, counts, autotune=block.choice.autotune)
-            result["lora2.b"] = _adapter_gradient(block, call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
+            low_h = grouped_gemm(grads.hs, call.lora2.a, counts, autotune=call.choice.autotune)
+            result["lora2.b"] = _adapter_gradient(call, call.lora2, grad_out, low_h, counts, gather_indices_left=pairs,
                                                   gather_divisor=slots)
         if of_first:
             _backward_of_first_gemm(call, rows, grads.dz, low, needed, result)
         if needed["topk_weights"]:
-            result["topk_weights"] = topk_gradient(block, counts, pairs, grads.dscale, grad_out)
+            result["topk_weights"] = topk_gradient(call, counts, pairs, grads.dscale, grad_out)
     if needed["b2"]:
         sums = grouped_outer(scales[:, None], grad_out.float(), counts, gather_indices_right=pairs, gather_divisor=slots)
-        result["b2"] = sums[:, 0].to(block.b2.dtype)
+        result["b2"] = sums[:, 0].to(call.b2.dtype)
     return result
-
-
-def arguments_of(call: LoraCall) -> dict[str, torch.Tensor | None]:
-    """The tensors that can have a gradient, by their names in GRADIENTS."""
-    named = {name: getattr(call.block, name) for name in GRADIENTS if "." not in name}
-    for adapter_name in ("lora13", "lora2"):
-        adapter = getattr(call, adapter_name)
-        named |= {f"{adapter_name}.{part}": None if adapter is None else getattr(adapter, part) for part in "ab"}
-    return named
 
 
 def _rank(adapter: LoraAdapter | None) -> int:
@@ -172,21 +167,32 @@ def _adapter_gradient(block: BlockCall, adapter: LoraAdapter, left: torch.Tensor
 
 def _backward_of_first_gemm(call: LoraCall, rows: SortedTokens, dz: torch.Tensor, low: torch.Tensor, needed: dict[str, bool],
                             result: dict[str, torch.Tensor]) -> None:
-    block, adapter, (counts, pairs, _) = call.block, call.lora13, rows
-    x, slots = block.hidden_states, block.topk_ids.shape[1]
+    adapter, (counts, pairs, _) = call.lora13, rows
+    x, slots = call.hidden_states, call.topk_ids.shape[1]
     low_dz = None
     if adapter is not None and (needed["hidden_states"] or needed["lora13.a"]):
-        low_dz = grouped_gemm(dz, adapter.transposed.a, counts, autotune=block.choice.autotune)
+        low_dz = grouped_gemm(dz, adapter.transposed.a, counts, autotune=call.choice.autotune)
     if needed["w13"]:
-        result["w13"] = weights_gradient(block.w13, dz, x, counts, None, pairs, slots,
-                                         choice=block.choice.part("gate_up").part("dW"))
+        result["w13"] = weights_gradient(call.w13, dz, x, counts, None, pairs, slots,
+                                         choice=call.choice.part("gate_up").part("dW"))
     if needed["b13"]:
         ones = torch.ones(len(pairs), 1, dtype=dz.dtype, device=dz.device)
-        result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(block.b13.dtype)
+        result["b13"] = grouped_outer(ones, dz, counts, out_dtype=torch.float32)[:, 0].to(call.b13.dtype)
     if needed["lora13.a"]:
-        result["lora13.a"] = _adapter_gradient(block, adapter, low_dz, x, counts, gather_indices_right=pairs, gather_divisor=slots)
+        result["lora13.a"] = _adapter_gradient(call, adapter, low_dz, x, counts, gather_indices_right=pairs, gather_divisor=slots)
     if needed["lora13.b"]:
-        result["lora13.b"] = _adapter_gradient(block, adapter, dz, low, counts)
+        result["lora13.b"] = _adapter_gradient(call, adapter, dz, low, counts)
     if needed["hidden_states"]:
-        result["hidden_states"] = _to_tokens(block, rows, dz, low_dz, block.w13.transpose(1, 2), adapter and adapter.transposed,
-                                             block.choice.part("gate_up").part("dX"))
+        result["hidden_states"] = _to_tokens(call, rows, dz, low_dz, call.w13.transpose(1, 2), adapter and adapter.transposed,
+                                             call.choice.part("gate_up").part("dX"))
+
+
+def _fake_saved(call: LoraCall, recompute: bool) -> Saved:
+    x, ids, (num_experts, n13, _) = call.hidden_states, call.topk_ids, call.w13.shape
+    rows, rank = ids.numel(), _rank(call.lora13)
+    kept = 0 if recompute else rows
+    return Saved(ids.new_empty(num_experts, dtype=torch.int32), ids.new_empty(rows, dtype=torch.int32),
+                 ids.new_empty(rows, dtype=torch.float32), x.new_empty(kept, n13), x.new_empty(kept if rank else 0, rank))
+
+
+define_training_op("lora_moe", LORA, Signature(Saved), GRADIENTS, forward=forward, backward=backward, fake_saved=_fake_saved)

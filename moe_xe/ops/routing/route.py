@@ -9,16 +9,18 @@ from ...jit.route_source import route_source
 from ...plan.block.routing import MAX_EXPERTS, MAX_GROUPS, MAX_TOP_K, GroupScore, RoutingProblem, Scoring, launch_shape
 from .. import checks
 from ..launch import finishing, target_of
+from ..plain import takes_plain_tensors
 
 __all__ = ["route"]
 
 _ID_BITS = {torch.int32: 32, torch.int64: 64}
 
 
+@takes_plain_tensors
 def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax",
           correction_bias: torch.Tensor | None = None, num_groups: int = 1, topk_groups: int = 1,
           group_score: str = "top2_sum", renormalize: bool = False, scaling_factor: float = 1.0,
-          ids_dtype: torch.dtype = torch.int32) -> tuple[torch.Tensor, torch.Tensor]:
+          ids_dtype: torch.dtype = torch.int32, rounded_scores: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Chooses top_k of the num_experts for each token.
 
     router_logits: [T, E], bfloat16, float16 or float32, E up to 1024; rows contiguous, with any stride between them.
@@ -31,55 +33,56 @@ def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax",
     renormalize: weights are divided by their sum + 1e-20.
     scaling_factor: multiplies the weights, last.
     ids_dtype: int32 or int64.
+    rounded_scores: scores are rounded to router_logits' dtype first, and chosen by as they are then, as vLLM does it in
+      PyTorch; neighbouring logits may so have equal scores. By default they stay in float32, and differ wherever float32 does.
 
     Returns topk_weights [T, top_k] float32 and topk_ids [T, top_k], by falling score (with bias), equal ones by rising
-    id; the arithmetic is in float32, and two runs give the same bits. Without a bias, and unless groups are scored by
-    top2_sum, the logits themselves are compared.
+    id; the arithmetic is in float32, and two runs give the same bits. Without a bias or rounding, and unless groups are
+    scored by top2_sum, the logits themselves are compared.
     A NaN is chosen only when no number is left, a group whose score is NaN when no other group is; ids are always valid
     and distinct. A token with a NaN has NaN weights under "softmax"; otherwise the chosen NaN has, and with it all that
     are divided by its sum. Infinities are numbers, with softmax's weights as torch computes them.
     Raises TypeError or ValueError naming the argument.
     """
-    _validate(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
-              scaling_factor, ids_dtype)
-    return torch.ops.moe_xe.route(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score,
-                                  renormalize, float(scaling_factor), ids_dtype)
+    return torch.ops.moe_xe.route(*_validated(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score,
+                                              renormalize, scaling_factor, ids_dtype, rounded_scores))
 
 
-def _validate(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
-              scaling_factor, ids_dtype) -> None:
+def _validated(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
+               scaling_factor, ids_dtype, rounded_scores) -> tuple:
+    """The op's arguments."""
     checks.check_tensor("router_logits", router_logits, 2, "[T, E]")
     checks.check_dtype("router_logits", router_logits.dtype)
     num_experts = router_logits.shape[1]
-    if not 1 <= num_experts <= MAX_EXPERTS:
+    if not checks.holds(num_experts >= 1) or not checks.holds(num_experts <= MAX_EXPERTS):
         raise ValueError(f"router_logits must have 1 to {MAX_EXPERTS} experts, got {checks.shape_of(router_logits)}")
-    if router_logits.shape[0] >= 2**31:
+    if not checks.holds(router_logits.shape[0] < 2**31):
         raise ValueError(f"router_logits must have fewer than 2^31 tokens, got {router_logits.shape[0]}")
     checks.row_stride("router_logits", router_logits)
     _check_choice("scoring", scoring, Scoring)
     _check_choice("group_score", group_score, GroupScore)
-    _check_count("num_groups", num_groups, MAX_GROUPS)
+    num_groups = checks.check_count("num_groups", num_groups, 1, MAX_GROUPS)
     if num_experts % num_groups:
         raise ValueError(f"num_groups must divide the {num_experts} experts, got {num_groups}")
-    _check_count("topk_groups", topk_groups, num_groups)
+    topk_groups = checks.check_count("topk_groups", topk_groups, 1, num_groups)
     if num_groups > 1 and group_score == "top2_sum" and num_experts == num_groups:
         raise ValueError(f'group_score "top2_sum" needs groups of two or more experts, got {num_groups} groups of one')
-    _check_count("top_k", top_k, min(MAX_TOP_K, topk_groups * (num_experts // num_groups)))
+    top_k = checks.check_count("top_k", top_k, 1, min(MAX_TOP_K, topk_groups * (num_experts // num_groups)))
     if correction_bias is not None:
         checks.check_tensor("correction_bias", correction_bias, 1, "[E]")
         checks.check_dtype("correction_bias", correction_bias.dtype)
-        if correction_bias.shape[0] != num_experts:
+        if not checks.has_shape(correction_bias, (num_experts,)):
             raise ValueError(f"correction_bias must be [E] = [{num_experts}], got {list(correction_bias.shape)}")
-        if num_experts > 1 and correction_bias.stride(0) != 1:
+        if num_experts > 1 and not checks.holds(correction_bias.stride(0) == 1):
             raise ValueError(f"correction_bias must be contiguous, got stride {correction_bias.stride(0)}; "
                              f"call .contiguous() on it")
-    if not isinstance(renormalize, bool):
-        raise TypeError(f"renormalize must be a bool, got {type(renormalize).__name__}")
-    if not isinstance(scaling_factor, (int, float)):
-        raise TypeError(f"scaling_factor must be a float, got {type(scaling_factor).__name__}")
+    checks.check_flags(renormalize=renormalize, rounded_scores=rounded_scores)
+    scaling_factor = checks.check_float32("scaling_factor", scaling_factor)
     if ids_dtype not in _ID_BITS:
         raise TypeError(f"ids_dtype must be int32 or int64, got {ids_dtype}")
     checks.check_same_device(router_logits=router_logits, correction_bias=correction_bias)
+    return (router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize, scaling_factor,
+            ids_dtype, rounded_scores)
 
 
 def _check_choice(name: str, value, choices) -> None:
@@ -88,19 +91,12 @@ def _check_choice(name: str, value, choices) -> None:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
 
 
-def _check_count(name: str, value, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be from 1 to {most} here, got {value}")
-
-
 @torch.library.custom_op(
     "moe_xe::route", mutates_args=(), device_types=("cpu", "xpu"),
     schema="(Tensor router_logits, int top_k, str scoring, Tensor? correction_bias, int num_groups, int topk_groups, "
-           "str group_score, bool renormalize, float scaling_factor, ScalarType ids_dtype) -> (Tensor, Tensor)")
+           "str group_score, bool renormalize, float scaling_factor, ScalarType ids_dtype, bool rounded_scores=False) -> (Tensor, Tensor)")
 def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
-             scaling_factor, ids_dtype):
+             scaling_factor, ids_dtype, rounded_scores=False):
     tokens, num_experts = router_logits.shape
     topk_weights, topk_ids = _results(router_logits, top_k, ids_dtype)
     if tokens == 0:
@@ -109,7 +105,7 @@ def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_gr
     problem = RoutingProblem(
         num_experts, top_k, checks.DTYPES[router_logits.dtype], Scoring(scoring),
         None if correction_bias is None else checks.DTYPES[correction_bias.dtype], num_groups, topk_groups,
-        GroupScore(group_score), renormalize, _ID_BITS[ids_dtype])
+        GroupScore(group_score), renormalize, _ID_BITS[ids_dtype], rounded_scores)
     queue = queue_for(router_logits.device)
     target = target_of(facts_of(queue))
     kernel = compile_kernel(queue, route_source(problem, target.isa))
@@ -123,7 +119,7 @@ def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_gr
 
 @torch.library.register_fake("moe_xe::route")
 def _(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize, scaling_factor,
-      ids_dtype):
+      ids_dtype, rounded_scores=False):
     return _results(router_logits, top_k, ids_dtype)
 
 

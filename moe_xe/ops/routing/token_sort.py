@@ -9,13 +9,14 @@ import torch
 from ...device import facts_of, queue_for
 from ...jit import compile_kernel
 from ...jit.token_sort_source import combine_source, sort_source
-from ...plan.problem import Dtype
-from ...plan.block.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem, SortProblem, combine_columns, combine_groups,
-                               sort_groups, widest_access)
+from ...plan.problem import INT32_MAX, MAX_COLUMNS, Dtype
+from ...plan.block.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem, SortProblem,
+                                      combine_columns, combine_groups, sort_groups, widest_access)
 from ...runtime import Queue
 from .. import checks
 from ..checks import DTYPES, row_stride
 from ..launch import finishing, target_of
+from ..plain import takes_plain_tensors
 
 __all__ = ["Routing", "SortedTokens", "check_routing", "combine", "launch_combine", "launch_sort", "sort_tokens"]
 
@@ -68,6 +69,7 @@ class Routing:
                                shared_weights=self.shared_weights)
 
 
+@takes_plain_tensors
 def sort_tokens(topk_ids: torch.Tensor, num_experts: int, *, topk_weights: torch.Tensor | None = None,
                 expert_map: torch.Tensor | None = None, num_shared: int = 0, shared_weights: torch.Tensor | None = None,
                 routed_scaling_factor: float = 1.0) -> SortedTokens:
@@ -81,14 +83,15 @@ def sort_tokens(topk_ids: torch.Tensor, num_experts: int, *, topk_weights: torch
     shared_weights: [T, num_shared], types as topk_weights; 1 by default.
     routed_scaling_factor: multiplies the routed experts' weights.
 
-    Raises TypeError or ValueError naming the argument.
+    row_scales are differentiable in both weights. Raises TypeError or ValueError naming the argument.
     """
     routing = check_routing(topk_ids, num_experts, topk_weights=topk_weights, expert_map=expert_map, num_shared=num_shared,
                             shared_weights=shared_weights, routed_scaling_factor=routed_scaling_factor)
-    return SortedTokens(*torch.ops.moe_xe.sort_tokens(topk_ids, num_experts, topk_weights, expert_map, num_shared,
-                                                      shared_weights, routing.routed_scaling_factor))
+    return SortedTokens(*torch.ops.moe_xe.sort_tokens(topk_ids, routing.num_experts, topk_weights, expert_map,
+                                                      routing.num_shared, shared_weights, routing.routed_scaling_factor))
 
 
+@takes_plain_tensors
 def combine(y: torch.Tensor, topk_ids: torch.Tensor, num_experts: int, *, expert_map: torch.Tensor | None = None,
             num_shared: int = 0, out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """Sums the rows of each token, in order of its slots, in float32.
@@ -98,19 +101,21 @@ def combine(y: torch.Tensor, topk_ids: torch.Tensor, num_experts: int, *, expert
     topk_ids, num_experts, expert_map, num_shared: as for `sort_tokens`.
     out_dtype: bfloat16, float16 or float32; y's dtype by default.
 
-    Returns [T, H]; zeros for a token without experts. Raises TypeError or ValueError naming the argument.
+    Returns [T, H]; zeros for a token without experts. Differentiable in y. Raises TypeError or ValueError naming the argument.
     """
     routing = check_routing(topk_ids, num_experts, expert_map=expert_map, num_shared=num_shared)
     checks.check_tensor("y", y, 2, "[T * (top_k + num_shared), H]")
     checks.check_dtype("y", y.dtype)
-    if y.shape[0] != routing.num_pairs:
+    if not checks.holds(y.shape[0] == routing.num_pairs):
         raise ValueError(f"y must have a row for each of the {routing.num_tokens} x {routing.slots} pairs, "
                          f"got {checks.shape_of(y)}")
+    if not checks.holds(y.shape[1] <= MAX_COLUMNS):
+        raise ValueError(f"y must have at most {MAX_COLUMNS} columns, got {checks.shape_of(y)}")
     row_stride("y", y)
     checks.check_same_device(y=y, topk_ids=topk_ids)
     out_dtype = out_dtype or y.dtype
     checks.check_dtype("out_dtype", out_dtype)
-    return torch.ops.moe_xe.combine(y, topk_ids, num_experts, expert_map, num_shared, out_dtype)
+    return torch.ops.moe_xe.combine(y, topk_ids, routing.num_experts, expert_map, routing.num_shared, out_dtype)
 
 
 def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, num_shared=0, shared_weights=None,
@@ -120,12 +125,12 @@ def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, 
     if topk_ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"topk_ids must be int32 or int64, got {topk_ids.dtype}")
     num_tokens, top_k = topk_ids.shape
-    if not 1 <= top_k <= MAX_TOP_K:
+    if not checks.holds(top_k >= 1) or not checks.holds(top_k <= MAX_TOP_K):
         raise ValueError(f"topk_ids must have 1 to {MAX_TOP_K} experts a token, got {checks.shape_of(topk_ids)}")
     row_stride("topk_ids", topk_ids)
-    _check_count("num_experts", num_experts, 1)
-    _check_count("num_shared", num_shared, 0)
-    if num_tokens * (top_k + num_shared) > MAX_PAIRS:
+    num_experts = checks.check_count("num_experts", num_experts, 1, MAX_EXPERTS)
+    num_shared = checks.check_count("num_shared", num_shared, 0, MAX_EXPERTS)
+    if not checks.holds(num_tokens * (top_k + num_shared) <= MAX_PAIRS):
         raise ValueError(f"tokens x slots must be at most {MAX_PAIRS}, got {num_tokens} x {top_k + num_shared} "
                          f"(top_k = {top_k}, num_shared = {num_shared})")
     if topk_weights is not None:
@@ -134,25 +139,19 @@ def check_routing(topk_ids, num_experts, *, topk_weights=None, expert_map=None, 
         _check_weights("shared_weights", shared_weights, num_tokens, num_shared, "[T, num_shared]")
     if expert_map is not None:
         checks.check_indices("expert_map", expert_map, None, "num_global_experts", (torch.int32,))
-        if expert_map.shape[0] == 0:
+        if not checks.holds(expert_map.shape[0] >= 1):
             raise ValueError("expert_map must have at least one entry, got none")
-    if not isinstance(routed_scaling_factor, (int, float)):
-        raise TypeError(f"routed_scaling_factor must be a float, got {type(routed_scaling_factor).__name__}")
+        if not checks.holds(expert_map.shape[0] <= INT32_MAX):
+            raise ValueError(f"expert_map must have fewer than 2^31 entries, got {expert_map.shape[0]}")
+    factor = checks.check_float32("routed_scaling_factor", routed_scaling_factor)
     checks.check_same_device(topk_ids=topk_ids, topk_weights=topk_weights, expert_map=expert_map, shared_weights=shared_weights)
-    return Routing(topk_ids, num_experts, expert_map, num_shared, topk_weights, shared_weights, float(routed_scaling_factor))
-
-
-def _check_count(name: str, value, least: int) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not least <= value <= MAX_EXPERTS:
-        raise ValueError(f"{name} must be {least} to {MAX_EXPERTS}, got {value}")
+    return Routing(topk_ids, num_experts, expert_map, num_shared, topk_weights, shared_weights, factor)
 
 
 def _check_weights(name: str, weights, num_tokens: int, columns: int, layout: str) -> None:
     checks.check_tensor(name, weights, 2, layout)
     checks.check_dtype(name, weights.dtype)
-    if tuple(weights.shape) != (num_tokens, columns):
+    if not checks.has_shape(weights, (num_tokens, columns)):
         raise ValueError(f"{name} must be {layout} = [{num_tokens}, {columns}], got {list(weights.shape)}")
     row_stride(name, weights)
 

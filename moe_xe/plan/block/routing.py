@@ -33,7 +33,8 @@ class RoutingProblem:
     """The top_k of num_experts for each token: all that a kernel is compiled for.
 
     logits, bias: types in memory; bias is added to the scores for the choice only. num_groups: equal groups of
-    neighbouring experts; only those of the topk_groups best groups can be chosen. ids_bits: 32 or 64.
+    neighbouring experts; only those of the topk_groups best groups can be chosen. ids_bits: 32 or 64. rounded_scores: to
+    the logits' type, before the bias and the choice.
     """
     num_experts: int
     top_k: int
@@ -45,6 +46,7 @@ class RoutingProblem:
     group_score: GroupScore = GroupScore.top2_sum
     renormalize: bool = False
     ids_bits: int = 32
+    rounded_scores: bool = False
 
 
 def launch_shape(tokens: int, is_cpu: bool, cores: int) -> tuple[int, int]:

@@ -28,7 +28,10 @@ def from_text(text: str):
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a configuration must be JSON, got {text!r}: {error}") from error
-    return _config(data)
+    try:
+        return _config(data)
+    except RecursionError as error:
+        raise ValueError(f"a configuration must be less deep, got {text!r}") from error
 
 
 def _text(value) -> str:
@@ -50,7 +53,7 @@ def _config(data):
     values, types = {name: value for name, value in data.items() if name != "kind"}, field_types(kind)
     required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if not required <= values.keys() <= types.keys():
-        raise ValueError(f"a {kind.__name__} must have the fields {', '.join(types)}, got {', '.join(values) or 'none'}")
+        raise ValueError(f"a {kind.__name__} must have the fields {', '.join(types)}, got {', '.join(map(repr, values)) or 'none'}")
     try:
         return kind(**{name: _field(value, types[name]) for name, value in values.items()})
     except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The configurations of a grouped GEMM on an Xe GPU that the cost model prefers.
 
-enumerate (xe_configs.py) -> filter (xe_rules.py) -> score, here. docs/choosing.md explains it.
+enumerate (configs.py) -> filter (rules.py) -> score, here. docs/choosing.md explains it.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every configuration of a grouped GEMM on an Xe GPU that the rules (xe_rules.py) leave."""
+"""Every configuration of a grouped GEMM on an Xe GPU that the rules (rules.py) leave."""
 from __future__ import annotations
 
 import functools

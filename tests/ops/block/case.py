@@ -1,10 +1,13 @@
 """Arguments of fused_moe and what it should give for them, in float64; shared by its tests."""
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from moe_xe import Fusions, SharedExpert, fused_moe
 from moe_xe.bench.numerics import difference
+from moe_xe.ops.block.call import BlockCall, block_call
 
 F = torch.nn.functional
 # largest error over the reference's RMS, and half the mean square of the relative one: the activations and the result
@@ -91,6 +94,12 @@ def moved(value, device):
     if isinstance(value, SharedExpert):
         return SharedExpert(**{name: moved(tensor, device) for name, tensor in vars(value).items()})
     return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def call_of(arguments: dict) -> BlockCall:
+    """What fused_moe makes of these arguments."""
+    parameters = inspect.signature(fused_moe).parameters
+    return block_call(**{name: arguments.get(name, parameters[name].default) for name in inspect.signature(block_call).parameters})
 
 
 def run(arguments: dict, device, fusions=Fusions(), out=None, workspace=None) -> torch.Tensor:

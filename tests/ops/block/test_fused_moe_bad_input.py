@@ -29,11 +29,11 @@ WRONG = {
     "hidden_states columns": (dict(hidden_states=torch.randn(H, T).T), ValueError, r"hidden_states's rows must be contiguous .* strides \(1, 5\)"),
     "hidden_states' H": (dict(hidden_states=X[:, :7]), ValueError, r"agree in H: hidden_states is float32\[5, 7\], w13 has H = 8"),
     "w13 2D": (dict(w13=W13[0]), ValueError, r"w13 must have 3 dimensions \[E, N, K\], got float32\[12, 8\]"),
-    "w13's type": (dict(w13=W13.bfloat16()), TypeError, "w13 must have hidden_states' dtype torch.float32, got torch.bfloat16"),
+    "w13's type": (dict(w13=W13.bfloat16()), TypeError, "w13 must have hidden_states's dtype torch.float32, got torch.bfloat16"),
     "w13 without a contiguous dimension": (dict(w13=torch.randn(E, 4 * I, 2 * H)[:, ::2, ::2]), ValueError, "w13 must be contiguous in its last"),
     "w13's I": (dict(w13=W13[:, :11]), ValueError, r"w13 \[E, 2I or I, H\] and w2 \[E, H, I\] must fit .* \[3, 11, 8\] and \[3, 8, 6\]"),
     "w2 2D": (dict(w2=W2[0]), ValueError, "w2 must have 3 dimensions"),
-    "w2's type": (dict(w2=W2.half()), TypeError, "w2 must have hidden_states' dtype torch.float32, got torch.float16"),
+    "w2's type": (dict(w2=W2.half()), TypeError, "w2 must have hidden_states's dtype torch.float32, got torch.float16"),
     "w2's E": (dict(w2=W2[:2]), ValueError, r"must fit together .* \[3, 12, 8\] and \[2, 8, 6\]"),
     "w2's H": (dict(w2=W2[:, :7]), ValueError, r"must fit together .* \[3, 12, 8\] and \[3, 7, 6\]"),
     "w2's I": (dict(w2=W2[:, :, :5]), ValueError, r"must fit together .* \[3, 12, 8\] and \[3, 8, 5\]"),
@@ -57,14 +57,14 @@ WRONG = {
     "expert_map int64": (dict(expert_map=torch.arange(E)), TypeError, "expert_map must be int32, got torch.int64"),
     "expert_map 2D": (dict(expert_map=torch.zeros(1, E, dtype=torch.int32)), ValueError, "expert_map must have 1 dimensions"),
     "expert_map empty": (dict(expert_map=torch.zeros(0, dtype=torch.int32)), ValueError, "expert_map must have at least one entry"),
-    "factor": (dict(routed_scaling_factor="2"), TypeError, "routed_scaling_factor must be a float, got str"),
+    "factor": (dict(routed_scaling_factor="2"), TypeError, "routed_scaling_factor must be a number, got str"),
     "activation": (dict(activation="swish"), ValueError, "activation must be one of silu, .* got 'swish'"),
-    "limit 0": (dict(limit=0.0), ValueError, "limit positive and finite, .* limit = 0.0"),
-    "limit negative": (dict(limit=-7), ValueError, "limit positive and finite, .* limit = -7"),
-    "limit NaN": (dict(limit=float("nan")), ValueError, "limit positive and finite, .* limit = nan"),
-    "limit infinite": (dict(limit=float("inf")), ValueError, "limit positive and finite, .* limit = inf"),
-    "alpha infinite": (dict(alpha=float("inf")), ValueError, "alpha must be finite .* alpha = inf"),
-    "limit a string": (dict(limit="7"), TypeError, "limit must be a number, got '7'"),
+    "limit 0": (dict(limit=0.0), ValueError, "limit must be positive and finite .* limit = 0.0"),
+    "limit negative": (dict(limit=-7), ValueError, "limit must be positive and finite .* limit = -7"),
+    "limit NaN": (dict(limit=float("nan")), ValueError, "limit must be positive and finite .* limit = nan"),
+    "limit infinite": (dict(limit=float("inf")), ValueError, "limit must be positive and finite .* limit = inf"),
+    "alpha infinite": (dict(alpha=float("inf")), ValueError, "alpha must be finite in float32, got alpha = inf"),
+    "limit a string": (dict(limit="7"), TypeError, "limit must be a number, got str"),
     "fusions": (dict(fusions="all"), TypeError, "fusions must be a Fusions, got str"),
     "shared.weights no tensor": (dict(shared=replace(SHARED, weights=1.0)), TypeError, "shared.weights must be a torch.Tensor"),
     "shared no expert": (dict(shared=(SHARED.up_proj, SHARED.down_proj)), TypeError, "shared must be a SharedExpert, got tuple"),
@@ -91,8 +91,12 @@ WRONG = {
     "workspace short": (dict(workspace=torch.empty(BYTES - 1, dtype=torch.uint8)), ValueError, f"workspace must have at least {BYTES} bytes .* got {BYTES - 1}"),
     "hidden_states misaligned": (dict(hidden_states=misaligned(T, H)), ValueError, "hidden_states must be aligned to its 4-byte elements"),
     "b2 misaligned": (dict(b2=misaligned(E, H)), ValueError, "b2 must be aligned to its 4-byte elements"),
-    "everything on meta": (dict(hidden_states=X.to("meta"), w13=W13.to("meta"), w2=W2.to("meta"), topk_weights=TOPK_WEIGHTS.to("meta"),
-                                topk_ids=TOPK_IDS.to("meta")), TypeError, "is on meta"),
+    "alpha beyond float32": (dict(alpha=1e39, activation="swiglu_oai"), ValueError, "alpha must be finite in float32, got alpha = 1e[+]39"),
+    "limit that float32 has as zero": (dict(limit=1e-50), ValueError, "limit must be positive and finite in float32, got limit = 1e-50"),
+    "limit of many digits": (dict(limit=10**400), ValueError, "limit must be positive and finite .* an int of 1329 bits"),
+    "factor of many digits": (dict(routed_scaling_factor=10**5000), ValueError, "routed_scaling_factor must be finite .* an int of 16610 bits"),
+    "shared without a down projection": (dict(shared=replace(SHARED, down_proj=None)), TypeError, r"shared.down_proj must be a torch.Tensor .* NoneType"),
+    "shared without an up projection": (dict(shared=replace(SHARED, up_proj=None)), TypeError, r"shared.up_proj must be a torch.Tensor .* NoneType"),
 }
 
 
@@ -129,6 +133,12 @@ def test_out_within_an_input(name):
         moe_xe.fused_moe(**arguments, out=out)
 
 
+def test_out_that_requires_a_gradient():
+    out = torch.empty(T, H, requires_grad=True)
+    with pytest.raises(ValueError, match="out must be left out where a gradient is asked for, but out requires one"):
+        moe_xe.fused_moe(X, W13, W2, TOPK_WEIGHTS, TOPK_IDS, out=out)
+
+
 def test_workspace_bytes():
     with pytest.raises(TypeError, match="dtype must be bfloat16, float16 or float32, got torch.float64"):
         moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float64)
@@ -142,3 +152,29 @@ def test_out_in_a_shared_expert_or_the_workspace():
     out = workspace[-T * H * 4:].view(torch.float32).view(T, H)
     with pytest.raises(ValueError, match="out must not share memory with workspace"):
         moe_xe.fused_moe(X, W13, W2, TOPK_WEIGHTS, TOPK_IDS, out=out, workspace=workspace)
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "w13", "w2", "topk_weights", "b2", "shared.gate_proj"])
+def test_workspace_within_an_input(name):
+    shape, dtype = {"hidden_states": (T, H), "w13": (E, 2 * I, H), "w2": (E, H, I), "topk_weights": (T, K), "b2": (E, H),
+                    "shared.gate_proj": (I, H)}[name], torch.float32
+    bytes_needed = moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=dtype, shared_intermediate_size=I)
+    memory = torch.zeros(bytes_needed + 4096, dtype=torch.uint8)
+    size = 4 * torch.Size(shape).numel()
+    tensor = memory[:size].view(dtype).view(shape)
+    arguments = dict(hidden_states=X, w13=W13, w2=W2, topk_weights=TOPK_WEIGHTS, topk_ids=TOPK_IDS, b2=torch.zeros(E, H), shared=SHARED)
+    given = dict(shared=replace(SHARED, gate_proj=tensor)) if name.startswith("shared") else {name: tensor}
+    with pytest.raises(ValueError, match=f"workspace must not share memory with {name}"):
+        moe_xe.fused_moe(**arguments | given, workspace=memory[:bytes_needed])
+    moe_xe.fused_moe(**arguments | given, workspace=memory[size:])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 7, 255])
+def test_workspace_at_any_address(offset):
+    memory = torch.frombuffer(bytearray(BYTES + 512), dtype=torch.uint8, offset=offset)
+    arguments = X, W13, W2, TOPK_WEIGHTS, TOPK_IDS
+    expected = moe_xe.fused_moe(*arguments)
+    for workspace in (memory[:BYTES], memory[1:][:BYTES]):
+        memory.fill_(255)
+        assert torch.equal(moe_xe.fused_moe(*arguments, workspace=workspace), expected)
+        assert (memory[1 + BYTES:] == 255).all()

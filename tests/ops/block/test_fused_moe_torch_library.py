@@ -4,10 +4,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_xe
-from moe_xe.ops.block import fused_moe as op
-from moe_xe.plan.choice.choice import Choice
+from moe_xe.ops.block.call import BLOCK, FUSIONS
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference
+from .case import HIDDEN, INTERMEDIATE, assert_right, call_of, check, make, make_shared, moved, reference
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -24,10 +23,8 @@ def test_default_kernels(layout, dtype, device):
 
 
 def op_arguments(block: dict, device) -> tuple:
-    block = {name: moved(value, device) for name, value in block.items()}
-    defaults = dict(activation="silu", interleaved=False, alpha=1.702, limit=None, b13=None, b2=None, expert_map=None, shared=None,
-                    routed_scaling_factor=1.0, weight_on_input=False, choice=Choice())
-    return op._op_arguments(op.validate(**(defaults | block)), moe_xe.Fusions())
+    call = call_of({name: moved(value, device) for name, value in block.items()})
+    return BLOCK.flatten(call) + FUSIONS.flatten(moe_xe.Fusions())
 
 
 def test_opcheck(device):

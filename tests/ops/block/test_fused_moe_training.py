@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_xe import SharedExpert, fused_moe
 from moe_xe.ops.block import fused_moe as fused_moe_module
+from moe_xe.ops.block.call import BLOCK
 from moe_xe.ops.gemm import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
 
-from .case import HIDDEN, INTERMEDIATE, assert_close, make, make_shared, moved, random_ids, reference
+from .case import HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, random_ids, reference
 from .test_fused_moe import within
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -427,13 +428,6 @@ def test_compile_with_any_number_of_tokens(device):
         assert_gradients({name: leaf.grad for name, leaf in named.items()}, expected(block, grad_out)[1], F32)
 
 
-def op_arguments(block: dict) -> list:
-    """Of moe_xe::fused_moe_training, but for recompute."""
-    w13, w2 = (block[name] if block["weight_layout"] == "enk" else block[name].transpose(1, 2) for name in ("w13", "w2"))
-    return [block["hidden_states"], w13, w2, block["topk_weights"], block["topk_ids"], block.get("b13"), block.get("b2"),
-            block.get("expert_map"), "silu", True, False, 1.0, None, 1.5, block.get("weight_on_input", False), ""]
-
-
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
 @pytest.mark.parametrize("options", [BF16_EKN, dict(weight_on_input=True)], ids=["bf16 ekn", "f32 on input"])
 def test_opcheck(options, recompute, device):
@@ -441,17 +435,17 @@ def test_opcheck(options, recompute, device):
     if not recompute:       # unused rows of z, which hold anything, would not compare equal
         block["topk_ids"] %= 6
     arguments, named = leaves(block, device)
-    inputs = op_arguments(arguments)
+    inputs = BLOCK.flatten(call_of(arguments))
     forward = torch.ops.moe_xe.fused_moe_training
     torch.library.opcheck(forward, (*inputs, recompute))
     with torch.no_grad():
         out, *saved = forward(*inputs, recompute)
         for needed in ([True] * 4 + ["b13" in named] * 2, [False, True, False, True, False, False]):
-            torch.library.opcheck(torch.ops.moe_xe.fused_moe_backward, (torch.randn_like(out), *inputs, *saved, needed))
+            torch.library.opcheck(torch.ops.moe_xe.fused_moe_training_backward, (torch.randn_like(out), *inputs, *saved, needed))
 
 
 def test_both_ops_have_an_xpu_kernel():
-    for name in ("moe_xe::fused_moe_training", "moe_xe::fused_moe_backward"):
+    for name in ("moe_xe::fused_moe_training", "moe_xe::fused_moe_training_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 

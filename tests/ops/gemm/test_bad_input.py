@@ -16,8 +16,6 @@ WRONG = {
     "w has another dtype": (dict(w=W.bfloat16()), TypeError, "w must have a's dtype torch.float32, got torch.bfloat16"),
     "w has another K": (dict(w=W[:, :, :15]), ValueError, r"agree in K: a is float32\[10, 16\] \(K = 16\), w has K = 15 and N = 8"),
     "w has no contiguous dimension": (dict(w=torch.randn(3, 16, 32)[:, ::2, ::2]), ValueError, "w must be contiguous in its last"),
-    "w has no experts": (dict(w=W[:0], tokens_per_expert=ROWS[:0]), ValueError, "at least one expert"),
-    "no K": (dict(a=A[:, :0], w=W[:, :, :0]), ValueError, "K >= 1, got E = 3, K = 0"),
     "unknown layout": (dict(weight_layout="nk"), ValueError, "weight_layout must be .* got 'nk'"),
     "counts are float": (dict(tokens_per_expert=ROWS.float()), TypeError, "tokens_per_expert must be int32 or int64, got torch.float32"),
     "counts are too few": (dict(tokens_per_expert=ROWS[:2]), ValueError, "one entry for each of the 3 experts, got 2"),
@@ -36,7 +34,9 @@ WRONG = {
     "out's rows overlap": (dict(out=torch.empty(8).expand(10, 8)), ValueError, "out's rows must not overlap"),
     "out_dtype is int": (dict(out_dtype=torch.int8), TypeError, "out_dtype must be bfloat16, float16 or float32, got torch.int8"),
     "unknown schedule": (dict(schedule="guided"), ValueError, "schedule must be .* got 'guided'"),
-    "on meta": (dict(a=A.to("meta"), w=W.to("meta"), tokens_per_expert=ROWS.to("meta")), TypeError, "a is on meta"),
+    "values of a meta tensor": (dict(a=A.to("meta"), w=W.to("meta"), tokens_per_expert=ROWS.to("meta")), ValueError,
+                                "check=True looks at tokens_per_expert's values, but a meta tensor has none"),
+    "counts whose sum wraps": (dict(tokens_per_expert=torch.full((3,), 2**62)), ValueError, f"sums to {3 * 2**62}, but there are only 10"),
     "on two devices": (dict(w=W.to("meta")), ValueError, "a is on cpu, w is on meta"),
 }
 
@@ -83,3 +83,57 @@ def test_grouped_mm_names_its_own_arguments():
 def test_out_that_is_no_tensor():
     with pytest.raises(TypeError, match=r"out must be a torch.Tensor \[total_rows, N\], got list"):
         moe_xe.grouped_gemm(A, W, ROWS, out=[1.0])
+
+
+@pytest.mark.parametrize("name", ["out", "a", "w", "bias", "row_scales"])
+def test_out_has_no_gradient(name):
+    """As torch.mm(out=): neither may what is written to ask for one, nor what is read; under no_grad both may."""
+    tensors = dict(a=A.clone(), w=W.clone(), bias=torch.zeros(3, 8), row_scales=torch.ones(10), out=torch.empty(10, 8))
+    tensors[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"out must be left out where a gradient is asked for, but {name} requires one"):
+        moe_xe.grouped_gemm(tokens_per_expert=ROWS, **tensors)
+    with torch.no_grad():
+        assert torch.equal(moe_xe.grouped_gemm(tokens_per_expert=ROWS, **tensors), moe_xe.grouped_gemm(A, W, ROWS, bias=tensors["bias"]))
+
+
+@pytest.mark.parametrize("name", ["out", "left", "right"])
+def test_out_of_grouped_outer_has_no_gradient(name):
+    tensors = dict(left=A.clone(), right=torch.randn(10, 8), out=torch.zeros(3, 16, 8))
+    tensors[name].requires_grad_()
+    for accumulate in (False, True):
+        with pytest.raises(ValueError, match=f"out must be left out where a gradient is asked for, but {name} requires one"):
+            moe_xe.grouped_outer(tokens_per_expert=ROWS, accumulate=accumulate, **tensors)
+    with torch.no_grad():
+        moe_xe.grouped_outer(tokens_per_expert=ROWS, **tensors)
+
+
+def misaligned(*values):
+    memory = torch.frombuffer(bytearray(4 * len(values) + 1), dtype=torch.int32, offset=1, count=len(values))
+    return memory.copy_(torch.tensor(values))
+
+
+def test_messages_name_what_the_user_passed():
+    """Also those about addresses, which the op itself has to look at."""
+    bt, indices = W.transpose(1, 2), misaligned(*range(10))
+    for call, name in ((lambda: moe_xe.grouped_mm(A, bt, offs=misaligned(2, 5, 10)), "offs"),
+                       (lambda: moe_xe.grouped_mm(A.T, A, offs=misaligned(2, 5, 10)), "offs"),
+                       (lambda: moe_xe.grouped_gemm(A, W, misaligned(2, 3, 5)), "tokens_per_expert"),
+                       (lambda: moe_xe.grouped_gemm(A, W, ROWS, gather_indices=indices), "gather_indices"),
+                       (lambda: moe_xe.grouped_gemm(A, W, ROWS, scatter_indices=indices), "scatter_indices"),
+                       (lambda: moe_xe.grouped_outer(A, A, ROWS, gather_indices_left=indices), "gather_indices_left"),
+                       (lambda: moe_xe.grouped_outer(A, A, ROWS, gather_indices_right=indices), "gather_indices_right")):
+        with pytest.raises(ValueError, match=f"^{name} must be aligned to its 4-byte elements"):
+            call()
+    for offs in ([2, 5, 10], A[:3, 0], A[:3].int()):
+        with pytest.raises((TypeError, ValueError), match="^offs must"):
+            moe_xe.grouped_mm(A, bt, offs=offs)
+    with pytest.raises(ValueError, match="offs must have one entry for each of the 3 experts, got 2"):
+        moe_xe.grouped_mm(A, bt, offs=ROWS[:2].int())
+
+
+def test_ops_check_dtypes_as_the_functions_do():
+    """float32 memory is not read as anything else, whoever calls."""
+    with pytest.raises(TypeError, match="right must have left's dtype torch.float32, got torch.bfloat16"):
+        torch.ops.moe_xe.grouped_outer(A, A.bfloat16(), ROWS, None, None, 1, "counts", "", torch.float32)
+    with pytest.raises(TypeError, match="w must have a's dtype torch.float32, got torch.float16"):
+        torch.ops.moe_xe.grouped_gemm(A, W.half(), ROWS, None, None, None, None, 1, torch.float32, "counts", "dynamic", "")

@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -43,7 +44,7 @@ def test_matches_the_reference(dtype, layout, bias, device):
     assert_right(out, a, w, COUNTS, b)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(settings.get_profile("compiling"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400)), min_size=1, max_size=20),
        n=st.integers(1, 150), k=st.integers(1, 150), dtype=st.sampled_from(DTYPES))
 def test_any_shape(counts, n, k, dtype):
@@ -211,8 +212,22 @@ def test_a_queue_can_be_chosen():
     a, w, rows, _ = make(COUNTS, 64, 96, torch.float32, "cpu")
     with moe_xe.on_queue(dpctl.SyclQueue("cpu", property="in_order")):
         assert_right(moe_xe.grouped_gemm(a, w, rows), a, w, COUNTS)
-    own = runtime.Queue.create("cpu")
-    with moe_xe.on_queue(own.address):
+    with moe_xe.on_queue(runtime.Queue.create("cpu")):
         assert_right(moe_xe.grouped_gemm(a, w, rows), a, w, COUNTS)
-    with pytest.raises(TypeError, match="got str"), moe_xe.on_queue("cpu"):
-        pass
+
+
+@pytest.mark.parametrize("queue", ["cpu", 12345, True, 0, np.int64(4096), 1.0, None], ids=repr)
+def test_a_queue_is_no_address(queue):
+    with pytest.raises(TypeError, match=f"queue must be a dpctl.SyclQueue or a moe_xe Queue, got {type(queue).__name__}"):
+        with moe_xe.on_queue(queue):
+            raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("capsule", [None, 12345, "SyclQueueRef"], ids=repr)
+def test_a_queue_that_only_looks_like_dpctls_is_refused(capsule):
+    class Queue:
+        def _get_capsule(self):
+            return capsule
+
+    with pytest.raises(TypeError), moe_xe.on_queue(Queue()):
+        raise AssertionError("not reached")

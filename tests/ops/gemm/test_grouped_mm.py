@@ -66,6 +66,48 @@ def test_all_forms_and_their_gradients(form, transposed, device):
         assert agrees(x.detach(), reference.detach(), 40)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ones", [(0,), (1, 2), (0, 1, 2)], ids=str)
+def test_strides_of_single_rows_columns_and_groups_do_not_matter(form, ones, device):
+    """Dimensions of length 1 have strides that nothing is read with; the others lie in either order. ones: which of them are 1."""
+    groups, m, n, k = 1 if 0 in ones else 4, 1 if 1 in ones else 5, 1 if 2 in ones else 3, 1 if len(ones) == 3 else 7
+    ends, total = ([9], 9) if groups == 1 else (ENDS, ENDS[-1])
+    slices = [slice(begin, end) for begin, end in zip([0, *ends], ends)]
+    a_shape, b_shape, product = {
+        "2D x 3D": ((total, k), (groups, k, n), lambda a, b: torch.cat([a[s] @ w for s, w in zip(slices, b)])),
+        "2D x 2D": ((m, total), (total, n), lambda a, b: torch.stack([a[:, s] @ b[s] for s in slices])),
+        "3D x 2D": ((groups, m, k), (k, total), lambda a, b: torch.cat([w @ b[:, s] for s, w in zip(slices, a)], dim=1)),
+        "3D x 3D": ((groups, m, k), (groups, k, n), torch.bmm),
+    }[form]
+    offs = None if form == "3D x 3D" else torch.tensor(ends, dtype=torch.int32, device=device)
+    for odd in (0, 1, 2, 1000):
+        for transposed in (False, True):
+            operands = []
+            for shape in (a_shape, b_shape):
+                x = torch.randn(shape, device=device)
+                x = x.mT.contiguous().mT if transposed else x
+                operands.append(x.as_strided(shape, [odd if size == 1 else stride for size, stride in zip(shape, x.stride())]))
+            out = moe_xe.grouped_mm(*operands, offs=offs)
+            torch.testing.assert_close(out.double(), product(*(x.double() for x in operands)), rtol=1e-5, atol=1e-5)
+
+
+def test_results_can_be_viewed_flat(device):
+    """Those of 3D x 2D have torch's strides, too."""
+    for a_shape, b_shape, ends in (((2, 8, 16), (16, 8), [4, 8]), ((8, 16), (2, 16, 8), [4, 8]), ((8, 16), (16, 8), [4, 16]), ((2, 8, 16), (2, 16, 8), None)):
+        a, b = torch.randn(a_shape, device=device), torch.randn(b_shape, device=device)
+        offs = None if ends is None else torch.tensor(ends, dtype=torch.int32, device=device)
+        out, expected = moe_xe.grouped_mm(a, b, offs=offs), torch.nn.functional.grouped_mm(a, b, offs=offs)
+        assert out.stride() == expected.stride()
+        torch.testing.assert_close(out.view(-1), expected.view(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_offs_between_other_values(device):
+    a, b = torch.randn(30, 40, device=device), torch.randn(4, 40, 24, device=device)
+    ends = torch.tensor(ENDS, dtype=torch.int32, device=device)
+    spread = torch.stack([ends, torch.full_like(ends, 99)], dim=1)[:, 0]
+    assert not spread.is_contiguous() and torch.equal(moe_xe.grouped_mm(a, b, offs=spread), moe_xe.grouped_mm(a, b, offs=ends))
+
+
 def test_wrong_forms(device):
     a, b = torch.randn(6, 8, device=device), torch.randn(2, 8, 4, device=device)
     with pytest.raises(ValueError, match="offs must be given for a 2D x 3D"):

@@ -55,7 +55,7 @@ def test_output_dtype(out_dtype, device):
     assert_right(out, reference(left, right, COUNTS), 300)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(counts=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400)), min_size=1, max_size=12),
        p=st.integers(1, 200), q=st.integers(1, 200), dtype=st.sampled_from(DTYPES))
 def test_any_shape(counts, p, q, dtype):
@@ -226,13 +226,11 @@ def test_the_generic_kernel(device):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_addresses_of_gathered_rows(side):
-    """The table that the Xe kernel reads; whatever an index says, a row of the operand."""
+    """The table that the Xe kernel reads; an index outside is the last row, as in the other kernels."""
     operand = torch.randn(5, 40, dtype=torch.bfloat16)[:, 8:]
     indices = torch.tensor([0, 7, 14, 15, -1, 2**31 - 1, -(2**31)], dtype=torch.int32)
     call = OuterCall(operand, operand, indices[:1], *((indices, None) if side == "left" else (None, indices)), 3)
-    expected = [operand[row].data_ptr() for row in (0, 2, 4, 4)]
-    addresses = ops.row_addresses(call).tolist()
-    assert addresses[:4] == expected and set(addresses[4:]) <= {row.data_ptr() for row in operand}
+    assert ops.row_addresses(call).tolist() == [operand[row].data_ptr() for row in (0, 2, 4, 4, 4, 4, 4)]
 
 
 LEFT, RIGHT, ROWS = torch.randn(10, 16), torch.randn(10, 8), torch.tensor([2, 3, 5])
@@ -248,8 +246,11 @@ WRONG = {
     "left's rows are not contiguous": (dict(left=torch.randn(16, 10).T), ValueError, "left's rows must be contiguous"),
     "right's rows are not contiguous": (dict(right=torch.randn(8, 10).T), ValueError, "right's rows must be contiguous"),
     "counts are float": (dict(tokens_per_expert=ROWS.float()), TypeError, "tokens_per_expert must be int32 or int64"),
-    "no experts": (dict(tokens_per_expert=ROWS[:0]), ValueError, "tokens_per_expert must have at least one expert"),
     "both are gathered": (dict(gather_indices_left=INDICES, gather_indices_right=INDICES), ValueError, "exclude each other"),
+    "left's indices are a list": (dict(gather_indices_left=[0]), TypeError, "gather_indices_left must be a torch.Tensor .* got list"),
+    "right's indices are a list": (dict(gather_indices_right=[0]), TypeError, "gather_indices_right must be a torch.Tensor .* got list"),
+    "right's indices are 2D": (dict(gather_indices_right=INDICES[None]), ValueError, "gather_indices_right must have 1 dimensions"),
+    "indices on two devices": (dict(gather_indices_right=INDICES.to("meta")), ValueError, "gather_indices_right is on meta"),
     "indices are int64": (dict(gather_indices_left=INDICES.long()), TypeError, "gather_indices_left must be int32"),
     "nothing to gather from": (dict(right=RIGHT[:0], gather_indices_right=INDICES), ValueError, "right has no rows"),
     "the divisor is 0": (dict(gather_divisor=0), ValueError, "gather_divisor must be a positive int, got 0"),

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from moe_xe import LoraAdapter, fused_moe, lora_moe
 from moe_xe.ops.gemm import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
-from moe_xe.ops.lora.training import GRADIENTS
+from moe_xe.ops.lora.training import GRADIENTS, LORA, LoraCall
 
-from ..block.case import HIDDEN, INTERMEDIATE, assert_close, make, make_shared, moved, reference
+from ..block.case import HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, reference
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 BIASES = (F32, F32)
@@ -322,10 +322,8 @@ def test_compiles(on_input, recompute, device):
 
 def op_arguments(block: dict, device, recompute: bool) -> tuple:
     arguments, _ = leaves(block, device)
-    get = arguments.get
-    adapters = [getattr(get(name), part, None) for name in ("lora13", "lora2") for part in "ab"]
-    return (*(get(name) for name in ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")), *adapters, get("topk_ids"), None,
-            0.5, 2.0, "silu", True, False, 1.0, None, 1.0, "", recompute)
+    adapters = {name: arguments.pop(name) for name in ("lora13", "lora2") if name in arguments}
+    return (*LORA.flatten(LoraCall(**vars(call_of(arguments)), **adapters)), recompute)
 
 
 @pytest.mark.parametrize("tokens, rank13, rank2, recompute", [(9, 8, 5, True), (9, 8, 5, False), (0, 8, 5, False), (9, None, 5, False),

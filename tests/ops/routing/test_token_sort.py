@@ -272,9 +272,9 @@ WRONG_SORT = {
     "no slots": (dict(topk_ids=IDS[:, :0]), ValueError, r"topk_ids must have 1 to 64 experts a token, got int64\[3, 0\]"),
     "too many slots": (dict(topk_ids=IDS.new_zeros(2, 65)), ValueError, r"1 to 64 experts a token, got int64\[2, 65\]"),
     "ids are a transposed view": (dict(topk_ids=IDS.T.contiguous().T), ValueError, "topk_ids's rows must be contiguous"),
-    "no experts": (dict(num_experts=0), ValueError, "num_experts must be 1 to 1048576, got 0"),
+    "no experts": (dict(num_experts=0), ValueError, "num_experts must be from 1 to 1048576, got 0"),
     "num_experts is a float": (dict(num_experts=3.0), TypeError, "num_experts must be an int, got float"),
-    "num_shared is negative": (dict(num_shared=-1), ValueError, "num_shared must be 0 to 1048576, got -1"),
+    "num_shared is negative": (dict(num_shared=-1), ValueError, "num_shared must be from 0 to 1048576, got -1"),
     "too many pairs": (dict(topk_ids=IDS[:1].expand(1500, 2), num_shared=2**20), ValueError,
                        "tokens x slots must be at most 1073741824, got 1500 x 1048578"),
     "weights are too few": (dict(topk_weights=torch.rand(3, 1)), ValueError, r"topk_weights must be .* = \[3, 2\], got \[3, 1\]"),
@@ -283,7 +283,7 @@ WRONG_SORT = {
                                               r"shared_weights must be .* \[3, 0\], got \[3, 1\]"),
     "map is int64": (dict(expert_map=IDS[0]), TypeError, "expert_map must be int32, got torch.int64"),
     "map is empty": (dict(expert_map=IDS[0, :0].int()), ValueError, "expert_map must have at least one entry"),
-    "factor is text": (dict(routed_scaling_factor="2"), TypeError, "routed_scaling_factor must be a float, got str"),
+    "factor is text": (dict(routed_scaling_factor="2"), TypeError, "routed_scaling_factor must be a number, got str"),
     "on two devices": (dict(topk_weights=torch.rand(3, 2, device="meta")), ValueError, "topk_ids is on cpu, topk_weights is on meta"),
 }
 WRONG_COMBINE = {

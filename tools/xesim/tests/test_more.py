@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import xesim
+from xesim import native
 
 from .building import build
 
@@ -177,3 +178,11 @@ def test_unknown_text_fails_loudly(text, why):
     assert lib().xs_prog_parse(p, ("L0:\n" + text + "\n").encode(), 0) == -1
     assert why in lib().xs_error().decode()
     lib().xs_prog_free(p)
+
+
+def test_a_library_of_others_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "xesim").mkdir()
+    (tmp_path / "xesim").chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written by others"):
+        native.build()

@@ -40,6 +40,12 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
     if (lane < count) to[lane] = T(values[lane]);
 }
 
+template <Dtype dtype> Floats rounded_floats(Floats value) {
+  Element<dtype> elements[lanes];
+  store_rounded<dtype>(elements, value);
+  return load_floats<dtype>(elements);
+}
+
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
 inline Floats reciprocal_of(Floats value) { return 1.f / value; }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }

@@ -34,6 +34,8 @@ template <class T, class Values> void store_lanes(T* to, Values values, int coun
   if (lane < count) to[lane] = T(values);
 }
 
+template <Dtype dtype> Floats rounded_floats(Floats value) { return widened<dtype>(rounded<dtype>(value)); }
+
 inline Floats exp_of(Floats value) { return __spirv_ocl_exp(value); }
 inline Floats reciprocal_of(Floats value) { return __spirv_ocl_native_recip(value); }
 inline Floats sqrt_of(Floats value) { return __spirv_ocl_sqrt(value); }

@@ -1,6 +1,7 @@
 // The token sort on a GPU: one work-group an expert, which finds its own rows and needs nothing from the others. Each
 // sub-group has a range of the tokens, each lane one token at a time with all of its slots, so that lanes are in order
-// of pairs. A first walk counts the pairs of lower experts and of this one, a second writes.
+// of pairs. A first walk counts the pairs of lower experts and of this one, a second writes; it reads ids again, which somebody
+// may have rewritten, and writes no more rows than were counted.
 #pragma once
 #include <moe_xe/routing/sorted_rows.hpp>
 #include <moe_xe/gpu/team.hpp>
@@ -34,7 +35,7 @@ class ExpertSort {
     const int total = sum(equal), row = first_routed_row(args) + sum(lower);
     const int worker = team.sub_group * lanes + team.lane();
     if (worker == 0) args.tokens_per_expert[problem::num_shared + expert] = total;
-    if (mine.equal > 0) place(row + sum(team.lane() < team.sub_group ? equal : 0));
+    if (mine.equal > 0) place(row + sum(team.lane() < team.sub_group ? equal : 0), mine.equal);
     if (int(expert) == args.num_experts - 1) clear_unused(args, row + total, worker, num_sub_groups * lanes);
   }
 
@@ -69,15 +70,20 @@ class ExpertSort {
     return Counts{sum(lower), sum(equal)};
   }
 
-  void place(int row) const {
+  // This sub-group's rows, `rows` from `row` on.
+  void place(int row, int rows) const {
+    const int row_end = row + rows;
 #pragma unroll 1
     for (int first = begin; first < end; first += lanes) {
       const int token = first + team.lane();
       Slots mine = token < end ? slots_of(token) : 0;
       const int count = __builtin_popcountll(mine);
       const int count_end = team.inclusive_scan(count);
-      for (int mine_row = row + count_end - count; mine != 0; mine &= mine - 1)
-        place_routed(args, mine_row++, token, __builtin_ctzll(mine));
+      for (int mine_row = row + count_end - count; mine != 0 && mine_row < row_end; mine &= mine - 1, ++mine_row) {
+        const int slot = __builtin_ctzll(mine);
+        args.row_pairs[mine_row] = token * slots + slot;
+        args.row_scales[mine_row] = routed_scale(args, token, slot);
+      }
       row += team.broadcast(count_end, lanes - 1);
     }
   }

@@ -1,5 +1,5 @@
 // One queue of tiles that spans all experts: the walk finds a tile's expert, whose rows are cut into the configuration's
-// heights; all tiles of an expert that share weights are neighbours. moe_xe/plan/schedule.py is the same on the host.
+// heights; all tiles of an expert that share weights are neighbours. moe_xe/plan/model/schedule.py is the same on the host.
 #pragma once
 #include <moe_xe/queue/expert_walk.hpp>
 

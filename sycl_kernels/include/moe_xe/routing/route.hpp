@@ -49,9 +49,15 @@ struct Router {
   static constexpr int group_size = num_experts / num_groups, chosen_slots = slots_of(top_k);
   static constexpr bool grouped = num_groups > 1;
   // Otherwise the logits choose: their order is the scores', without the ties of scores that saturate.
-  static constexpr bool by_score = problem::has_bias || (grouped && problem::group_score == GroupScore::top2_sum);
+  static constexpr bool by_score = problem::has_bias || problem::rounded_scores || (grouped && problem::group_score == GroupScore::top2_sum);
 
   static Floats scores_of(Floats logits, Softmax softmax) {
+    const Floats scores = exact_scores_of(logits, softmax);
+    if constexpr (problem::rounded_scores) return rounded_floats<problem::input>(scores);
+    else return scores;
+  }
+
+  static Floats exact_scores_of(Floats logits, Softmax softmax) {
     if constexpr (problem::scoring == Scoring::softmax) return softmax.of(logits);
     else if constexpr (problem::scoring == Scoring::sigmoid) return reciprocal_of(1.f + exp_of(-logits));
     else if constexpr (problem::scoring == Scoring::sqrtsoftplus) return sqrt_of(softplus(logits));

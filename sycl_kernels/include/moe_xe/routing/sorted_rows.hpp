@@ -31,11 +31,10 @@ template <Dtype dtype> float weight_at(const void* weights, int64 index) {
 // The routed rows begin behind those of the shared experts.
 inline int first_routed_row(const SortArguments& args) { return args.num_tokens * problem::num_shared; }
 
-inline void place_routed(const SortArguments& args, int row, int token, int slot) {
+inline float routed_scale(const SortArguments& args, int token, int slot) {
   float scale = args.routed_scaling_factor;
   if constexpr (problem::has_weights) scale *= weight_at<problem::weights>(args.weights, token * args.weights_stride + slot);
-  args.row_pairs[row] = token * slots + slot;
-  args.row_scales[row] = scale;
+  return scale;
 }
 
 // What lies beyond the last row, `first` on.

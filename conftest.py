@@ -1,0 +1,106 @@
+"""Which tests run: a sample of every grid of cases by default, all with --full, what the sample leaves out with --rest; and until when.
+
+A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis. The sample has every value of two axes, and
+every pair of values of three and more. One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
+a test of that kind, is marked `full`. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter, defaultdict
+
+import hypothesis
+import pytest
+
+# The workers share the cores. Threads of OpenMP wait for each other by spinning: two for each of two workers take ten times as long as one.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+_NO_TIME = "no time was left"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("moe_xe")
+    group.addoption("--full", action="store_true", help="all points of every grid of cases")
+    group.addoption("--rest", action="store_true", help="only those that are left out by default")
+    group.addoption("--seconds", type=float, help="begin no test later than this; the others are listed as not run")
+
+
+def covering_sample(points: list[tuple], strength: int) -> list[int]:
+    """Which points to keep so that every combination of values of `strength` axes that occurs, occurs in them. Greedy, the first of equals."""
+    combinations = [set(itertools.combinations(enumerate(point), strength)) for point in points]
+    uncovered, kept = set().union(*combinations), []
+    while uncovered:
+        best = max(range(len(points)), key=lambda index: len(combinations[index] & uncovered))
+        kept.append(best)
+        uncovered -= combinations[best]
+    return sorted(kept)
+
+
+def _axes(item) -> tuple:
+    """The item's value of each axis of its grid. Values that decorators list together are one; equal means the same object."""
+    values = {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    names = [[name.strip() for name in group.split(",")] if isinstance(group, str) else group for group in names]
+    together = [tuple(values.pop(name) for name in group) for group in names]
+    return (*together, *((values[name],) for name in sorted(values)))
+
+
+def _sampled(items: list) -> set:
+    grids = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("full"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for grid in grids.values():
+        axes = [values for values in zip(*map(_axes, grid)) if len(set(values)) > 1]
+        if len(axes) < 2:
+            kept.update(grid)
+        else:
+            kept.update(grid[index] for index in covering_sample(list(zip(*axes)), min(2, len(axes) - 1)))
+    return kept
+
+
+@pytest.hookimpl(trylast=True)      # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    if config.option.full and not config.option.rest or any("::" in argument for argument in config.args):
+        return      # who names a test wants all of it
+    sample = _sampled(items)
+    left_out = [item for item in items if (item in sample) == config.option.rest]
+    items[:] = [item for item in items if (item in sample) != config.option.rest]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 3, deadline=None)
+    # workers get the options of the run, so the time that it ends is set once
+    if config.option.seconds is not None and not hasattr(config, "workerinput"):
+        config.option.seconds += time.time()
+
+
+def pytest_runtest_protocol(item, nextitem):
+    ends = item.config.option.seconds
+    if ends is None or time.time() < ends:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    report = pytest.TestReport(item.nodeid, item.location, {}, "skipped", (str(item.path), item.location[1] or 0, _NO_TIME), "call")
+    item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    if nextitem is None or nextitem.path != item.path:
+        item.session._setupstate.teardown_exact(nextitem)
+    return True
+
+
+def pytest_report_teststatus(report):
+    if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[2] == _NO_TIME:
+        return "not run", "-", "NOT RUN"
+
+
+def pytest_terminal_summary(terminalreporter):
+    files = Counter(report.nodeid.partition("::")[0] for report in terminalreporter.stats.get("not run", []))
+    if files:
+        terminalreporter.section(f"{sum(files.values())} tests were not run, for lack of time")
+        for file, count in sorted(files.items()):
+            terminalreporter.write_line(f"{count:5d} of {file}")

@@ -1,0 +1,127 @@
+"""The gate of experts in Transformers' layout: what stands between the two projections, and which activation of `fused_moe` it is."""
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .activations import recognise
+
+__all__ = ["first_projection", "fused_activation", "own_gate"]
+
+Fused = tuple[str, float, float | None]      # activation, alpha and limit of fused_moe
+
+
+def first_projection(experts: nn.Module) -> str:
+    """The name of the first weights."""
+    return "gate_up_proj" if experts.has_gate else "up_proj"
+
+
+def own_gate(experts: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the module itself makes of its first projection's results, [rows, N]."""
+    return experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
+
+
+def fused_activation(experts: nn.Module) -> Fused | None:
+    """(activation, alpha, limit) of `fused_moe` that equal the experts' own gate, or None.
+
+    Found by trying what the gate computes; alpha and limit are among the attributes with such names. A gate that has tensors
+    of its own, reads the configuration or raises is None, and so are experts with a norm behind them. The answer holds until an
+    attribute of the module changes, or one of what is below it, such as act_fn. To torch.compile it is a constant, guarded by
+    all that the gate reads.
+    """
+    if getattr(experts, "has_post_expert_norm", False):
+        return None
+    if torch.compiler.is_dynamo_compiling():
+        weights = getattr(experts, first_projection(experts))
+        with torch.no_grad():      # traced for its guards; the result is not used
+            own_gate(experts, weights.new_empty(1, weights.shape[2 if experts.is_transposed else 1]))
+    return _known_activation(experts)
+
+
+class _Known(NamedTuple):
+    state: list
+    objects: list[weakref.ref]
+    activation: Fused | None
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+@torch.compiler.assume_constant_result
+def _known_activation(experts: nn.Module) -> Fused | None:
+    dependencies, known = _Dependencies(experts), _known.get(experts)
+    if known is None or known.state != dependencies.state or any(reference() is None for reference in known.objects):
+        activation = None if dependencies.has_tensors else _find_activation(experts)
+        known = _known[experts] = _Known(dependencies.state, dependencies.objects, activation)
+    return known.activation
+
+
+def _find_activation(experts: nn.Module) -> Fused | None:
+    tried = copy.copy(experts)
+    vars(tried).pop("config", None)
+    try:
+        found = recognise(lambda x: own_gate(tried, x), gated=experts.has_gate, interleaved=not experts.is_concatenated,
+                          alphas=_numbers(experts, "alpha"), limits=_numbers(experts, "limit"))
+    except Exception:      # it runs as it is then, and says itself what is wrong
+        return None
+    return found and (found.kind.value, found.alpha, found.limit)
+
+
+def _numbers(module: nn.Module, suffix: str) -> list[float]:
+    """The positive, finite numbers among the attributes whose names end so."""
+    return [float(value) for name, value in vars(module).items()
+            if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
+
+
+_EXPERT_TENSORS = {"gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias"}
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"}
+
+
+class _Dependencies:
+    """What a gate may depend on: the experts' attributes, and all that is below act_fn and their other modules.
+
+    state: plain values, and the ids of other objects. objects: these objects, weakly; the id of one that is gone may be
+    another's. has_tensors: whether there are others than the experts' weights and biases.
+    """
+
+    def __init__(self, experts: nn.Module):
+        self.state, self.objects, self.has_tensors = [type(experts)._apply_gate if experts.has_gate else None], [], False
+        self._seen = {id(experts)}
+        self._add_attributes(experts, _EXPERT_TENSORS, deep=False)
+        self.state.append(self.has_tensors)
+
+    def _add_attributes(self, owner, known_tensors: set[str], deep: bool) -> None:
+        for name, value in getattr(owner, "__dict__", {}).items():
+            if name in ("_parameters", "_buffers"):
+                self.has_tensors |= any(tensor is not None and key not in known_tensors for key, tensor in value.items())
+            elif name not in _OF_EVERY_MODULE:
+                self.state.append(name)
+                self._add(value, deep or name in ("_modules", "act_fn"))
+
+    def _add(self, value, deep: bool) -> None:
+        if value is None or isinstance(value, (int, float, str)):
+            self.state.append(value)
+        elif isinstance(value, torch.Tensor):
+            self.has_tensors = True
+        elif isinstance(value, (list, tuple, dict)):
+            self.state.append(len(value))
+            for item in value if not isinstance(value, dict) else (*value, *value.values()):
+                self._add(item, deep)
+        else:
+            self._add_object(value, deep)
+
+    def _add_object(self, value, deep: bool) -> None:
+        try:
+            self.objects.append(weakref.ref(value))
+        except TypeError:      # of a type without weak references
+            self.state.append(value)
+            return
+        self.state.append(id(value))
+        if deep and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._add_attributes(value, set(), deep)

@@ -1,0 +1,81 @@
+"""The root conftest.py: which points of a grid run, what is left for --rest, and what is said of tests that no time was left for."""
+import itertools
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+covering_sample = runpy.run_path(str(CONFTEST))["covering_sample"]
+
+TESTS = """
+import ctypes
+import os
+import pytest
+
+@pytest.mark.parametrize("a", range(3))
+@pytest.mark.parametrize("b, c", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("d", "xy")
+def test_grid(a, b, c, d):
+    pass
+
+@pytest.mark.parametrize("case", [1, pytest.param(2, marks=pytest.mark.full), 3])
+def test_list(case):
+    pass
+
+@pytest.mark.full
+def test_full():
+    assert os.environ["OMP_NUM_THREADS"]
+
+def test_crash():
+    if "CRASH" in os.environ:
+        ctypes.string_at(0)
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs TESTS with these options; returns the exit status, the ids that passed, and the output."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
+    (tmp_path / "test_it.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = full: in all")
+
+    def run(*options):
+        done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, sorted(set(re.findall(r"::(\S+) PASSED|PASSED \S+::(\S+)", done.stdout))), done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("sizes, strength, most", [((4, 3), 1, 4), ((5, 2), 1, 5), ((3, 2, 4), 2, 12), ((3, 3, 2, 2), 2, 11), ((2, 2, 2), 2, 4)])
+def test_a_sample_covers(sizes, strength, most):
+    points = [*itertools.product(*map(range, sizes))]
+    kept = [points[index] for index in covering_sample(points, strength)]
+    assert len(kept) <= most and kept == sorted(set(kept))
+    for axes in itertools.combinations(range(len(sizes)), strength):
+        assert {tuple(point[axis] for axis in axes) for point in kept} == set(itertools.product(*(range(sizes[axis]) for axis in axes)))
+
+
+def test_sample_and_rest_are_the_whole(run):
+    status, sample, said = run()
+    assert status == 0 and len(sample) == 6 + 2 + 1 and "8 deselected" in said
+    status, rest, _ = run("--rest")
+    assert status == 0 and not set(sample) & set(rest)
+    assert run("--full")[1] == sorted(sample + rest) and len(sample + rest) == 12 + 3 + 1 + 1
+    assert len(run("test_it.py::test_grid")[1]) == 12
+
+
+def test_no_time(run):
+    status, passed, said = run("--seconds", "0")
+    assert (status, passed) == (0, []) and "9 tests were not run, for lack of time" in said and "9 of test_it.py" in said
+    assert re.search(r"= 8 deselected, 9 not run in ", said), said
+
+
+def test_a_crash_is_one_failure(run, monkeypatch):
+    monkeypatch.setenv("CRASH", "1")
+    status, passed, said = run("-n", "2", "--dist", "worksteal")
+    assert status == 1 and len(passed) == 8 and "1 failed, 8 passed" in said
