@@ -25,7 +25,7 @@ inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
   }
 }
 
-// A register sums at most so many products; then it is added to a total in memory. The error of a sum grows with
+// A register sums the products of at most so many steps; then it is added to a total in memory. The error of a sum grows with
 // sqrt(summed_steps + K / summed_steps) roundings instead of sqrt(K), whatever blocks a configuration packs.
 constexpr int summed_steps = 256;
 
