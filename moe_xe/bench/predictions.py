@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..device import facts_of, queue_for
-from ..plan.xe.candidates import choose_xe_config
 from ..plan.gemm.config import TileConfig, XeConfig
+from ..plan.gemm.heuristics import cpu_config, fast_isa
 from ..plan.model.cost import own_kernel, predict, predict_cpu
 from ..plan.model.devices import DeviceRecord, record_named
-from ..plan.gemm.heuristics import cpu_config, fast_isa
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from ..plan.xe.candidates import choose_xe_config
 from . import workloads
 from .roofline import record_for
 

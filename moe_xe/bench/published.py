@@ -10,8 +10,8 @@ from importlib.resources import files
 import torch
 import yaml
 
-from ..plan.model import cost as cost_model
 from ..plan.gemm.config import Schedule, XeConfig
+from ..plan.model import cost as cost_model
 from ..plan.model.devices import DeviceRecord, find_record
 from ..plan.problem import Activation, Dtype, GroupedGemmProblem, WeightLayout
 from . import workloads

@@ -8,11 +8,11 @@ import torch
 
 from ..device import DeviceFacts, facts_of, queue_for
 from ..disk_cache import DiskCache, cache_directory
-from ..once import once
 from ..jit import KernelSource, compile_kernel
+from ..once import once
 from ..plan.gemm.config import VECTOR_DWORDS
-from ..plan.model.devices import DeviceRecord, find_record
 from ..plan.gemm.heuristics import fast_isa
+from ..plan.model.devices import DeviceRecord, find_record
 from ..plan.problem import Dtype
 from ..runtime import cpu_isa
 from ..timing import timed

@@ -6,10 +6,10 @@ from typing import Annotated, Optional
 import typer
 
 from ..plan.gemm import config
-from ..plan.xe.candidates import choose_xe_config
 from ..plan.model.devices import record_of
-from ..plan.problem import Dtype, GroupedGemmProblem
 from ..plan.model.schedule import simulate
+from ..plan.problem import Dtype, GroupedGemmProblem
+from ..plan.xe.candidates import choose_xe_config
 from .tables import new_table, print_table
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
-from ..plan.xe.candidates import choose_xe_config
 from ..plan.gemm.config import TileConfig, XeConfig
 from ..plan.model.devices import record_named
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from ..plan.xe.candidates import choose_xe_config
 from . import ocloc, spirv
 from .dump import Dump
 from .listing import Loop, summarize

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from ..disk_cache import DiskCache, cache_directory
 from ..once import AfterFork, Once, once
+from ..runtime import BinaryError, Kernel, Queue
 from .cache_key import key_facts
 from .kernel_source import KernelSource
 from .shipped_sources import sources_dir
-from ..runtime import BinaryError, Kernel, Queue
 
 SIZE_VARIABLE = "MOE_XE_CACHE_SIZE"
 DEFAULT_SIZE = 1 << 30  # bytes

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import functools
 
-from ..plan.problem import Dtype
 from ..plan.block.token_sort import CombineProblem, SortProblem, row_groups
+from ..plan.problem import Dtype
 from .kernel_source import KernelSource
 from .source import assemble, bool_constant
 

@@ -6,7 +6,7 @@ import operator
 
 import torch
 
-from ..plan.problem import INT32_MAX, Dtype, WeightLayout
+from ..plan.problem import Dtype, WeightLayout
 
 DTYPES = {torch.bfloat16: Dtype.bf16, torch.float16: Dtype.f16, torch.float32: Dtype.f32}
 _DTYPE_NAMES = "bfloat16, float16 or float32"

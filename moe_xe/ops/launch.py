@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from .. import runtime
-from ..runtime import Queue
 from ..device import DeviceFacts, facts_of, queue_for
 from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
 from ..plan.choice.choice import Choice
 from ..plan.gemm.config import Schedule
-from ..plan.model.devices import record_of
 from ..plan.gemm.heuristics import fast_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
+from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
+from ..runtime import Queue
 from .checks import DTYPES, check_addresses, check_same_dtype, row_stride, weight_layout
 from .tuned import print_config, tuned_plan
 

@@ -7,10 +7,10 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .gemm import heuristics
-from .outer import heuristics as outer_heuristics
 from .gemm.config import Schedule, TileConfig
-from .model.devices import DeviceRecord
 from .gemm.heuristics import Family
+from .model.devices import DeviceRecord
+from .outer import heuristics as outer_heuristics
 from .outer.config import OuterConfig, OuterOperands, OuterProblem
 from .override import forced_config
 from .problem import GroupedGemmProblem, Operands

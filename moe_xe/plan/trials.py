@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .xe.candidates import best_xe_configs
 from .gemm.config import CpuConfig, GenericConfig, TileConfig, XeConfig
 from .launch import LaunchPlan, Target
 from .outer.config import OuterConfig, OuterCpuConfig, OuterOperands, OuterSubGroupConfig
 from .outer.heuristics import CPU_TILES, MAX_SPLITS, can_split, choose_splits
 from .problem import Operands
+from .xe.candidates import best_xe_configs
 
 __all__ = ["trial_configs"]
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..once import once
-from ..plan.gemm.config import VECTOR_DWORDS, TileConfig
 from ..plan.choice.text import to_text
+from ..plan.gemm.config import VECTOR_DWORDS, TileConfig
 from ..timing import interleaved_medians, timed
 from .key import Config, TuningKey
 from .store import Entry, TuningStore, default_store

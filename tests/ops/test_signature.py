@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from moe_xe.ops.block.call import BLOCK, SharedExpert
+from moe_xe.ops.block.call import BLOCK
 from moe_xe.ops.lora.training import LORA, LoraAdapter, LoraCall
 from moe_xe.ops.signature import Signature
 from moe_xe.plan.choice.block_config import MoeConfig

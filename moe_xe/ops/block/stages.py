@@ -9,11 +9,11 @@ from ...device import queue_for
 from ...plan.choice.choice import Choice
 from ...plan.problem import RowScale
 from .. import checks
-from .activation import apply_activation
-from .call import BLOCK, BlockCall, Fusions
 from ..checks import DTYPES, row_stride
 from ..launch import Call, SharedWeights, finishing, submit
 from ..routing.token_sort import Routing, launch_combine, launch_sort
+from .activation import apply_activation
+from .call import BLOCK, BlockCall, Fusions
 
 __all__ = ["run_block", "workspace_bytes"]
 

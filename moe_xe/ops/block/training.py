@@ -7,8 +7,6 @@ import torch
 
 from ...device import queue_for
 from ...plan.problem import Activation, RowScale
-from .activate import activate_backward, launch_activate
-from .activation import apply_activation
 from ..checks import DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
@@ -16,6 +14,8 @@ from ..launch import Call, finishing, launch, submit
 from ..routing.token_sort import Routing, combine, launch_combine, launch_sort
 from ..signature import Signature
 from ..training_op import define_training_op
+from .activate import activate_backward, launch_activate
+from .activation import apply_activation
 from .call import BLOCK, BlockCall
 
 __all__ = ["GRADIENTS", "differentiable_moe", "shared_expert", "topk_gradient"]

@@ -8,10 +8,10 @@ import torch
 
 from ...plan.choice.choice import Choice
 from ..block.activate import activate, activate_backward
-from ..gemm.grouped_gemm import grouped_gemm
-from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..block.call import BlockCall
 from ..block.training import topk_gradient
+from ..gemm.grouped_gemm import grouped_gemm
+from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..routing.token_sort import SortedTokens, combine, sort_tokens
 from ..signature import Signature
 from ..training_op import define_training_op

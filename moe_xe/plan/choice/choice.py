@@ -4,10 +4,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from .block_config import GemmConfigs, MoeConfig
 from ..gemm.config import TileConfig
-from .text import from_text, to_text
 from ..outer.config import OuterConfig
+from .block_config import GemmConfigs, MoeConfig
+from .text import from_text, to_text
 
 __all__ = ["Choice"]
 

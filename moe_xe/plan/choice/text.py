@@ -6,9 +6,9 @@ import functools
 import json
 from enum import Enum
 
-from .block_config import GemmConfigs, MoeConfig
 from ..gemm.config import CpuConfig, GenericConfig, XeConfig, field_types
 from ..outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
+from .block_config import GemmConfigs, MoeConfig
 
 __all__ = ["from_text", "to_text"]
 

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Sequence
 from enum import Enum
 
-from ..xe.candidates import choose_xe_config
-from .config import CpuConfig, GenericConfig, Schedule, TileConfig
 from ..model.devices import DeviceRecord
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+from ..xe.candidates import choose_xe_config
+from .config import CpuConfig, GenericConfig, Schedule, TileConfig
+
 
 class Family(str, Enum):
     """Which inner loop: dpas on Xe, explicit vectors on the CPU device, plain FMA anywhere else."""

@@ -14,8 +14,8 @@ from importlib.resources import files
 import yaml
 
 from ..gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
-from .devices import DeviceRecord
 from ..problem import GroupedGemmProblem
+from .devices import DeviceRecord
 from .schedule import Tile, cut_rows, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop

@@ -7,8 +7,9 @@ from itertools import product
 
 from ..gemm.config import _round_up
 from ..gemm.heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits
-from .config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
 from ..problem import Dtype
+from .config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
+
 
 def outer_fits_block_messages(problem: OuterProblem, operands: OuterOperands) -> bool:
     """True where the operands are what sycl_kernels/include/moe_xe/xe/outer.hpp asks for."""

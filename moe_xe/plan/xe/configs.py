@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from . import rules as xe_rules
 from ..gemm.config import Schedule, XeConfig
 from ..model.cost import TileCost, own_kernel, tile_cost
 from ..model.devices import DeviceRecord
 from ..problem import GroupedGemmProblem
+from . import rules as xe_rules
 
 Shape = tuple[int, int]         # rows and columns of a sub-group
 
