@@ -1,12 +1,11 @@
 """Which tests run: a sample of every grid of cases by default, all with --full, what the sample leaves out with --rest; and until when.
 
-A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis. The sample has every value of two axes, and
-every pair of values of three and more. One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
+A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis, and the sample has every value of each.
+One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
 a test of that kind, is marked `full`. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
 """
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections import Counter, defaultdict
@@ -28,14 +27,14 @@ def pytest_addoption(parser):
     group.addoption("--seconds", type=float, help="begin no test later than this; the others are listed as not run")
 
 
-def covering_sample(points: list[tuple], strength: int) -> list[int]:
-    """Which points to keep so that every combination of values of `strength` axes that occurs, occurs in them. Greedy, the first of equals."""
-    combinations = [set(itertools.combinations(enumerate(point), strength)) for point in points]
-    uncovered, kept = set().union(*combinations), []
+def covering_sample(points: list[tuple]) -> list[int]:
+    """Which points to keep so that every value of each axis occurs in them. Greedy, the first of equals."""
+    values = [set(enumerate(point)) for point in points]
+    uncovered, kept = set().union(*values), []
     while uncovered:
-        best = max(range(len(points)), key=lambda index: len(combinations[index] & uncovered))
+        best = max(range(len(points)), key=lambda index: len(values[index] & uncovered))
         kept.append(best)
-        uncovered -= combinations[best]
+        uncovered -= values[best]
     return sorted(kept)
 
 
@@ -59,7 +58,7 @@ def _sampled(items: list) -> set:
         if len(axes) < 2:
             kept.update(grid)
         else:
-            kept.update(grid[index] for index in covering_sample(list(zip(*axes)), min(2, len(axes) - 1)))
+            kept.update(grid[index] for index in covering_sample(list(zip(*axes))))
     return kept
 
 

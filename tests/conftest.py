@@ -1,14 +1,19 @@
 """Every device test runs on each device that is there: the SYCL CPU device always, torch's XPU where there is one."""
-import importlib
+import os
 import re
 from collections import namedtuple
-from dataclasses import replace
 
 import pytest
 import torch
 
+from moe_xe.ops.launch import ISA_VARIABLE
+from moe_xe.runtime import cpu_isa
 from moe_xe.tuning import default_tuner
 from moe_xe.tuning.tuner import SECONDS_VARIABLE
+
+# Kernels for avx512 take three times as long to compile as those for avx2, in the programs that tests run, too.
+if cpu_isa() != "baseline":
+    os.environ.setdefault(ISA_VARIABLE, "avx2")
 
 DEVICES = ["cpu"] + (["xpu"] if torch.xpu.is_available() else [])
 
@@ -30,21 +35,12 @@ def fresh_tuner(tmp_path, monkeypatch):
     default_tuner.cache_clear()
 
 
-_ASK_FOR_TARGETS = [f"moe_xe.ops.{name}" for name in ("block.activate", "gemm.grouped_outer", "launch", "routing.route", "routing.token_sort")]
-
-
-@pytest.fixture
-def quickly_compiled(monkeypatch):
-    """For tests that are not about kernels: those for avx512 take three times as long to compile as those for avx2. tests/kernels
-    has all instruction sets, and the operators' own tests those of the machine."""
-    target_of = importlib.import_module("moe_xe.ops.launch").target_of
-
-    def narrow(facts):
-        target = target_of(facts)
-        return replace(target, isa="avx2") if (target.isa or "").startswith("avx") else target
-
-    for name in _ASK_FOR_TARGETS:
-        monkeypatch.setattr(importlib.import_module(name), "target_of", narrow)
+@pytest.fixture(scope="module")
+def machines_instructions():
+    """For tests of kernels that tests/kernels does not run with each instruction set."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv(ISA_VARIABLE, raising=False)
+        yield
 
 
 Launched = namedtuple("Launched", "op problem experts rows config origin")

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..device import facts_of, queue_for
+from ..ops.launch import target_of
 from ..plan.gemm.config import TileConfig, XeConfig
-from ..plan.gemm.heuristics import cpu_config, fast_isa
+from ..plan.gemm.heuristics import cpu_config
 from ..plan.model.cost import own_kernel, predict, predict_cpu
 from ..plan.model.devices import DeviceRecord, record_named
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
@@ -67,10 +68,7 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
     problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0)
     if device.architecture is None:
-        from ..runtime import cpu_isa
-
-        isa = fast_isa(cpu_isa(), facts_of(queue_for(torch.device("cpu"))).name)
-        config: TileConfig = cpu_config(problem, isa)
+        config: TileConfig = cpu_config(problem, target_of(facts_of(queue_for(torch.device("cpu")))).isa)
         prediction = predict_cpu(problem, rows, config, device)
     else:
         config = choose_xe_config(problem, sum(rows), model.num_experts, device)

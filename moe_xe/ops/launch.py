@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
 from ..plan.choice.choice import Choice
 from ..plan.gemm.config import Schedule
-from ..plan.gemm.heuristics import fast_isa, has_wide_dpas
+from ..plan.gemm.heuristics import chosen_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
@@ -64,12 +65,19 @@ class Call:
                 "gather_indices" if self.gathered else "scatter_indices": self.row_indices, "row_scales": self.row_scales}
 
 
-@functools.lru_cache(maxsize=64)
+ISA_VARIABLE = "MOE_XE_CPU_ISA"
+
+
 def target_of(facts: DeviceFacts) -> Target:
-    """What the planner needs of these facts."""
+    """What the planner needs of these facts, and of the environment. Raises ValueError for instructions that the CPU has not."""
+    return _target_of(facts, os.environ.get(ISA_VARIABLE, ""))
+
+
+@functools.lru_cache(maxsize=64)
+def _target_of(facts: DeviceFacts, wanted_isa: str) -> Target:
     if facts.kind == "cpu":
-        isa = runtime.cpu_isa()
-        return Target(True, facts.xe_cores, False, isa=fast_isa(isa, facts.name), best_isa=isa)
+        best = runtime.cpu_isa()
+        return Target(True, facts.xe_cores, False, isa=chosen_isa(best, facts.name, wanted_isa), best_isa=best)
     dpas = has_wide_dpas(facts.has_matrix_engine, facts.sub_group_sizes)
     return Target(False, facts.xe_cores, dpas, record=record_of(facts.name, facts.xe_cores) if dpas else None)
 

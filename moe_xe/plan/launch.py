@@ -21,7 +21,7 @@ from .rules import check_config, check_outer_config, check_outer_queue, check_qu
 class Target:
     """What the plan must know of a device. cores: Xe cores, or compute units; record: of an Xe GPU with wide dpas.
 
-    isa: the CPU's fastest vector instructions; best_isa: the newest that it has.
+    isa: the CPU's vector instructions that kernels use; best_isa: the newest that it has.
     """
     is_cpu: bool
     cores: int

@@ -9,7 +9,6 @@ from moe_xe.grouped_gemm.reference.moe_ops import get_routing_indices
 
 from ..ops.tiles import outer_tile, tile
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

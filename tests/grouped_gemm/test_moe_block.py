@@ -12,7 +12,6 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 import moe_xe
 from moe_xe.grouped_gemm.reference.moe_block import Llama4MoeFusedGroupedGEMMBlock, Qwen3MoeFusedGroupedGEMMBlock
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN = 44
 

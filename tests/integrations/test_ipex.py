@@ -9,7 +9,6 @@ from torch import nn
 
 from moe_xe.integrations.ipex import GatedMLPMOE
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 46, 27, 3
 

@@ -20,7 +20,6 @@ from moe_xe import MoeConfig  # noqa: E402
 from moe_xe.integrations.transformers import fused_activation  # noqa: E402
 from tests.ops.tiles import tile  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY = 64, 32, 8, 3, 96
 

@@ -10,8 +10,6 @@ transformers = pytest.importorskip("transformers", minversion="5.23")
 
 from tests.integrations.test_transformers import _model, _prompt  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def _adapt(model, block=None):
     for module in list(model.modules()):

@@ -9,7 +9,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import moe_xe
 from tests.integrations.test_transformers import GPT_OSS, HIDDEN, INKLING2, NEMOTRON, QWEN3, _experts, _routing, _run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 experts_classes = pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, NEMOTRON, INKLING2])
 

@@ -14,7 +14,6 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS  # noqa: E402
 
 import moe_xe.integrations.transformers as integration  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY = 48, 40, 8, 3, 61
 

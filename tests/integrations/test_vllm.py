@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from moe_xe.integrations.vllm import XpuFusedMoe, xpu_fused_moe
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 5, 46, 27, 2
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

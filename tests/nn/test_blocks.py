@@ -19,7 +19,6 @@ from transformers.models.llama4.modeling_llama4 import Llama4ForCausalLM, Llama4
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock  # noqa: E402
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, INTERMEDIATE, SHARED, EXPERTS, TOP_K = 52, 24, 20, 8, 3
 SIZES = dict(hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_experts=EXPERTS, top_k=TOP_K)

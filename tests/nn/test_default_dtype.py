@@ -12,7 +12,6 @@ pytest.importorskip("transformers", minversion="5.23")
 
 from tests.integrations.test_transformers import GPT_OSS, INKLING2, QWEN3, _experts, _routing, _run  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, TOP_K = 52, 3
 SIZES = dict(hidden_size=HIDDEN, intermediate_size=24, num_experts=8, top_k=TOP_K)

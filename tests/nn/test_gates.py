@@ -17,8 +17,6 @@ pytest.importorskip("transformers", minversion="5.23")
 
 from tests.integrations.test_transformers import GPT_OSS, HIDDEN, NEMOTRON, QWEN3, _experts, _routing  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 class Scaled:
     """An activation that is no module."""

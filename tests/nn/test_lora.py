@@ -9,7 +9,6 @@ from torch import nn
 
 from moe_xe.nn import DeepseekV3Block, Experts, Llama4Block, LoraExperts, Qwen3MoeBlock
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, TOKENS, RANK = 52, 24, 6, 3, 20, 4
 SIZES = dict(hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_experts=EXPERTS)

@@ -11,7 +11,6 @@ from moe_xe.nn import DeepseekV3Block, GptOssBlock, Llama4Block, MixtralBlock, Q
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY, LAYERS = 52, 24, 8, 3, 61, 3
 

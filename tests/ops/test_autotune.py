@@ -25,7 +25,7 @@ FASTER = dict(raster_group=2)        # the kernel differs, but not what it compu
 
 @pytest.fixture(autouse=True)
 def one_trial(fresh_tuner, monkeypatch):
-    """Beside the default, so that little is compiled; of what compiles fast, by single calls. Returns the problems measured."""
+    """Beside the default, so that little is compiled; by single calls. Returns the problems measured."""
     problems = []
 
     def one_config(plan, operands, tokens_per_expert, target):
@@ -33,10 +33,6 @@ def one_trial(fresh_tuner, monkeypatch):
         change = FASTER if hasattr(plan.config, "raster_group") else dict(tile_rows=plan.config.tile_rows // 2)
         return [replace(plan.config, **change)]
 
-    target_of = launch.target_of
-    narrow = lambda facts: replace(target_of(facts), isa=ISA) if target_of(facts).is_cpu else target_of(facts)
-    for module in (launch, outer_module):
-        monkeypatch.setattr(module, "target_of", narrow)
     monkeypatch.setattr(tuned, "trial_configs", one_config)
     monkeypatch.setattr(timing, "_BURST_SECONDS", 0)
     return problems

@@ -14,7 +14,6 @@ from moe_xe.runtime import Queue
 from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import outer_tile, tile
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 COUNTS = [5, 0, 40, 1]
 E, N, K, ROWS = len(COUNTS), 102, 75, sum(COUNTS)

@@ -4,7 +4,6 @@ import torch
 
 import moe_xe
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 F32 = dict(dtype=torch.float32)
 
 

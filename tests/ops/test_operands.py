@@ -13,7 +13,6 @@ import moe_xe
 from .every_op import E, H, I, K, ROWS, T, every_op
 
 OPS = list(every_op())
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def results(result) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ T = 9
 
 
 @pytest.fixture(autouse=True)
-def captured(quickly_compiled):
+def captured():
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         yield
     torch._dynamo.reset()

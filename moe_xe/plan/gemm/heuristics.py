@@ -8,7 +8,7 @@ from enum import Enum
 from ..model.devices import DeviceRecord
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
-from .config import CpuConfig, GenericConfig, Schedule, TileConfig
+from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
 
 
 class Family(str, Enum):
@@ -95,6 +95,17 @@ def fast_isa(isa: str, device_name: str) -> str:
     times the time, dot products at the same.
     """
     return "avx512" if isa == "avx512_bf16" and "intel" in device_name.lower() else isa
+
+
+def chosen_isa(best: str, device_name: str, wanted: str) -> str:
+    """The vector instructions of kernels: those that are wanted, else the fastest. best: the newest that the CPU has.
+
+    Raises ValueError for what it has not."""
+    known = list(VECTOR_DWORDS)     # best first
+    usable = known[known.index(best):]
+    if wanted and wanted not in usable:
+        raise ValueError(f"MOE_XE_CPU_ISA must be one of {', '.join(usable)} on this CPU, got {wanted!r}")
+    return wanted or fast_isa(best, device_name)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,6 +16,8 @@ from moe_xe.plan.problem import Activation, ActivationKind
 
 from .case import activated
 
+pytestmark = pytest.mark.usefixtures("machines_instructions")
+
 POISON = 777
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 HALVES, INTERLEAVED, PLAIN = (True, False), (True, True), (False, False)

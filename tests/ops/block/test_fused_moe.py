@@ -21,9 +21,6 @@ ALL_OFF = Fusions(gather=False, activation=False, scatter=False, shared=False)
 BIASES = (F32, F32)
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 # an activation is the same code in both layouts, what pairs are is not
 ACTIVATIONS = {
     "gelu": dict(activation="gelu"),

@@ -23,9 +23,6 @@ BIASES = (F32, F32)
 LIMITS = {BF16: (6e-2, 8e-3), F16: (8e-3, 1e-3), F32: (1e-5, 1e-6)}
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 def leaves(block: dict, device, dtype: torch.dtype | None = None, frozen=()) -> tuple[dict, dict[str, torch.Tensor]]:
     """The block with leaves of autograd for its floating tensors, and these by name; in `dtype`, if it is given."""
     named = {}

@@ -7,7 +7,6 @@ import moe_xe
 from ..block.case import make, moved
 from .test_gradients import ints
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 FORMS = {"grouped_gemm": ((9, 13), (4, 11, 13)), "grouped_mm": ((9, 13), (4, 13, 11)), "2D x 2D": ((11, 9), (9, 13)),
          "grouped_outer": ((9, 11), (9, 13)), "interface": ((9, 13), (4, 11, 13)), "dX": ((9, 11), (4, 11, 13)), "dW": ((9, 13), (9, 11))}

@@ -8,8 +8,6 @@ N, K = 11, 13
 COUNTS, ROWS, ENDS = [0, 5, 1, 3], 12, [0, 5, 6, 9]      # three rows are nobody's
 EXPERTS = torch.tensor([1] * 5 + [2] + [3] * 3)
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def ints(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)

@@ -13,6 +13,8 @@ from moe_xe.plan.gemm.heuristics import generic_config
 from moe_xe.plan.override import force_config
 from moe_xe.plan.model.schedule import tiles
 
+pytestmark = pytest.mark.usefixtures("machines_instructions")
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 COUNTS = [0, 5, 300, 1, 64, 0, 17]
 

@@ -22,9 +22,6 @@ ADAPTERS = ("lora13.a", "lora13.b", "lora2.a", "lora2.b")
 LIMITS = {BF16: (1e-1, 1e-2), F16: (1.5e-2, 1.3e-3), F32: (1e-5, 1e-6)}
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 def adapter(experts: int, n: int, k: int, rank: int, scaling: float, dtype=F32) -> LoraAdapter:
     """Of the weights' size, so that leaving it out shows."""
     return LoraAdapter((torch.randn(experts, rank, k) / k**0.5).to(dtype), (torch.randn(experts, n, rank) / rank**0.5).to(dtype), scaling)

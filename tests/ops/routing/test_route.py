@@ -13,6 +13,8 @@ from moe_xe.plan.block.routing import GroupScore, RoutingProblem, Scoring
 
 from .case import assert_routed, expected
 
+pytestmark = pytest.mark.usefixtures("machines_instructions")
+
 SCORINGS = [scoring.value for scoring in Scoring]
 NAN, INF = float("nan"), float("inf")
 

@@ -12,6 +12,8 @@ from moe_xe.ops.checks import DTYPES
 from moe_xe.ops.routing.token_sort import SortedTokens, check_routing, combine, launch_combine, launch_sort, sort_tokens
 from moe_xe.plan.launch import Target
 
+pytestmark = pytest.mark.usefixtures("machines_instructions")
+
 POISON = 777
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 

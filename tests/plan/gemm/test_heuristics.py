@@ -76,3 +76,11 @@ def test_intel_cpus_multiply_bf16_with_fma():
     assert h.fast_isa("avx512_bf16", "Intel(R) Xeon(R) Processor") == "avx512"
     assert h.fast_isa("avx512_bf16", "AMD EPYC 9654 96-Core Processor") == "avx512_bf16"
     assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
+
+
+def test_wanted_vector_instructions():
+    assert h.chosen_isa("avx512_bf16", "AMD EPYC", "") == "avx512_bf16" and h.chosen_isa("avx512_bf16", "Intel", "") == "avx512"
+    assert h.chosen_isa("avx512_bf16", "Intel", "avx512_bf16") == "avx512_bf16" and h.chosen_isa("avx512", "AMD", "baseline") == "baseline"
+    for wrong in ("avx512", "AVX2", "sse"):
+        with pytest.raises(ValueError, match=f"MOE_XE_CPU_ISA must be one of avx2, baseline on this CPU, got '{wrong}'"):
+            h.chosen_isa("avx2", "AMD", wrong)
