@@ -3,6 +3,9 @@ import ctypes
 import mmap
 
 import torch
+from hypothesis import settings
+
+settings.register_profile("compiling")      # of conftest.py, which programs outside pytest do not read
 
 
 def before_a_hole(tensor: torch.Tensor) -> torch.Tensor:

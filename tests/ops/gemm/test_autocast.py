@@ -48,7 +48,7 @@ def test_out_dtype_and_out_are_the_callers(device):
 
 def test_float64_is_refused_as_ever(device):
     x, y = (torch.randn(shape, dtype=torch.float64, device=device) for shape in FORMS["grouped_gemm"])
-    with torch.autocast(device.type, torch.bfloat16), pytest.raises(TypeError, match="a must be bfloat16, float16 or float32"):
+    with torch.autocast(device.type, torch.bfloat16), pytest.raises(TypeError, match="w must be bfloat16, float16 or float32"):
         product("grouped_gemm", x, y, device)
 
 

@@ -253,7 +253,7 @@ WRONG = {
     "indices on two devices": (dict(gather_indices_right=INDICES.to("meta")), ValueError, "gather_indices_right is on meta"),
     "indices are int64": (dict(gather_indices_left=INDICES.long()), TypeError, "gather_indices_left must be int32"),
     "nothing to gather from": (dict(right=RIGHT[:0], gather_indices_right=INDICES), ValueError, "right has no rows"),
-    "the divisor is 0": (dict(gather_divisor=0), ValueError, "gather_divisor must be a positive int, got 0"),
+    "the divisor is 0": (dict(gather_divisor=0), ValueError, "gather_divisor must be from 1 to 2147483647, got 0"),
     "out has another shape": (dict(out=torch.empty(3, 8, 16)), ValueError, r"out must be float32\[3, 16, 8\], got float32\[3, 8, 16\]"),
     "out has another dtype": (dict(out=torch.empty(3, 16, 8), out_dtype=torch.float16), ValueError, "out must be float16"),
     "out's rows overlap": (dict(out=torch.empty(16, 8).expand(3, 16, 8)), ValueError, "out's rows must not overlap"),
