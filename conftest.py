@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 3, deadline=None)
+    hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 2, deadline=None)
     # workers get the options of the run, so the time that it ends is set once
     if config.option.seconds is not None and not hasattr(config, "workerinput"):
         config.option.seconds += time.time()

@@ -38,7 +38,7 @@ def test_the_table_fits_80_columns(rows):
     assert len(done.stdout.splitlines()) == 10 and max(map(len, done.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("arguments", [("--n", 40), ("--layer", 24), ("--divide", 0), ("--rows", "missing.json")])
+@pytest.mark.parametrize("arguments", [("--n", 40), *(pytest.param(wrong, marks=pytest.mark.full) for wrong in (("--layer", 24), ("--divide", 0), ("--rows", "missing.json")))])
 def test_wrong_options(arguments):
     assert run(*arguments).returncode == 2
 

@@ -74,7 +74,7 @@ def test_blocks(name, default, under):
 
 
 @defaults
-@pytest.mark.parametrize("name", ["qwen3_moe", "llama4"])
+@pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("llama4", marks=pytest.mark.full)])
 def test_adapters(name, default, under):
     block = _randomized(BLOCKS[name](dtype=torch.float32))
     block.experts = under(LoraExperts, block.experts, 4)

@@ -90,7 +90,7 @@ def block_gemms(layout: WeightLayout) -> dict[str, GroupedGemmProblem]:
     }
 
 
-LIKE_OTHERS = ("qwen3 first", "one slot, second", "gpt-oss second")
+LIKE_OTHERS = ("qwen3 first", "one slot, second", "shared, second", "gpt-oss second")
 BLOCK_GEMMS = [pytest.param(problem, id=f"{name}-{layout.value}", marks=[pytest.mark.full] * (name in LIKE_OTHERS))
                for layout in WeightLayout for name, problem in block_gemms(layout).items()]
 
@@ -107,7 +107,7 @@ def test_no_spills_of_the_block(problem, device):
 
 @pytest.mark.parametrize("layout, activation", [
     *(pytest.param(WeightLayout.enk, kind, marks=[pytest.mark.full] * (kind is not ActivationKind.swiglu_oai)) for kind in ActivationKind),
-    (WeightLayout.ekn, ActivationKind.gelu)])
+    pytest.param(WeightLayout.ekn, ActivationKind.gelu, marks=pytest.mark.full)])
 def test_no_spills_of_activations(layout, activation):
     """Of neighbours, with biases, factors and tails: the most that the epilogue can have."""
     problem = GroupedGemmProblem(1016, 1000, BF16, F32, layout, bias=F32, gathered=True, slots=3, row_scale=RowScale.sums,

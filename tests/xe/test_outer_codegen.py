@@ -37,7 +37,7 @@ def image(problem: OuterProblem) -> bytes:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=name)
+@pytest.mark.parametrize("problem", [pytest.param(p, marks=[pytest.mark.full] * (p.accumulate or p.p != 1536)) for p in PROBLEMS], ids=name)
 def test_no_spills_and_inner_loop(problem, device):
     summary = summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), KERNEL_NAME)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())

@@ -53,7 +53,7 @@ def test_every_shape(kind, layout):
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("kind, n, k, total_rows, num_experts", [
     ("gathered, halves", 1536, 2048, 1 << 13, 128), ("gathered, interleaved", 5760, 2880, 1 << 13, 32),
-    ("scattered", 2880, 2880, 1 << 12, 32), ("rows", 4096, 14336, 1 << 14, 8)])
+    ("scattered", 2880, 2880, 1 << 12, 32), pytest.param("rows", 4096, 14336, 1 << 14, 8, marks=pytest.mark.full)])
 def test_defaults_of_models(kind, n, k, total_rows, num_experts, layout):
     problem = problem_of(kind, layout)
     run(problem, default_config(problem, n, k, total_rows, num_experts), COUNTS, groups=(7,))

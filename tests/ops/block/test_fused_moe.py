@@ -138,7 +138,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * ("ekn" in name or "no gate" in name)) for name in SHARED])
 def test_shared_expert(name, device):
     """With biases of the routed experts, which the shared one does not get; with and without weights of its own."""
     options, size = SHARED[name]

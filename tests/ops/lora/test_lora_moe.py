@@ -115,7 +115,7 @@ def test_variants(name, recompute, device):
     check(with_adapters(make(**VARIANTS[name])), device, recompute=recompute)
 
 
-@pytest.mark.parametrize("rank13, rank2", [(1, 64), (8, None), (None, 5)])
+@pytest.mark.parametrize("rank13, rank2", [pytest.param(1, 64, marks=pytest.mark.full), (8, None), (None, 5)])
 def test_ranks(rank13, rank2, device):
     check(with_adapters(make(bias=BIASES), rank13, rank2), device)
 
@@ -126,7 +126,7 @@ def test_types(dtype, layout, adapters, device):
     check(with_adapters(make(dtype=dtype, bias=(dtype, F32), weight_layout=layout), dtype=adapters), device)
 
 
-@pytest.mark.parametrize("top_k, ids", [(1, torch.int64), (2, torch.int32), (4, torch.int32)])
+@pytest.mark.parametrize("top_k, ids", [(1, torch.int64), pytest.param(2, torch.int32, marks=pytest.mark.full), (4, torch.int32)])
 def test_experts_per_token(top_k, ids, device):
     check(with_adapters(make(top_k=top_k, ids_dtype=ids)), device)
 
