@@ -74,13 +74,19 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 2, deadline=None)
-    # workers get the options of the run, so the time that it ends is set once
-    if config.option.seconds is not None and not hasattr(config, "workerinput"):
-        config.option.seconds += time.time()
+    config.ends = None if config.option.seconds is None else time.time() + config.option.seconds
+    if hasattr(config, "workerinput"):
+        config.ends = config.workerinput["ends"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """All workers end when the run does, whenever they begin."""
+    node.workerinput["ends"] = node.config.ends
 
 
 def pytest_runtest_protocol(item, nextitem):
-    ends = item.config.option.seconds
+    ends = item.config.ends
     if ends is None or time.time() < ends:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)

@@ -74,6 +74,13 @@ def test_no_time(run):
     assert re.search(r"= 11 deselected, 6 not run in ", said), said
 
 
+def test_workers_end_with_the_run(run):
+    status, passed, said = run("-n", "2", "--seconds", "600")
+    assert (status, len(passed)) == (0, 6) and "not run" not in said
+    status, passed, said = run("-n", "2", "--seconds", "0")
+    assert (status, passed) == (0, []) and "6 not run in " in said
+
+
 def test_a_crash_is_one_failure(run, monkeypatch):
     monkeypatch.setenv("CRASH", "1")
     status, passed, said = run("-n", "2", "--dist", "worksteal")
