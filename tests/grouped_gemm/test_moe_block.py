@@ -4,14 +4,15 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
-from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
-from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 import moe_xe
 from moe_xe.grouped_gemm.reference.moe_block import Llama4MoeFusedGroupedGEMMBlock, Qwen3MoeFusedGroupedGEMMBlock
 
+pytest.importorskip("transformers", minversion="5.23")
+from transformers.models.llama4.configuration_llama4 import Llama4TextConfig  # noqa: E402
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe  # noqa: E402
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig  # noqa: E402
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock  # noqa: E402
 
 HIDDEN = 44
 
