@@ -10,9 +10,9 @@ from moe_xe.bench.numerics import difference
 from moe_xe.ops.block.call import BlockCall, block_call
 
 F = torch.nn.functional
-# largest error over the reference's RMS, and half the mean square of the relative one: the activations and the result
-# are rounded to the type
-LIMITS = {torch.bfloat16: (5e-2, 1e-5), torch.float16: (8e-3, 2e-7), torch.float32: (2e-5, 1e-11)}
+# largest error of an element over its size plus the reference's RMS, since large results are rounded by as much more, and half the mean
+# square of the relative one: the activations and the result are rounded to the type
+LIMITS = {torch.bfloat16: (3e-2, 1e-5), torch.float16: (4e-3, 2e-7), torch.float32: (1e-5, 1e-11)}
 GATES = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "relu2": lambda g: g.relu() ** 2}
 HIDDEN, INTERMEDIATE = 50, 37       # whole vectors of no instruction set
 
@@ -108,8 +108,10 @@ def run(arguments: dict, device, fusions=Fusions(), out=None, workspace=None) ->
 
 
 def assert_right(out: torch.Tensor, expected: torch.Tensor) -> None:
-    found, (max_error, calc_diff) = difference(out.cpu(), expected), LIMITS[out.dtype]
-    assert out.shape == expected.shape and found.max_error <= max_error and found.calc_diff <= calc_diff, found
+    found, (largest, calc_diff) = difference(out.cpu(), expected), LIMITS[out.dtype]
+    rms = expected.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    errors = (out.cpu().double() - expected).abs() / (expected.abs() + rms)
+    assert found.calc_diff <= calc_diff and (errors <= largest).all(), (found, errors.max())
 
 
 def check(arguments: dict, device, **options) -> torch.Tensor:
