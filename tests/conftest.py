@@ -6,7 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from moe_xe.ops.launch import ISA_VARIABLE
+from moe_xe.plan.gemm.heuristics import ISA_VARIABLE
 from moe_xe.runtime import cpu_isa
 from moe_xe.tuning import default_tuner
 from moe_xe.tuning.tuner import SECONDS_VARIABLE

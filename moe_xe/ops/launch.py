@@ -15,7 +15,7 @@ from ..jit import compile_kernel
 from ..jit.source import grouped_gemm_source
 from ..plan.choice.choice import Choice
 from ..plan.gemm.config import Schedule
-from ..plan.gemm.heuristics import chosen_isa, has_wide_dpas
+from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
@@ -63,9 +63,6 @@ class Call:
         """What is read, by the names that users know."""
         return {"a": self.a, "w": self.w, rows_name(self.rows_format): self.rows, "bias": self.bias,
                 "gather_indices" if self.gathered else "scatter_indices": self.row_indices, "row_scales": self.row_scales}
-
-
-ISA_VARIABLE = "MOE_XE_CPU_ISA"
 
 
 def target_of(facts: DeviceFacts) -> Target:

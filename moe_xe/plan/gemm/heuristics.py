@@ -97,6 +97,9 @@ def fast_isa(isa: str, device_name: str) -> str:
     return "avx512" if isa == "avx512_bf16" and "intel" in device_name.lower() else isa
 
 
+ISA_VARIABLE = "MOE_XE_CPU_ISA"
+
+
 def chosen_isa(best: str, device_name: str, wanted: str) -> str:
     """The vector instructions of kernels: those that are wanted, else the fastest. best: the newest that the CPU has.
 
@@ -104,7 +107,7 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
     known = list(VECTOR_DWORDS)     # best first
     usable = known[known.index(best):]
     if wanted and wanted not in usable:
-        raise ValueError(f"MOE_XE_CPU_ISA must be one of {', '.join(usable)} on this CPU, got {wanted!r}")
+        raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(usable)} on this CPU, got {wanted!r}")
     return wanted or fast_isa(best, device_name)
 
 
