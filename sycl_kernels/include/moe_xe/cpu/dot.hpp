@@ -19,13 +19,13 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
   };
   for_sums([&](int row, int column) { sums[row][column] = 0.f; });
   if constexpr (whole > summed) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
-  const auto add = [&](auto load_at) {
+  const auto add = [&](auto tokens_of, auto weights_of) {
     Dwords weights[columns];
 #pragma unroll
-    for (int column = 0; column < columns; ++column) weights[column] = load_at(w[column]);
+    for (int column = 0; column < columns; ++column) weights[column] = weights_of(column);
 #pragma unroll
     for (int row = 0; row < rows; ++row) {
-      const Dwords tokens = load_at(a[row]);
+      const Dwords tokens = tokens_of(row);
 #pragma unroll
       for (int half = 0; half < chunk_vectors; ++half)
 #pragma unroll
@@ -40,7 +40,7 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
     for (; k < end; k += chunk) {
 #pragma unroll
       for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
-      add([=](const Input* row) { return load_chunk(row + k); });
+      add([=](int row) { return load_chunk(a[row] + k); }, [=](int column) { return load_chunk(w[column] + k); });
     }
     if constexpr (whole > summed)
       for_sums([&](int row, int column) {
@@ -48,15 +48,18 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
         sums[row][column] = 0.f;
       });
   }
-  if constexpr (whole < problem::k)
-    add([=](const Input* row) { return load_chunk(row + whole, int(problem::k - whole)); });
+  if constexpr (whole < problem::k) {   // the last elements by way of memory, in loops: a copy for each vector is slow to compile
+    constexpr int left = int(problem::k - whole);
+    Dwords tokens[rows], weights[columns];
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) tokens[row] = load_chunk(a[row] + whole, left);
+#pragma unroll 1
+    for (int column = 0; column < columns; ++column) weights[column] = load_chunk(w[column] + whole, left);
+    add([&](int row) { return tokens[row]; }, [&](int column) { return weights[column]; });
+  }
   if constexpr (whole > summed) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
 #pragma unroll
-  for (int row = 0; row < rows; ++row) {
-    result[row] = 0.f;
-#pragma unroll
-    for (int column = 0; column < columns; ++column) result[row][column] = sum_of(sums[row][column]);
-  }
+  for (int row = 0; row < rows; ++row) result[row] = sums_of(sums[row]);
 }
 
 }  // namespace moe_xe

@@ -74,16 +74,6 @@ template <Dtype dtype> void store_rounded(Element<dtype>* to, Floats value, int 
   rounded.copy_to(to, count);
 }
 
-inline float sum_of(Floats value) {
-  float sum[width];
-  store(sum, value);
-#pragma unroll
-  for (int step = width / 2; step > 0; step /= 2)
-#pragma unroll
-    for (int i = 0; i < step; ++i) sum[i] += sum[i + step];
-  return sum[0];
-}
-
 template <class V, int... index> V shuffle(V a, V b, std::integer_sequence<int, index...>) {
   return __builtin_shufflevector(a, b, index...);
 }
@@ -102,6 +92,24 @@ template <int part> struct EverySecond {
 inline void unweave(Floats low, Floats high, Floats& gate, Floats& up) {
   gate = shuffle<EverySecond<0>>(low, high);
   up = shuffle<EverySecond<1>>(low, high);
+}
+
+// Lane i, for i < count: the sum of values[i]'s lanes.
+template <int count> Floats sums_of(Floats (&values)[count]) {
+  static_assert(count > 0 && (count & (count - 1)) == 0 && count <= width);
+#pragma unroll
+  for (int lanes = width, left = count; lanes > 1; lanes /= 2, left = (left + 1) / 2)
+#pragma unroll
+    for (int i = 0; i < left; i += 2) {
+      Floats even, odd;
+      unweave(values[i], values[left > 1 ? i + 1 : i], even, odd);
+      values[i / 2] = even + odd;
+    }
+  return values[0];
+}
+inline float sum_of(Floats value) {
+  Floats values[] = {value};
+  return sums_of(values)[0];
 }
 
 // Within 128-bit lanes, interleaves the low (half 0) or high (half 1) groups of `group` dwords of a and b.
