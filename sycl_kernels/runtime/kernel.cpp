@@ -66,7 +66,7 @@ Kernel Kernel::from_binary(const Queue& queue, std::span<const std::byte> binary
     try {
         return Kernel(load_binary(queue.sycl(), binary, function_name(name)),
                       queue.sycl().get_device(), name, signature);
-    } catch (const std::exception& error) {
+    } catch (const sycl::exception& error) {
         throw BinaryError(error.what());
     }
 }
@@ -75,7 +75,7 @@ std::vector<std::byte> Kernel::binary() const {
     enter_runtime();
     try {
         return extract_binary(loaded_.kernel, device_);
-    } catch (const std::exception& error) {
+    } catch (const sycl::exception& error) {
         throw BinaryError(error.what());
     }
 }
