@@ -107,7 +107,7 @@ def test_every_family_agrees_with_its_peers_and_the_reference(name, device):
     assert json.loads(json.dumps(result.as_dict()))["correct"]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", pytest.param("fp32", marks=pytest.mark.full)])
 def test_other_dtypes(dtype, device):
     (result,) = run("gpt-oss", dtype=dtype, device=device)
     assert result.correct and result.dtype == dtype

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from moe_xe import timing
 from moe_xe.bench import block, block_models
 from moe_xe.cli import app
+from moe_xe.ops import tuned
 from moe_xe.plan.model.devices import DeviceRecord
+from moe_xe.plan.trials import trial_configs
 
 pytest.importorskip("transformers", minversion="5.23")
 
@@ -19,9 +21,10 @@ SMALL = ("--scale", 64, "--seconds", 0, "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A known roofline, and times of single calls."""
+    """A known roofline, times of single calls, and one trial where it tunes."""
     monkeypatch.setattr(block, "record_for", lambda device: RECORD)
     monkeypatch.setattr(timing, "_BURST_SECONDS", 0)
+    monkeypatch.setattr(tuned, "trial_configs", lambda *arguments: trial_configs(*arguments)[:1])
 
 
 def run(*arguments):

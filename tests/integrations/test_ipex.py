@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe_xe.integrations.ipex import GatedMLPMOE
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 
-EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 46, 27, 3
+EXPERTS, TOP_K = 8, 3
 
 
 def make(tokens=19, num_experts=EXPERTS, dtype=torch.float32):

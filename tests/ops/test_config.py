@@ -129,7 +129,7 @@ def block(**options) -> dict:
 
 @pytest.mark.parametrize("options", [{}, dict(shared=True)], ids=["routed", "with a shared expert of another size"])
 def test_fused_moe(options, launched):
-    arguments = block(**({"shared": make_shared(29)} if options else {}))
+    arguments = block(**({"shared": make_shared(INTERMEDIATE + 4)} if options else {}))
     out, plain = fused_moe(**arguments, config=MOE), fused_moe(**arguments)
     assert_near(out, plain)
     lines = launched()
@@ -142,7 +142,7 @@ def test_fused_moe(options, launched):
 def test_training_uses_each_of_six(function, recompute, launched):
     arguments = block()
     if function is lora_moe:
-        arguments["lora13"] = LoraAdapter(torch.randn(6, 4, HIDDEN), torch.randn(6, 2 * INTERMEDIATE, 4))
+        arguments["lora13"] = LoraAdapter(torch.randn(6, 8, HIDDEN), torch.randn(6, 2 * INTERMEDIATE, 8))
     names = ("hidden_states", "w13", "w2", "topk_weights")
     for name in names:
         arguments[name].requires_grad_()
