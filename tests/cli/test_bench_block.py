@@ -46,7 +46,7 @@ def test_the_founding_command_lines(arguments, permute_x, permute_y):
 
 @pytest.mark.parametrize("mode", ["backward", "both"])
 def test_training(mode):
-    result = run("--model", "mixtral", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
+    result = run("--model", "gpt-oss", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
     assert result.exit_code == 0, result.output
     (case,) = json.loads(result.stdout)
     assert (case["mode"], case["permute_x"], case["permute_y"], case["correct"]) == (mode, True, True, True)

@@ -155,7 +155,7 @@ def test_wrong_state_dicts_change_nothing():
     state, before = module.peft_state_dict(), copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match="must have the key 'base_layer.lora_B.weight'"):
         module.load_peft_state_dict({key: torch.ones_like(value) for key, value in state.items() if key != "base_layer.lora_B.weight"})
-    with pytest.raises(ValueError, match=r"state_dict\['lora_B.weight'\] must be \[50, 37\], got \[37, 50\]"):
+    with pytest.raises(ValueError, match=r"state_dict\['lora_B.weight'\] must be \[50, 48\], got \[48, 50\]"):
         module.load_peft_state_dict({key: torch.ones_like(value) for key, value in state.items()} | {"lora_B.weight": state["lora_B.weight"].T})
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
