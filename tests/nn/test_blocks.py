@@ -183,6 +183,7 @@ def test_compiles_without_graph_breaks(family):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full       # tests/ops/block/test_fused_moe.py has some
 @settings(settings.get_profile("compiling"), suppress_health_check=list(HealthCheck))
 @given(hidden_size=st.integers(1, 70), intermediate_size=st.integers(1, 40), num_experts=st.integers(1, 9),
        data=st.data())

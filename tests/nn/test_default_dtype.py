@@ -88,7 +88,7 @@ def test_adapters(name, default, under):
 
 
 @defaults
-@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, INKLING2])
+@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, pytest.param(*INKLING2, marks=pytest.mark.full)])
 def test_transformers_experts(module, name, default, under):
     experts, (ids, weights) = _experts(module, name).requires_grad_(), _routing(9)
     x = torch.randn(9, experts.down_proj.shape[1 if not experts.is_transposed else 2])

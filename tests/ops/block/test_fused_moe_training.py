@@ -457,6 +457,7 @@ def test_any_number_of_tokens_and_experts(device, tokens, experts, layout, recom
     check(make(tokens, experts, weight_layout=layout), device, recompute=recompute)
 
 
+@pytest.mark.full       # each size compiles a whole block; test_fused_moe.py has some in forward
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hidden=st.integers(1, 90), intermediate=st.integers(1, 90), top_k=st.integers(1, 8), dtype=st.sampled_from([BF16, F16, F32]),
        seed=st.integers(0, 2**31))
