@@ -19,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WO
 
 _NO_TIME = "no time was left"
 
+# What --device runs, but for tests marked cpu_device.
+_ON_A_CARD = ("tests/ops/", "tests/nn/", "tests/grouped_gemm/", "tests/integrations/", "tests/runtime/")
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("moe_xe")
@@ -66,16 +69,26 @@ def _sampled(items: list) -> set:
 
 @pytest.hookimpl(trylast=True)      # after -m and -k
 def pytest_collection_modifyitems(config, items):
+    if config.option.device is not None:
+        _keep(config, items, [item for item in items if _runs_on_a_card(item, config)])
     if config.option.full and not config.option.rest or any("::" in argument for argument in config.args):
         return      # who names a test wants all of it
     sample = _sampled(items)
-    left_out = [item for item in items if (item in sample) == config.option.rest]
-    items[:] = [item for item in items if (item in sample) != config.option.rest]
-    config.hook.pytest_deselected(items=left_out)
+    _keep(config, items, [item for item in items if (item in sample) != config.option.rest])
 
 
-# Of these, --device simulated runs the tests, but for those marked cpu_device.
-_ON_A_CARD = ("tests/ops", "tests/nn", "tests/grouped_gemm", "tests/integrations", "tests/runtime")
+def _keep(config, items: list, kept: list) -> None:
+    left_out = set(items) - set(kept)
+    items[:] = kept
+    config.hook.pytest_deselected(items=list(left_out))
+
+
+def _runs_on_a_card(item, config) -> bool:
+    if not item.nodeid.startswith(_ON_A_CARD) or item.get_closest_marker("cpu_device"):
+        return False
+    return config.option.device == "simulated" or "device" in item.fixturenames      # others make CPU tensors
+
+
 
 
 def _put_card_before_the_process(torch_has_it: bool) -> None:

@@ -229,6 +229,7 @@ def test_activations_are_recognised_by_what_they_compute():
 MOE = MoeConfig(tile(40), GemmConfigs(forward=tile(28)))
 
 
+@pytest.mark.cpu_device
 @two_families
 def test_blocks_take_configurations(family, launched):
     hf, hidden_states = family.hf(), torch.randn(2, 7, HIDDEN)
@@ -259,6 +260,7 @@ def test_experts_with_wrong_configurations():
         FAMILIES["qwen3_moe"].ours(config=MOE, autotune=True)(torch.randn(1, 2, HIDDEN))
 
 
+@pytest.mark.cpu_device
 def test_adapted_experts_keep_the_configuration(launched):
     experts = _random(Experts(EXPERTS, HIDDEN, INTERMEDIATE, config=MOE))
     lora = LoraExperts(experts, 8)

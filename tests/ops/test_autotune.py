@@ -18,6 +18,8 @@ from moe_xe.tuning.store import Entry
 from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import ISA, tile
 
+pytestmark = pytest.mark.cpu_device
+
 COUNTS = [5, 0, 40, 1]
 E, N, K, ROWS = len(COUNTS), 102, 75, sum(COUNTS)
 FASTER = dict(raster_group=2)        # the kernel differs, but not what it computes

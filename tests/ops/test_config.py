@@ -14,6 +14,7 @@ from moe_xe.runtime import Queue
 from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
 from .tiles import outer_tile, tile
 
+pytestmark = pytest.mark.cpu_device
 
 COUNTS = [5, 0, 40, 1]
 E, N, K, ROWS = len(COUNTS), 102, 75, sum(COUNTS)

@@ -7,9 +7,15 @@ from moe_xe.runtime import DeviceNotFoundError, Kernel, Queue
 
 
 @pytest.fixture(scope="session")
-def queue():
+def kind(pytestconfig) -> str:
+    """Of the device under test, as SYCL and dpctl call it."""
+    return "cpu" if pytestconfig.option.device is None else "gpu"
+
+
+@pytest.fixture(scope="session")
+def queue(kind):
     try:
-        return Queue.create("cpu")
+        return Queue.create(kind)
     except DeviceNotFoundError as error:
         pytest.skip(str(error))
 

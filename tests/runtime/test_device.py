@@ -7,20 +7,22 @@ import pytest
 from moe_xe.runtime import cpu_isa, devices
 
 
-def test_facts_agree_with_dpctl(queue):
-    facts, theirs = queue.device, dpctl.SyclDevice("cpu")
-    assert (facts.kind, facts.backend) == ("cpu", "opencl")
+def test_facts_agree_with_dpctl(queue, kind):
+    facts, theirs = queue.device, dpctl.SyclDevice(kind)
+    assert (facts.kind, facts.backend) == (kind, theirs.backend.name)
     assert facts.name == theirs.name
     assert facts.vendor == theirs.vendor
     assert facts.driver_version == theirs.driver_version
-    assert facts.compute_units == facts.xe_cores == theirs.max_compute_units
+    assert facts.compute_units == theirs.max_compute_units
+    assert facts.xe_cores == (facts.compute_units if kind == "cpu" else 20)
     assert list(facts.sub_group_sizes) == list(theirs.sub_group_sizes)
     assert facts.local_mem_bytes == theirs.local_mem_size
     assert facts.global_mem_bytes == theirs.global_mem_size
     assert facts.max_work_group_size == theirs.max_work_group_size
     assert facts.has_fp16 == theirs.has_aspect_fp16
     assert facts.has_atomic64 == theirs.has_aspect_atomic64
-    assert facts.architecture in ("x86_64", "intel_cpu_spr", "intel_cpu_gnr", "intel_cpu_dmr")
+    assert facts.has_system_memory == theirs.has_aspect_usm_system_allocations
+    assert facts.architecture in (("x86_64", "intel_cpu_spr", "intel_cpu_gnr", "intel_cpu_dmr") if kind == "cpu" else ("intel_gpu_bmg_g21",))
 
 
 def test_device_list_has_the_cpu_last(queue):

@@ -18,8 +18,8 @@ def test_shares_the_queue_at_an_address(queue, kernel, check_adds):
     check_adds(kernel, shared)
 
 
-def test_shares_a_dpctl_queue_that_outlives_it(kernel, queue, check_adds):
-    theirs = dpctl.SyclQueue("cpu", property="in_order")
+def test_shares_a_dpctl_queue_that_outlives_it(kernel, queue, kind, check_adds):
+    theirs = dpctl.SyclQueue(kind, property="in_order")
     by_capsule = Queue.from_capsule(theirs._get_capsule())
     by_address = Queue.from_address(theirs.addressof_ref())
     del theirs
@@ -28,14 +28,14 @@ def test_shares_a_dpctl_queue_that_outlives_it(kernel, queue, check_adds):
         check_adds(kernel, shared)
 
 
-def test_refuses_an_out_of_order_queue(queue):
+def test_refuses_an_out_of_order_queue(kind):
     with pytest.raises(ValueError, match="in-order"):
-        Queue.from_capsule(dpctl.SyclQueue("cpu")._get_capsule())
+        Queue.from_capsule(dpctl.SyclQueue(kind)._get_capsule())
 
 
-def test_refuses_another_capsule(queue):
+def test_refuses_another_capsule(kind):
     with pytest.raises(ValueError, match="SyclQueueRef"):
-        Queue.from_capsule(dpctl.SyclContext("cpu")._get_capsule())
+        Queue.from_capsule(dpctl.SyclContext(kind)._get_capsule())
 
 
 def test_refuses_address_zero():
@@ -76,14 +76,14 @@ extern "C" void submit_failing_host_task(sycl::queue* queue) {
 """
 
 
-def test_asynchronous_error_surfaces_once_at_wait(queue, kernel, check_adds, tmp_path):
+def test_asynchronous_error_surfaces_once_at_wait(kind, kernel, check_adds, tmp_path):
     compiler, prefix = shutil.which("g++"), sysconfig.get_path("data")
     if not compiler or not os.path.exists(f"{prefix}/include/sycl/sycl.hpp"):
         pytest.skip("needs g++ and the SYCL headers")
     (tmp_path / "task.cpp").write_text(FAILING_HOST_TASK)
     subprocess.run([compiler, "-std=c++17", "-w", "-shared", "-fPIC", f"-I{prefix}/include", "task.cpp", "-o", "task.so",
                     f"-L{prefix}/lib", "-lsycl", f"-Wl,-rpath,{prefix}/lib"], cwd=tmp_path, check=True)
-    own = Queue.create("cpu")
+    own = Queue.create(kind)
     ctypes.CDLL(str(tmp_path / "task.so")).submit_failing_host_task(ctypes.c_void_p(own.address))
     with pytest.raises(AsyncError, match="failed on purpose"):
         own.wait()

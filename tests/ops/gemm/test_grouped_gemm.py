@@ -190,6 +190,7 @@ def test_explain_says_what_would_run(device):
     assert sum(tile.rows for tile in tiles(COUNTS, 203, plan.config) if tile.column == 0) == sum(COUNTS)
 
 
+@pytest.mark.cpu_device
 def test_float32_is_exact_even_where_tf32_is_allowed_on_the_cpu_device():
     a, w, rows, _ = make(COUNTS, 64, 96, torch.float32, "cpu")
     before = torch.get_float32_matmul_precision()
