@@ -19,9 +19,11 @@ try:
         DeviceNotFoundError,
         ForkError,
         Kernel,
+        Platform,
         Queue,
         cpu_isa,
         devices,
+        platforms,
     )
 except ImportError as error:
     if "libsycl" in str(error):
@@ -38,7 +40,9 @@ __all__ = [
     "DeviceNotFoundError",
     "ForkError",
     "Kernel",
+    "Platform",
     "Queue",
     "cpu_isa",
     "devices",
+    "platforms",
 ]

@@ -7,7 +7,7 @@
 
 #include <sycl/queue.hpp>
 
-#include "device.hpp"
+#include <sycl/device.hpp>
 
 namespace moe_xe {
 
@@ -20,7 +20,7 @@ class AsyncErrors;
 
 class Queue {
 public:
-    // A new in-order queue.
+    // A new in-order queue. Throws DeviceNotFoundError where the device cannot be used.
     explicit Queue(const sycl::device& device);
 
     // Shares an existing queue. sycl::queue is a counted handle, so the copy
