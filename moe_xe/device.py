@@ -26,14 +26,21 @@ def queue_for(device: torch.device) -> Queue:
     """
     chosen = _chosen.get()
     if chosen is not None:
-        if (kind := facts_of(chosen).kind) != ("gpu" if device.type == "xpu" else device.type):
-            raise ValueError(f"the queue chosen with on_queue is on a {kind} device, but the tensors are on {device}")
+        if not _reaches(facts_of(chosen), device):
+            raise ValueError(f"the queue chosen with on_queue is on a {facts_of(chosen).kind} device, but the tensors are on {device}")
         return chosen
     if device.type == "xpu":
         return Queue.from_address(torch.xpu.current_stream(device).sycl_queue)
     if device.type == "cpu":
         return _cpu_queue()
     raise TypeError(f"moe_xe runs on xpu and cpu tensors, got a tensor on {device}")
+
+
+def _reaches(facts: DeviceFacts, device: torch.device) -> bool:
+    """Whether kernels of a SYCL device can use torch's memory on `device`; what USM shares with the host is not torch's."""
+    if facts.kind == "gpu":
+        return device.type == "xpu" or device.type == "cpu" and facts.has_system_memory
+    return device.type == "cpu"
 
 
 def on_torchs_stream() -> bool:

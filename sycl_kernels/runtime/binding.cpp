@@ -146,6 +146,7 @@ void bind_device(nb::module_& module) {
         .def_ro("has_fp16", &DeviceFacts::has_fp16)
         .def_ro("has_atomic64", &DeviceFacts::has_atomic64)
         .def_ro("has_matrix_engine", &DeviceFacts::has_matrix_engine)
+        .def_ro("has_system_memory", &DeviceFacts::has_system_memory)
         .def("__repr__", [](const DeviceFacts& facts) {
             return "DeviceFacts(" + facts.kind + ", " + facts.name + ", " + facts.architecture + ")";
         });

@@ -73,6 +73,7 @@ DeviceFacts facts_of(const sycl::device& device) {
     facts.has_fp16 = device.has(sycl::aspect::fp16);
     facts.has_atomic64 = device.has(sycl::aspect::atomic64);
     facts.has_matrix_engine = device.has(sycl::aspect::ext_intel_matrix);
+    facts.has_system_memory = device.has(sycl::aspect::usm_system_allocations);
     return facts;
 }
 

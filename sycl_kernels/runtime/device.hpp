@@ -27,6 +27,7 @@ struct DeviceFacts {
     bool has_fp16 = false;
     bool has_atomic64 = false;
     bool has_matrix_engine = false;
+    bool has_system_memory = false;  // kernels reach all memory of the process, not only USM
 };
 
 std::string backend_name(sycl::backend backend);

@@ -1,16 +1,12 @@
 """Builds the C++ core on first use and declares its C interface."""
 import ctypes as C
 import functools
-import hashlib
-import os
-import subprocess
 from pathlib import Path
 
-from moe_xe.private_folder import open_private
+from . import cxx
 
 CORE = Path(__file__).resolve().parent / "core"
-# -frounding-math: kernels switch the rounding mode through cr0
-FLAGS = ["-std=c++20", "-O2", "-march=native", "-frounding-math", "-fno-math-errno", "-Wall", "-Wextra", "-shared", "-fPIC"]
+SOURCES, HEADERS = sorted(CORE.glob("*.cpp")), sorted(CORE.glob("*.h"))
 
 
 class SimError(RuntimeError):
@@ -27,24 +23,8 @@ class Launch(C.Structure):
                 ("walk", C.c_uint8 * 4), ("pad", C.c_uint32)]
 
 
-def build():
-    """The shared library of the core, built on first use (and again whenever a source or this machine's CPU differs)."""
-    sources, headers = sorted(CORE.glob("*.cpp")), sorted(CORE.glob("*.h"))
-    h = hashlib.sha256(" ".join(FLAGS).encode())
-    for f in sources + headers:
-        h.update(f.read_bytes())
-    h.update(next((l for l in open("/proc/cpuinfo") if l.startswith("flags")), "").encode())
-    out = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "xesim", "build", f"libxesim-{h.hexdigest()[:16]}.so")
-    os.close(open_private(out.parent, create=True))      # it is loaded into this process
-    if not out.exists():
-        tmp = out.with_suffix(f".{os.getpid()}.tmp")
-        subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, "-o", tmp, *sources], check=True)
-        tmp.rename(out)
-    return out
-
-
 def _load():
-    lib = C.CDLL(str(build()))
+    lib = C.CDLL(str(cxx.build("libxesim.so", SOURCES, HEADERS)))
     p, u32, u64, s = C.c_void_p, C.c_uint32, C.c_uint64, C.c_char_p
     for name, res, args in [
             ("xs_error", s, []), ("xs_prog_new", p, []), ("xs_prog_free", None, [p]), ("xs_prog_parse", C.c_int, [p, s, u32]),
