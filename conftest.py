@@ -24,7 +24,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("moe_xe")
     group.addoption("--full", action="store_true", help="all points of every grid of cases")
     group.addoption("--rest", action="store_true", help="only those that are left out by default")
-    group.addoption("--device", choices=["simulated"], help="run the tests of ops, blocks and runtime on a simulated Arc B580")
+    group.addoption("--device", choices=["simulated", "simulated-xpu"],
+                    help="run the tests of ops, blocks and runtime on a simulated Arc B580: with CPU tensors, or as torch's xpu")
     group.addoption("--seconds", type=float, help="begin no test later than this; the others are listed as not run")
 
 
@@ -77,21 +78,26 @@ def pytest_collection_modifyitems(config, items):
 _ON_A_CARD = ("tests/ops", "tests/nn", "tests/grouped_gemm", "tests/integrations", "tests/runtime")
 
 
-def _put_card_before_the_process():
-    """CPU tensors stand for USM: the card may use all memory of the process. Before anything has used SYCL."""
+def _put_card_before_the_process(torch_has_it: bool) -> None:
+    """torch_has_it: as its xpu; else CPU tensors stand for USM, as the card may use all memory of the process."""
     import zesim
     from moe_xe import device
     from moe_xe.runtime import Queue
 
     if reason := zesim.missing_tools():
-        raise pytest.UsageError(f"--device simulated: {reason}")
-    os.environ.update(zesim.environment(system_memory=True))
-    device._cpu_queue = device.once(lambda: Queue.create("gpu"))
+        raise pytest.UsageError(f"no simulated device: {reason}")
+    os.environ.update(zesim.environment(system_memory=not torch_has_it))       # nothing has used SYCL yet
+    if torch_has_it:
+        from tests.xpu import fake
+
+        fake.install()
+    else:
+        device._cpu_queue = device.once(lambda: Queue.create("gpu"))
 
 
 def pytest_configure(config):
-    if config.option.device == "simulated":
-        _put_card_before_the_process()
+    if config.option.device is not None:
+        _put_card_before_the_process(torch_has_it=config.option.device == "simulated-xpu")
     hypothesis.settings.register_profile("compiling", max_examples=12 if config.option.full else 2, deadline=None)
     config.ends = None if config.option.seconds is None else time.time() + config.option.seconds
     if hasattr(config, "workerinput"):

@@ -15,10 +15,19 @@ from moe_xe.tuning.tuner import SECONDS_VARIABLE
 if cpu_isa() != "baseline":
     os.environ.setdefault(ISA_VARIABLE, "avx2")
 
-DEVICES = ["cpu"] + (["xpu"] if torch.xpu.is_available() else [])
+
+def devices(config) -> list[str]:
+    if config.option.device is not None:
+        return ["xpu" if config.option.device == "simulated-xpu" else "cpu"]
+    return ["cpu", "xpu"] if torch.xpu.is_available() else ["cpu"]
 
 
-@pytest.fixture(params=DEVICES)
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", devices(metafunc.config), indirect=True)
+
+
+@pytest.fixture
 def device(request) -> torch.device:
     return torch.device(request.param)
 
@@ -59,5 +68,5 @@ def launched(monkeypatch, capsys):
     return lines
 
 
-def pytest_report_header():
-    return f"moe_xe devices: {', '.join(DEVICES)}"
+def pytest_report_header(config):
+    return f"moe_xe devices: {', '.join(devices(config))}"
