@@ -67,11 +67,10 @@ def gemm(index: int) -> dict:
 
     from .. import runtime
     from ..bench.numerics import agrees, difference, reference_grouped_gemm
-    kinds = [facts.kind for facts in runtime.devices()]
     torch.manual_seed(0)
     a, w = torch.randn(sum(COUNTS), K).bfloat16(), torch.randn(len(COUNTS), N, K).bfloat16()
     try:
-        memory, call = _way(index, kinds, a, w)
+        memory, call = _way(index, a, w)
     except _NotRun as error:
         return {"not_run": str(error)}
     seconds = []
@@ -85,29 +84,31 @@ def gemm(index: int) -> dict:
             "first_ms": 1e3 * seconds[0], "later_ms": 1e3 * seconds[-1]}
 
 
-def _way(index: int, kinds: list[str], a, w):
+def _way(index: int, a, w):
     """(whose memory, a function that gives the result on the CPU). Raises _NotRun."""
     import torch
 
     from .. import grouped_gemm, on_queue, runtime
 
     counts = torch.tensor(COUNTS, dtype=torch.int32)
-    if kinds[index] == "cpu":
-        queue = runtime.Queue.create(index)
-
+    all_facts = runtime.devices()
+    facts = all_facts[index]
+    queue = runtime.Queue.create(index)     # the first thing that fails on a device, with more words than others have for it
+    if facts.kind == "cpu":
         def on_cpu():
             with on_queue(queue):
                 return grouped_gemm(a, w, counts)
 
         return "torch's, on the CPU", on_cpu
-    gpu = kinds[:index].count("gpu")
-    if torch.xpu.is_available() and gpu < torch.xpu.device_count():
-        x, weights, rows = (tensor.to(f"xpu:{gpu}") for tensor in (a, w, counts))
+    twin = [other.name for other in all_facts[:index]].count(facts.name)      # cards of one name are in the same order everywhere
+    named = [xpu for xpu in range(torch.xpu.device_count()) if torch.xpu.get_device_name(xpu) == facts.name]
+    if twin < len(named):
+        x, weights, rows = (tensor.to(f"xpu:{named[twin]}") for tensor in (a, w, counts))
         return "torch's, on xpu", lambda: grouped_gemm(x, weights, rows).cpu()
-    return "dpctl's, shared USM: torch has no XPU device", _with_dpctl(index, gpu, a, w, counts)
+    return "dpctl's, shared USM: torch has no XPU device for it", _with_dpctl(facts, twin, a, w, counts)
 
 
-def _with_dpctl(index: int, gpu: int, a, w, counts):
+def _with_dpctl(facts, twin: int, a, w, counts):
     """The GEMM on memory of dpctl's. Such tensors are no business of the public calls, which know torch's devices."""
     import torch
 
@@ -118,11 +119,9 @@ def _with_dpctl(index: int, gpu: int, a, w, counts):
         import dpctl
         import dpctl.memory
     except ImportError as error:
-        raise _NotRun(f"torch {torch.__version__} has no XPU device: install an XPU build of torch, or dpctl ({error})") from error
-    runtime.Queue.create(index)     # fails with more words than dpctl does
-    facts = runtime.devices()[index]
-    same = dpctl.get_devices(backend=facts.backend, device_type="gpu")
-    theirs = dpctl.SyclQueue(same[gpu], property="in_order")
+        raise _NotRun(f"torch {torch.__version__} has no XPU device for it: install an XPU build of torch, or dpctl ({error})") from error
+    named = [device for device in dpctl.get_devices(backend=facts.backend, device_type="gpu") if device.name == facts.name]
+    theirs = dpctl.SyclQueue(named[twin], property="in_order")
     queue = runtime.Queue.from_capsule(theirs._get_capsule())
 
     def shared(tensor):

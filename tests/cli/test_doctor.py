@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import zesim
 from moe_xe import __version__
-from moe_xe.doctor import environment, report, separately
+from moe_xe.doctor import environment, probe, report, separately
 from moe_xe.runtime import devices
 from tests import broken_drivers
 
@@ -45,6 +46,21 @@ def test_report_as_json(facts):
     assert CPU in [device["name"] for platform in sections["platforms"]["platforms"] for device in platform["devices"]]
     gemm = sections[f"grouped GEMM on {CPU}"]
     assert gemm["correct"] and 0 < gemm["max_error"] < 0.05 and gemm["first_ms"] > gemm["later_ms"] > 0
+
+
+@pytest.mark.skipif(bool(zesim.missing_tools()), reason=zesim.missing_tools() or "-")
+def test_a_simulated_gpu_computes():
+    done = run(env=os.environ | zesim.environment())
+    found = {title: text for title, text in shown(done).items() if "B580" in title}
+    (gemm,) = found.values()
+    assert done.returncode == 0 and gemm.startswith("right ") and ("torch's, on xpu" in gemm or "dpctl's, shared USM" in gemm)
+
+
+def test_a_gpu_without_torch_and_dpctl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dpctl", None)
+    with pytest.raises(probe._NotRun, match="install an XPU build of torch, or dpctl"):
+        probe._with_dpctl(None, 0, None, None, None)
+    assert report._gemm_rows({"not_run": "why"}) == [("not run", "why")]
 
 
 def test_a_level_zero_that_fails(tmp_path):
