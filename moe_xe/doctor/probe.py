@@ -101,7 +101,8 @@ def _way(index: int, a, w):
 
         return "torch's, on the CPU", on_cpu
     twin = [other.name for other in all_facts[:index]].count(facts.name)      # cards of one name are in the same order everywhere
-    named = [xpu for xpu in range(torch.xpu.device_count()) if torch.xpu.get_device_name(xpu) == facts.name]
+    streams = [torch.xpu.current_stream(torch.device("xpu", xpu)) for xpu in range(torch.xpu.device_count())]
+    named = [xpu for xpu, stream in enumerate(streams) if runtime.Queue.from_address(stream.sycl_queue).device.name == facts.name]
     if twin < len(named):
         x, weights, rows = (tensor.to(f"xpu:{named[twin]}") for tensor in (a, w, counts))
         return "torch's, on xpu", lambda: grouped_gemm(x, weights, rows).cpu()

@@ -5,9 +5,8 @@
 #include <memory>
 #include <stdexcept>
 
-#include <sycl/queue.hpp>
-
 #include <sycl/device.hpp>
+#include <sycl/queue.hpp>
 
 namespace moe_xe {
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import zesim
 from moe_xe import __version__
@@ -48,12 +49,27 @@ def test_report_as_json(facts):
     assert gemm["correct"] and 0 < gemm["max_error"] < 0.05 and gemm["first_ms"] > gemm["later_ms"] > 0
 
 
-@pytest.mark.skipif(bool(zesim.missing_tools()), reason=zesim.missing_tools() or "-")
+needs_card = pytest.mark.skipif(bool(zesim.missing_tools()), reason=zesim.missing_tools() or "-")
+XPU = """
+from tests.xpu import fake
+fake.install()
+from moe_xe.doctor import probe
+print(probe.main(["gemm", "0"]))
+"""
+
+
+@needs_card
+def test_torchs_xpu_computes():
+    done = subprocess.run([sys.executable, "-c", XPU], env=os.environ | zesim.environment(), capture_output=True, text=True, timeout=600)
+    assert "'memory': \"torch's, on xpu\", 'correct': True" in done.stdout, done.stdout + done.stderr
+
+
+@needs_card
 def test_a_simulated_gpu_computes():
     done = run(env=os.environ | zesim.environment())
     found = {title: text for title, text in shown(done).items() if "B580" in title}
     (gemm,) = found.values()
-    assert done.returncode == 0 and gemm.startswith("right ") and ("torch's, on xpu" in gemm or "dpctl's, shared USM" in gemm)
+    assert done.returncode == 0 and gemm.startswith("right ") and ("torch's, on xpu" if getattr(torch.version, "xpu", None) else "dpctl's, shared USM") in gemm
 
 
 def test_a_gpu_without_torch_and_dpctl(monkeypatch):
