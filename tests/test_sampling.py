@@ -40,12 +40,13 @@ def test_crash():
 def run(tmp_path, monkeypatch):
     """Runs TESTS with these options; returns the exit status, the ids that passed, and the output."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")       # the other plugins take a second to import
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = full: in all")
 
     def run(*options):
-        done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "xdist", *options], cwd=tmp_path, capture_output=True, text=True)
         return done.returncode, sorted(set(re.findall(r"::(\S+) PASSED|PASSED \S+::(\S+)", done.stdout))), done.stdout
 
     return run

@@ -129,6 +129,28 @@ void register_compile_error(nb::module_& module) {
         type);
 }
 
+// Any call may find the device lost, also one that only waits.
+void register_device_lost_error(nb::module_& module) {
+    PyObject* const type = PyErr_NewExceptionWithDoc(
+        "moe_xe._runtime.DeviceLostError",
+        "A kernel accessed memory that is not there, or ran for too long: the driver has taken the device from this process.",
+        PyExc_RuntimeError, nullptr);
+    module.attr("DeviceLostError") = nb::handle(type);
+    nb::register_exception_translator(
+        [](const std::exception_ptr& pointer, void* payload) {
+            try {
+                std::rethrow_exception(pointer);
+            } catch (const std::exception& error) {
+                if (!is_device_lost(error)) throw;
+                const std::string text = std::string("the device is lost (") + error.what() +
+                    "): a kernel accessed memory that is not there, or ran for longer than the driver allows. Nothing more runs on "
+                    "this device in this process; other devices go on. The system's log (dmesg) has the driver's reason";
+                PyErr_SetString(static_cast<PyObject*>(payload), text.c_str());
+            }
+        },
+        type);
+}
+
 void bind_device(nb::module_& module) {
     nb::class_<DeviceFacts>(module, "DeviceFacts")
         .def_ro("name", &DeviceFacts::name)
@@ -214,6 +236,7 @@ NB_MODULE(_runtime, module) {
     nb::exception<ForkError>(module, "ForkError", PyExc_RuntimeError);
     nb::exception<BinaryError>(module, "BinaryError", PyExc_RuntimeError);
     register_compile_error(module);
+    register_device_lost_error(module);
     bind_device(module);
     bind_queue(module);
     bind_kernel(module);

@@ -2,6 +2,7 @@
 
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,11 @@ private:
     std::mutex mutex_;
     std::vector<std::string> messages_;
 };
+
+// SYCL has no code for it.
+bool is_device_lost(const std::exception& error) {
+    return std::string_view(error.what()).find("UR_RESULT_ERROR_DEVICE_LOST") != std::string_view::npos;
+}
 
 namespace {
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <stdexcept>
 
@@ -14,6 +15,9 @@ namespace moe_xe {
 struct AsyncError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
+
+// Whether an exception of SYCL's says that the device is lost: a page fault, or a kernel that ran for too long.
+bool is_device_lost(const std::exception& error);
 
 class AsyncErrors;
 

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from moe_xe import timing
 from moe_xe.bench import block, block_models
 from moe_xe.cli import app
+from moe_xe.ops import tuned
 from moe_xe.plan.model.devices import DeviceRecord
+from moe_xe.plan.trials import trial_configs
 
 pytest.importorskip("transformers", minversion="5.23")
 
@@ -19,9 +21,10 @@ SMALL = ("--scale", 64, "--seconds", 0, "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A known roofline, and times of single calls."""
+    """A known roofline, times of single calls, and one trial where it tunes."""
     monkeypatch.setattr(block, "record_for", lambda device: RECORD)
     monkeypatch.setattr(timing, "_BURST_SECONDS", 0)
+    monkeypatch.setattr(tuned, "trial_configs", lambda *arguments: trial_configs(*arguments)[:1])
 
 
 def run(*arguments):
@@ -43,7 +46,7 @@ def test_the_founding_command_lines(arguments, permute_x, permute_y):
 
 @pytest.mark.parametrize("mode", ["backward", "both"])
 def test_training(mode):
-    result = run("--model", "mixtral", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
+    result = run("--model", "gpt-oss", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
     assert result.exit_code == 0, result.output
     (case,) = json.loads(result.stdout)
     assert (case["mode"], case["permute_x"], case["permute_y"], case["correct"]) == (mode, True, True, True)

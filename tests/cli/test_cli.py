@@ -56,7 +56,7 @@ def test_devices_says_which_platform_failed(tmp_path):
 
 @pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")
 def test_isa():
-    reports = json.loads(run("isa", "--device", "bmg", "--n", 512, "--k", 512, "--json").stdout)
+    reports = json.loads(run("isa", "--device", "bmg", "--n", 5760, "--k", 2880, "--json").stdout)
     assert {(r["layout"], r["gathered"]) for r in reports} == {(layout, g) for layout in ("ekn", "enk") for g in (False, True)}
     for r in reports:
         assert set(r) == ISA_FIELDS and r["spill_bytes"] == 0 and r["grf"] == 256

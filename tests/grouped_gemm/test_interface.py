@@ -7,9 +7,11 @@ import moe_xe
 from moe_xe.grouped_gemm.interface import grouped_gemm, grouped_gemm_dW, grouped_gemm_dX, grouped_gemm_forward
 from moe_xe.grouped_gemm.reference.moe_ops import get_routing_indices
 
+from ..ops.block.case import HIDDEN, INTERMEDIATE
 from ..ops.tiles import outer_tile, tile
 
 
+N, K = 2 * INTERMEDIATE, HIDDEN       # whole vectors of no instruction set
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -34,7 +36,7 @@ def assert_close(actual, expected, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("topk", [1, 3])
 def test_permutations(dtype, topk):
-    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, 43, 50, dtype)
+    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, N, K, dtype)
     expected = choices_product(x, w, ids)
     sorted_x = x[indices.long() // topk]
 
@@ -52,8 +54,8 @@ def test_permutations(dtype, topk):
 @given(st.data())
 def test_any_shape(data):
     topk, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 9))
-    tokens, n = data.draw(st.integers(0, 40)), data.draw(st.sampled_from([1, 51]))      # a kernel is compiled for each n
-    x, w, ids, weights, m_sizes, indices = make(tokens, topk, num_experts, n, 26)
+    tokens, n = data.draw(st.integers(0, 40)), data.draw(st.sampled_from([1, N]))      # a kernel is compiled for each n
+    x, w, ids, weights, m_sizes, indices = make(tokens, topk, num_experts, n, K)
     expected = torch.zeros(0, n, dtype=torch.float64) if tokens == 0 else choices_product(x, w, ids)
     y = grouped_gemm_forward(x[indices.long() // topk], w, m_sizes, topk, indices, permute_y=True,
                              topk_weights=weights.flatten(), fuse_mul_post=True)
@@ -62,52 +64,52 @@ def test_any_shape(data):
 
 
 def test_transposed_weights_are_read_in_place():
-    x, w, ids, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    x, w, ids, _, m_sizes, indices = make(21, 3, 5, N, K)
     ekn = w.transpose(1, 2).contiguous()
-    assert_close(grouped_gemm(x, ekn.transpose(1, 2), m_sizes, 2, indices, permute_x=True),
+    assert_close(grouped_gemm(x, ekn.transpose(1, 2), m_sizes, 3, indices, permute_x=True),
                  choices_product(x, w, ids)[indices.long()], torch.float32)
 
 
 def test_configurations_reach_each_gemm(launched):
     """Of the call and of its gradients, of which X's is gathered."""
-    x, w, ids, _, m_sizes, indices = make(21, 2, 5, 34, 27)
+    x, w, ids, _, m_sizes, indices = make(21, 3, 5, N, K)
     forward, d_x, d_w = tile(28), tile(24), outer_tile(20)
-    first = grouped_gemm(x.requires_grad_(), w.requires_grad_(), m_sizes, 2, indices, permute_x=True, kernel_config_fwd=forward,
+    first = grouped_gemm(x.requires_grad_(), w.requires_grad_(), m_sizes, 3, indices, permute_x=True, kernel_config_fwd=forward,
                          kernel_config_bwd_dX=d_x, kernel_config_bwd_dW=d_w)
     assert_close(first, choices_product(x, w, ids)[indices.long()], torch.float32)
     gradient = torch.randn_like(first)
     got = torch.autograd.grad(first, (x, w), gradient)
     assert [line.config for line in launched() if line.origin == "given"] == [str(forward), str(d_x), str(d_w)]
-    plain = grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True)
+    plain = grouped_gemm(x, w, m_sizes, 3, indices, permute_x=True)
     for mine, other in zip(got, torch.autograd.grad(plain, (x, w), gradient)):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
 def test_one_configuration_of_three(launched):
-    x, w, _, _, m_sizes, indices = make(21, 2, 5, 34, 27)
-    x, rows = x.requires_grad_(), x[indices.long() // 2]
-    grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, kernel_config_bwd_dX=tile(24)).sum().backward()
+    x, w, _, _, m_sizes, indices = make(21, 3, 5, N, K)
+    x, rows = x.requires_grad_(), x[indices.long() // 3]
+    grouped_gemm(x, w, m_sizes, 3, indices, permute_x=True, kernel_config_bwd_dX=tile(24)).sum().backward()
     assert [line.origin for line in launched()] == ["chosen", "given"]
-    y = grouped_gemm_forward(rows.detach(), w, m_sizes, 2, kernel_config_fwd=tile(28))
-    grouped_gemm_dX(y, w, m_sizes, 2, kernel_config_bwd_dX=tile(24))
-    grouped_gemm_dW(rows.detach(), y, m_sizes, 2, kernel_config_bwd_dW=outer_tile(20))
+    y = grouped_gemm_forward(rows.detach(), w, m_sizes, 3, kernel_config_fwd=tile(28))
+    grouped_gemm_dX(y, w, m_sizes, 3, kernel_config_bwd_dX=tile(24))
+    grouped_gemm_dW(rows.detach(), y, m_sizes, 3, kernel_config_bwd_dW=outer_tile(20))
     assert [line.config for line in launched()] == [str(tile(28)), str(tile(24)), str(outer_tile(20))]
 
 
 @pytest.mark.usefixtures("fresh_tuner")
 def test_autotune(launched):
-    x, w, _, _, m_sizes, indices = make(21, 2, 5, 34, 27)
-    tuned, plain = (grouped_gemm(x, w, m_sizes, 2, indices, permute_x=True, autotune=autotune) for autotune in (True, False))
+    x, w, _, _, m_sizes, indices = make(21, 3, 5, N, K)
+    tuned, plain = (grouped_gemm(x, w, m_sizes, 3, indices, permute_x=True, autotune=autotune) for autotune in (True, False))
     torch.testing.assert_close(tuned, plain)
     assert [line.origin for line in launched()] == ["tuned", "chosen"]
 
 
 def test_compiles_to_one_graph():
-    x, w, _, weights, m_sizes, indices = make(19, 2, 5, 34, 27)
+    x, w, _, weights, m_sizes, indices = make(19, 3, 5, N, K)
     graph = torch.compile(grouped_gemm, fullgraph=True, backend="aot_eager")
     for options in (dict(permute_x=True), dict(permute_y=True, topk_weights=weights, fuse_mul_post=True)):
-        rows = x if "permute_x" in options else x[indices.long() // 2]
-        assert torch.equal(graph(rows, w, m_sizes, 2, indices, **options), grouped_gemm(rows, w, m_sizes, 2, indices, **options))
+        rows = x if "permute_x" in options else x[indices.long() // 3]
+        assert torch.equal(graph(rows, w, m_sizes, 3, indices, **options), grouped_gemm(rows, w, m_sizes, 3, indices, **options))
 
 
 X, W, IDS, WEIGHTS, SIZES, INDICES = make(10, 2, 4, 9, 8)
@@ -151,7 +153,7 @@ def test_bad_input(case):
 @pytest.mark.parametrize("options", [{}, dict(permute_x=True), dict(permute_y=True), dict(permute_y=True, fuse_mul_post=True)], ids=str)
 def test_gradients(options):
     topk = 3
-    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, 43, 50)
+    x, w, ids, weights, m_sizes, indices = make(37, topk, 6, N, K)
     if not options.get("permute_x"):
         x = x[indices.long() // topk]
     ours = [t.clone().requires_grad_() for t in (x, w, weights)]
@@ -175,7 +177,7 @@ def test_gradients(options):
     if not options.get("fuse_mul_post"):
         dx = grouped_gemm_dX(dy, w, m_sizes, topk, indices, **options)
         if options.get("permute_x"):
-            dx = dx.view(37, topk, 50).sum(1)
+            dx = dx.view(37, topk, K).sum(1)
         assert_close(dx, x64.grad, torch.float32)
         assert_close(grouped_gemm_dW(x, dy, m_sizes, topk, indices, **options), w64.grad, torch.float32)
 

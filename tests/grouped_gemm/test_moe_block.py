@@ -7,14 +7,15 @@ from torch import nn
 
 import moe_xe
 from moe_xe.grouped_gemm.reference.moe_block import Llama4MoeFusedGroupedGEMMBlock, Qwen3MoeFusedGroupedGEMMBlock
+from moe_xe.ops import tuned
+from moe_xe.plan.trials import trial_configs
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 pytest.importorskip("transformers", minversion="5.23")
 from transformers.models.llama4.configuration_llama4 import Llama4TextConfig  # noqa: E402
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe  # noqa: E402
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig  # noqa: E402
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock  # noqa: E402
-
-HIDDEN = 44
 
 
 def randomized(block: nn.Module, dtype=torch.float32) -> nn.Module:
@@ -25,13 +26,13 @@ def randomized(block: nn.Module, dtype=torch.float32) -> nn.Module:
 
 def qwen3(top_k=3, norm_topk_prob=True, dtype=torch.float32):
     return randomized(Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(
-        hidden_size=HIDDEN, moe_intermediate_size=29, num_experts=7, num_experts_per_tok=top_k,
+        hidden_size=HIDDEN, moe_intermediate_size=INTERMEDIATE, num_attention_heads=5, num_experts=7, num_experts_per_tok=top_k,
         norm_topk_prob=norm_topk_prob)), dtype)
 
 
 def llama4(top_k=1, dtype=torch.float32):
     return randomized(Llama4TextMoe(Llama4TextConfig(
-        hidden_size=HIDDEN, intermediate_size=27, num_local_experts=5, num_experts_per_tok=top_k)), dtype)
+        hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_attention_heads=5, num_local_experts=5, num_experts_per_tok=top_k)), dtype)
 
 
 OPTIONS = [dict(permute_x=x, permute_y=y, fuse_mul_post=fuse) for x, y, fuse in itertools.product([False, True], repeat=3)
@@ -48,7 +49,8 @@ def test_qwen3(options):
 
 @torch.no_grad()
 @pytest.mark.parametrize("top_k, norm_topk_prob, shape", [(1, False, (1, 1)), pytest.param(2, False, (3, 5), marks=pytest.mark.full), (7, True, (1, 40))])
-def test_qwen3_routings(top_k, norm_topk_prob, shape):
+def test_qwen3_routings(top_k, norm_topk_prob, shape, monkeypatch):
+    monkeypatch.setattr(tuned, "trial_configs", lambda *arguments: trial_configs(*arguments)[:1])
     block = qwen3(top_k, norm_topk_prob)
     x = torch.randn(*shape, HIDDEN)
     actual = Qwen3MoeFusedGroupedGEMMBlock.from_hf(block, autotune=True)(x)
@@ -56,7 +58,7 @@ def test_qwen3_routings(top_k, norm_topk_prob, shape):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("permute_x, permute_y", [*itertools.product([False, True], repeat=2)])
+@pytest.mark.parametrize("permute_x, permute_y", itertools.product([False, True], repeat=2))
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_llama4(permute_x, permute_y, top_k):
     block = llama4(top_k)

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe_xe.integrations.ipex import GatedMLPMOE
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 
-EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 46, 27, 3
+EXPERTS, TOP_K = 8, 3
 
 
 def make(tokens=19, num_experts=EXPERTS, dtype=torch.float32):
@@ -125,9 +126,9 @@ WRONG = {
     "scales of activations": (dict(a2_scale_inv=torch.ones(8)), {}, ValueError, "a2_scale_inv must be None"),
     "4 bits": (dict(is_int4=True), {}, ValueError, "is_int4 must be False, got True"),
     "int weights": (dict(W13=W13.int(), W2=W2.int()), {}, TypeError, "W13 must be bfloat16, float16 or float32, got torch.int32"),
-    "another shape": (dict(W13=W13[:, :27]), {}, ValueError, r"W13 must be float32\[8, 54, 46\] for W2 float32\[8, 46, 27\], got float32\[8, 27, 46\]"),
-    "ups twice": (dict(W3=W13[:, 27:]), {}, ValueError, r"W13 must be float32\[8, 27, 46\]"),
-    "W3 of another dtype": (dict(W13=W13[:, :27], W3=W13[:, 27:].half()), {}, ValueError, "W3 must be float32"),
+    "another shape": (dict(W13=W13[:, :INTERMEDIATE]), {}, ValueError, r"W13 must be float32\[8, 74, 50\] for W2 float32\[8, 50, 37\], got float32\[8, 37, 50\]"),
+    "ups twice": (dict(W3=W13[:, INTERMEDIATE:]), {}, ValueError, r"W13 must be float32\[8, 37, 50\]"),
+    "W3 of another dtype": (dict(W13=W13[:, :INTERMEDIATE], W3=W13[:, INTERMEDIATE:].half()), {}, ValueError, "W3 must be float32"),
     "W2 has two dimensions": (dict(W2=W2[0]), {}, ValueError, "W2 must have 3 dimensions"),
     "negative start": (dict(experts_start_id=-1), {}, ValueError, "experts_start_id must be an int, at least 0, got -1"),
     "no groups": ({}, dict(use_grouped_topk=True), ValueError, "topk_group must be given with use_grouped_topk"),
@@ -135,7 +136,7 @@ WRONG = {
     "another activation": ({}, dict(activation="gelu"), ValueError, "activation must be one of silu, swiglu_oai, got 'gelu'"),
     "logits of other tokens": ({}, dict(router_logits=LOGITS[:3]), ValueError,
                                r"router_logits must have one row for each of the 19 tokens, got float32\[3, 8\]"),
-    "a bias of another shape": (dict(w2_bias=torch.zeros(8, 27)), {}, ValueError, r"w2_bias must be \[8, 46\], got \[8, 27\]"),
+    "a bias of another shape": (dict(w2_bias=torch.zeros(8, INTERMEDIATE)), {}, ValueError, r"w2_bias must be \[8, 50\], got \[8, 37\]"),
 }
 
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from moe_xe.integrations.vllm import XpuFusedMoe, xpu_fused_moe
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 
-EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 5, 46, 27, 2
+EXPERTS, TOP_K = 5, 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -132,15 +133,15 @@ WRONG = {
     "block fp8": (dict(is_block_fp8=True), ValueError, "is_block_fp8 must be False"),
     "4-bit weights": (dict(w13=W13.to(torch.uint8), w2=W2.to(torch.uint8)), TypeError, "w13 must be bfloat16, float16 or float32, got torch.uint8; quantised weights"),
     "unknown activation": (dict(activation="situ"), ValueError, "activation must be one of silu, .* got 'situ'"),
-    "[E, N, K] weights": (dict(w13=W13.transpose(1, 2)), ValueError, r"w13 must be float32\[5, 46, 54\] for w2 float32\[5, 27, 46\]"),
-    "a gate too many": (dict(activation="relu2_no_mul"), ValueError, r"w13 must be float32\[5, 46, 27\]"),
+    "[E, N, K] weights": (dict(w13=W13.transpose(1, 2)), ValueError, r"w13 must be float32\[5, 50, 74\] for w2 float32\[5, 37, 50\]"),
+    "a gate too many": (dict(activation="relu2_no_mul"), ValueError, r"w13 must be float32\[5, 50, 37\]"),
     "other experts": (dict(num_experts=6), ValueError, "num_experts = 6"),
-    "clamp without a gate": (dict(activation="relu2_no_mul", w13=W13[..., :27].contiguous(), w13_bias=None, gemm1_clamp_limit=2.0), ValueError, "gemm1_clamp_limit must be None"),
+    "clamp without a gate": (dict(activation="relu2_no_mul", w13=W13[..., :37].contiguous(), w13_bias=None, gemm1_clamp_limit=2.0), ValueError, "gemm1_clamp_limit must be None"),
     "rank beyond the ranks": (dict(ep_rank=2, ep_size=2), ValueError, r"ep_rank must lie in \[0, ep_size\), got ep_rank = 2 and ep_size = 2"),
-    "another k": (dict(n_experts_per_token=3), ValueError, r"n_experts_per_token = 3, got \[23, 2\]"),
-    "output's shape": (dict(output=X[:2].clone()), ValueError, r"output must be float32\[23, 46\] as hidden_states, got float32\[2, 46\]"),
+    "another k": (dict(n_experts_per_token=2), ValueError, r"n_experts_per_token = 2, got \[23, 3\]"),
+    "output's shape": (dict(output=X[:2].clone()), ValueError, r"output must be float32\[23, 50\] as hidden_states, got float32\[2, 50\]"),
     "output's dtype": (dict(output=X.half()), ValueError, "output must be float32"),
-    "biases of another shape": (dict(w13_bias=B13[:, :3]), ValueError, r"w13_bias must be \[5, 54\], got \[5, 3\]"),
+    "biases of another shape": (dict(w13_bias=B13[:, :3]), ValueError, r"w13_bias must be \[5, 74\], got \[5, 3\]"),
     "an int bias": (dict(w2_bias=B2.int()), TypeError, "w2_bias must be bfloat16"),
 }
 

@@ -53,7 +53,7 @@ def test_second_process_does_not_compile(queue, vector_add, tmp_path):
 
 
 def test_processes_share_the_cache_at_the_same_time(queue, vector_add, tmp_path):
-    together = [result(process) for process in [start(tmp_path, vector_add) for _ in range(3)]]
+    together = [result(process) for process in [start(tmp_path, vector_add) for _ in range(2)]]
     *after, digest_after = result(start(tmp_path, vector_add))
     assert all(compiled + disk_hits == 1 for compiled, disk_hits, _ in together)
     skip_if_edited(digest_after, *(digest for *_, digest in together))

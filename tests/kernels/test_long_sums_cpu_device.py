@@ -29,7 +29,8 @@ def limit(terms: int, block: int) -> float:
 
 
 @pytest.mark.parametrize("dtype, layout, k_block", [
-    (torch.float32, "enk", 512), (torch.float32, "ekn", 4096), pytest.param(torch.float32, "enk", 16384, marks=pytest.mark.full),
+    (torch.float32, "enk", 512), pytest.param(torch.float32, "ekn", 4096, marks=pytest.mark.full),
+    pytest.param(torch.float32, "enk", 16384, marks=pytest.mark.full),
     (torch.bfloat16, "ekn", 512), pytest.param(torch.float16, "enk", 512, marks=pytest.mark.full)], ids=str)
 def test_grouped_gemm(dtype, layout, k_block):
     k = 16384 + 24

@@ -11,11 +11,12 @@ from moe_xe.nn import DeepseekV3Block, GptOssBlock, Llama4Block, LoraExperts, Mi
 pytest.importorskip("transformers", minversion="5.23")
 
 from tests.integrations.test_transformers import GPT_OSS, INKLING2, QWEN3, _experts, _routing, _run  # noqa: E402
+from tests.ops.block.case import HIDDEN, INTERMEDIATE  # noqa: E402
 
 
-HIDDEN, TOP_K = 52, 3
-SIZES = dict(hidden_size=HIDDEN, intermediate_size=24, num_experts=8, top_k=TOP_K)
-SHARED = dict(shared_intermediate_size=20)
+TOP_K = 3
+SIZES = dict(hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_experts=8, top_k=TOP_K)
+SHARED = dict(shared_intermediate_size=INTERMEDIATE + 4)
 BLOCKS = {
     "qwen3_moe": lambda **options: Qwen3MoeBlock(**SIZES, **options),
     "mixtral": lambda **options: MixtralBlock(**SIZES, **options),
@@ -77,7 +78,7 @@ def test_blocks(name, default, under):
 @pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("llama4", marks=pytest.mark.full)])
 def test_adapters(name, default, under):
     block = _randomized(BLOCKS[name](dtype=torch.float32))
-    block.experts = under(LoraExperts, block.experts, 4)
+    block.experts = under(LoraExperts, block.experts, 8)
     _randomized(block.experts.lora_A), _randomized(block.experts.lora_B)
     assert all(parameter.dtype == torch.float32 for parameter in block.parameters())
     x, grad_out = torch.randn(1, 7, HIDDEN), torch.randn(1, 7, HIDDEN)
@@ -87,7 +88,7 @@ def test_adapters(name, default, under):
 
 
 @defaults
-@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, INKLING2])
+@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, pytest.param(*INKLING2, marks=pytest.mark.full)])
 def test_transformers_experts(module, name, default, under):
     experts, (ids, weights) = _experts(module, name).requires_grad_(), _routing(9)
     x = torch.randn(9, experts.down_proj.shape[1 if not experts.is_transposed else 2])

@@ -23,18 +23,18 @@ def act(kind: str, **fields) -> Activation:
     return Activation(ActivationKind(kind), **fields)
 
 
-# N and K leave tails of every tile and step; slots from 1 to 10; every default width; True: with --full only
+# Width and number of heights. N and K leave tails of every tile and step; slots from 1 to 10; every default width; True: with --full only
 FIRST = [
-    (256, dict(activation=SILU, slots=8)),
-    (192, dict(activation=act("gelu"), slots=3, bias=F32, input=F16, output=F16), True),
-    (128, dict(activation=act("swiglu_oai", alpha=1.3, limit=0.5), slots=2, bias=BF16, output=F32), True),
-    (64, dict(activation=act("silu", limit=0.8), row_scale=RowScale.sums)),
-    (256, dict(activation=OAI, slots=4, bias=BF16)),
-    (192, dict(activation=act("silu", interleaved=True), slots=10, row_scale=RowScale.sums, bias=F16, input=F16, output=F16), True),
-    (128, dict(activation=act("gelu_tanh", interleaved=True), output=F32), True),
-    (64, dict(activation=act("gelu", interleaved=True), slots=5, bias=F32), True),
-    (256, dict(activation=NO_GATE, slots=6, bias=BF16)),
-    (128, dict(activation=act("silu", gated=False), slots=7, row_scale=RowScale.sums), True),
+    (256, 5, dict(activation=SILU, slots=8)),
+    (192, 5, dict(activation=act("gelu"), slots=3, bias=F32, input=F16, output=F16), True),
+    (128, 5, dict(activation=act("swiglu_oai", alpha=1.3, limit=0.5), slots=2, bias=BF16, output=F32), True),
+    (64, 3, dict(activation=act("silu", limit=0.8), row_scale=RowScale.sums)),
+    (256, 5, dict(activation=OAI, slots=4, bias=BF16)),
+    (192, 5, dict(activation=act("silu", interleaved=True), slots=10, row_scale=RowScale.sums, bias=F16, input=F16, output=F16), True),
+    (128, 5, dict(activation=act("gelu_tanh", interleaved=True), output=F32), True),
+    (64, 5, dict(activation=act("gelu", interleaved=True), slots=5, bias=F32), True),
+    (256, 3, dict(activation=NO_GATE, slots=6, bias=BF16)),
+    (128, 5, dict(activation=act("silu", gated=False), slots=7, row_scale=RowScale.sums), True),
 ]
 
 
@@ -49,18 +49,19 @@ def second(layout, output=F32, n=200, k=136, **fields) -> GroupedGemmProblem:
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("width, fields", [pytest.param(width, fields, id=f"{width} {name(first(ENK, **fields))}", marks=[pytest.mark.full] * any(full))
-                                           for width, fields, *full in FIRST])
-def test_first_gemm(width, fields, layout):
+@pytest.mark.parametrize("width, heights, fields", [
+    pytest.param(width, heights, fields, id=f"{width} {name(first(ENK, **fields))}", marks=[pytest.mark.full] * any(full))
+    for width, heights, fields, *full in FIRST])
+def test_first_gemm(width, heights, fields, layout):
     problem = first(layout, **fields)
-    run(problem, config_of(problem, width), COUNTS, groups=(9,), unused=21)
+    run(problem, config_of(problem, width, heights=heights), COUNTS, groups=(9,), unused=21)
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("activation", [SILU, act("silu", interleaved=True)], ids=["halves", "interleaved"])
 def test_first_gemm_of_tf32(activation, layout):
     problem = first(layout, F32, F32, k=68, activation=activation, slots=2, tf32=True)
-    run(problem, config_of(problem), COUNTS, groups=(5,))
+    run(problem, config_of(problem, heights=3), COUNTS, groups=(5,))
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
@@ -73,14 +74,14 @@ def test_first_gemm_of_few_rows(activation, bias, layout):
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("width, fields", [
-    (256, dict(row_scale=RowScale.outputs)), pytest.param(192, dict(row_scale=RowScale.outputs, bias=BF16, input=F16), marks=pytest.mark.full),
-    (128, dict(bias=F32)), pytest.param(256, dict(row_scale=RowScale.outputs, output=BF16, bias=F32), marks=pytest.mark.full),
-    (64, dict(output=F16, input=F16, row_scale=RowScale.outputs))],
+@pytest.mark.parametrize("width, heights, fields", [
+    (256, 5, dict(row_scale=RowScale.outputs)), pytest.param(192, 5, dict(row_scale=RowScale.outputs, bias=BF16, input=F16), marks=pytest.mark.full),
+    (128, 3, dict(bias=F32)), pytest.param(256, 5, dict(row_scale=RowScale.outputs, output=BF16, bias=F32), marks=pytest.mark.full),
+    (64, 3, dict(output=F16, input=F16, row_scale=RowScale.outputs))],
     ids=["f32", "f32 bias", "no factor", "bf16 bias", "f16"])
-def test_second_gemm(width, fields, layout):
+def test_second_gemm(width, heights, fields, layout):
     problem = second(layout, **fields)
-    run(problem, config_of(problem, width), COUNTS, groups=(9,), unused=21)
+    run(problem, config_of(problem, width, heights=heights), COUNTS, groups=(9,), unused=21)
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])
@@ -89,21 +90,23 @@ def test_second_gemm_of_few_rows(layout):
     run(problem, default_config(problem, 2048, 768, 16, 128), DECODE, groups=(20,), unused=5)
 
 
-@pytest.mark.parametrize("shared, layout, fields", [
-    (1, ENK, dict(activation=SILU, slots=9)), (2, ENK, dict(activation=SILU, slots=10, bias=BF16, row_scale=RowScale.sums)),
-    pytest.param(2, ENK, dict(activation=NO_GATE, slots=3), marks=pytest.mark.full), (2, EKN, dict(activation=SILU, slots=4, bias=F32)), pytest.param(1, EKN, dict(activation=NO_GATE), marks=pytest.mark.full)])
-def test_shared_experts_in_the_first_gemm(shared, layout, fields):
+@pytest.mark.parametrize("shared, layout, heights, fields", [
+    (1, ENK, 3, dict(activation=SILU, slots=9)), (2, ENK, 5, dict(activation=SILU, slots=10, bias=BF16, row_scale=RowScale.sums)),
+    pytest.param(2, ENK, 5, dict(activation=NO_GATE, slots=3), marks=pytest.mark.full), (2, EKN, 3, dict(activation=SILU, slots=4, bias=F32)),
+    pytest.param(1, EKN, 5, dict(activation=NO_GATE), marks=pytest.mark.full)])
+def test_shared_experts_in_the_first_gemm(shared, layout, heights, fields):
     """Gates and up values in tensors of their own; no bias."""
     problem = first(layout, k=160, shared=shared, **fields)
-    run(problem, config_of(problem), SHARED_COUNTS, groups=(11,))
+    run(problem, config_of(problem, heights=heights), SHARED_COUNTS, groups=(11,))
 
 
-@pytest.mark.parametrize("shared, layout, fields", [
-    pytest.param(1, ENK, dict(row_scale=RowScale.outputs), marks=pytest.mark.full), (2, ENK, dict(row_scale=RowScale.outputs, bias=BF16)), (2, EKN, dict(output=BF16))])
-def test_shared_experts_in_the_second_gemm(shared, layout, fields):
+@pytest.mark.parametrize("shared, layout, heights, fields", [
+    pytest.param(1, ENK, 5, dict(row_scale=RowScale.outputs), marks=pytest.mark.full), (2, ENK, 5, dict(row_scale=RowScale.outputs, bias=BF16)),
+    (2, EKN, 3, dict(output=BF16))])
+def test_shared_experts_in_the_second_gemm(shared, layout, heights, fields):
     """Columns of one down projection."""
     problem = second(layout, k=160, shared=shared, **fields)
-    run(problem, config_of(problem), SHARED_COUNTS, groups=(11,), unused=9)
+    run(problem, config_of(problem, heights=heights), SHARED_COUNTS, groups=(11,), unused=9)
 
 
 def test_shared_expert_alone():
@@ -113,9 +116,12 @@ def test_shared_expert_alone():
 
 @pytest.mark.parametrize("problem", [
     first(ENK, n=150, k=37, activation=SILU, slots=3, bias=F32), first(EKN, n=150, k=37, activation=SILU, slots=8, shared=2),
-    first(ENK, F32, F32, n=150, k=37, activation=OAI, slots=10, bias=F16), first(EKN, F16, F16, n=150, k=37, activation=OAI, bias=F32),
-    first(ENK, n=149, k=37, activation=NO_GATE, row_scale=RowScale.sums), first(ENK, n=150, k=37, activation=act("gelu"), shared=1),
-    second(ENK, n=149, k=37, row_scale=RowScale.outputs, bias=BF16, shared=2), second(EKN, BF16, n=149, k=37, row_scale=RowScale.outputs),
+    first(ENK, F32, F32, n=150, k=37, activation=OAI, slots=10, bias=F16),
+    pytest.param(first(EKN, F16, F16, n=150, k=37, activation=OAI, bias=F32), marks=pytest.mark.full),
+    first(ENK, n=149, k=37, activation=NO_GATE, row_scale=RowScale.sums),
+    pytest.param(first(ENK, n=150, k=37, activation=act("gelu"), shared=1), marks=pytest.mark.full),
+    second(ENK, n=149, k=37, row_scale=RowScale.outputs, bias=BF16, shared=2),
+    pytest.param(second(EKN, BF16, n=149, k=37, row_scale=RowScale.outputs), marks=pytest.mark.full),
 ], ids=name)
 def test_generic_main_loop_of_odd_sizes(problem):
     run(problem, generic_config(problem, 549), COUNTS, groups=(11,), unused=7)

@@ -53,7 +53,8 @@ def name(problem: GroupedGemmProblem) -> str:
 PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, list(Dtype) if n == 5760 else [Dtype.bf16])]
 
 
-@pytest.mark.parametrize("problem", [pytest.param(p, marks=[pytest.mark.full] * (p.n != 5760 or p.input is Dtype.f16)) for p in PROBLEMS], ids=name)
+@pytest.mark.parametrize("problem", [
+    pytest.param(p, marks=[pytest.mark.full] * (p.n != 5760 or p.input is Dtype.f16 or p.tf32 and p.gathered)) for p in PROBLEMS], ids=name)
 def test_inner_loop(problem):
     loop = kernels.prefill_loop(summary_of(problem, "bmg").loops)
     print(f"{name(problem)}: {loop.instructions} instructions, {loop.dpas} dpas, {loop.messages} messages, {loop.other_per_dpas:.2f} other a dpas")
@@ -61,14 +62,15 @@ def test_inner_loop(problem):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.n == 5760 and p.input is not Dtype.f16], ids=name)
+@pytest.mark.parametrize("problem", [
+    pytest.param(p, marks=[pytest.mark.full] * (p.tf32 and p.gathered)) for p in PROBLEMS if p.n == 5760 and p.input is not Dtype.f16], ids=name)
 def test_no_spills(problem, device):
     summary = summary_of(problem, device)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
     assert summary.grf == 256
 
 
-@pytest.mark.parametrize("layout", list(WeightLayout))
+@pytest.mark.parametrize("layout", [WeightLayout.ekn, pytest.param(WeightLayout.enk, marks=pytest.mark.full)])
 def test_no_spills_with_everything(layout):
     """Bias, gathered tokens, tails of K and N, fp32 outputs."""
     problem = GroupedGemmProblem(1000, 1000, Dtype.bf16, Dtype.f32, layout, bias=Dtype.f32, gathered=True)
@@ -105,7 +107,9 @@ def block_gemms(layout: WeightLayout) -> dict[str, GroupedGemmProblem]:
 
 
 LIKE_OTHERS = ("qwen3 first", "one slot, second", "shared, second", "gpt-oss second")
-BLOCK_GEMMS = [pytest.param(problem, id=f"{name}-{layout.value}", marks=[pytest.mark.full] * (name in LIKE_OTHERS))
+ONE_LAYOUT = {"shared, first": WeightLayout.enk, "gpt-oss first": WeightLayout.ekn}      # the other one with --full
+BLOCK_GEMMS = [pytest.param(problem, id=f"{name}-{layout.value}",
+                            marks=[pytest.mark.full] * (name in LIKE_OTHERS or ONE_LAYOUT.get(name, layout) is not layout))
                for layout in WeightLayout for name, problem in block_gemms(layout).items()]
 
 
@@ -130,7 +134,8 @@ def test_no_spills_of_activations(layout, activation):
     assert (summary.spill_bytes, summary.private_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["qwen3 first", "gpt-oss first", "shared, first", "gpt-oss second"])
+@pytest.mark.parametrize("name", ["qwen3 first", pytest.param("gpt-oss first", marks=pytest.mark.full),
+                                  pytest.param("shared, first", marks=pytest.mark.full), "gpt-oss second"])
 @pytest.mark.parametrize("layout", list(WeightLayout))
 def test_no_spills_of_the_generic_main_loop(layout, name):
     problem = block_gemms(layout)[name]

@@ -54,7 +54,7 @@ def summary_of(problem: GroupedGemmProblem, config: XeConfig, device: str) -> Su
     return summarize(kernels.build(problem, config, device), "grouped_gemm")
 
 
-@pytest.mark.parametrize("rows", [1, 64, 1024])
+@pytest.mark.parametrize("rows", [1, pytest.param(64, marks=pytest.mark.full), 1024])
 @pytest.mark.parametrize("name", ["first", "second"])
 @pytest.mark.parametrize("layout", WeightLayout)
 def test_no_spills_with_few_and_many_rows(layout, name, rows):

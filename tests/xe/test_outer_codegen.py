@@ -30,6 +30,10 @@ def name(problem: OuterProblem) -> str:
             f"{'-accumulate' if problem.accumulate else ''}")
 
 
+def like_another(problem: OuterProblem) -> bool:
+    return problem.accumulate or problem.p != 1536 or problem.output is F32 and problem.gathered is not Gathered.left
+
+
 @cache
 def image(problem: OuterProblem) -> bytes:
     root = sources_dir()
@@ -37,7 +41,7 @@ def image(problem: OuterProblem) -> bytes:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("problem", [pytest.param(p, marks=[pytest.mark.full] * (p.accumulate or p.p != 1536)) for p in PROBLEMS], ids=name)
+@pytest.mark.parametrize("problem", [pytest.param(p, marks=[pytest.mark.full] * like_another(p)) for p in PROBLEMS], ids=name)
 def test_no_spills_and_inner_loop(problem, device):
     summary = summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), KERNEL_NAME)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
@@ -60,7 +64,7 @@ BACKWARD = {
 
 
 @pytest.mark.parametrize("layout", list(WeightLayout))
-@pytest.mark.parametrize("form", BACKWARD)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.full] * ("factors" not in form)) for form in BACKWARD])
 def test_gemms_of_backward(form, layout):
     problem = GroupedGemmProblem(input=BF16, weights=layout, **BACKWARD[form])
     summary = summarize(kernels.build(problem, kernels.default_config(problem), "bmg"), "grouped_gemm")

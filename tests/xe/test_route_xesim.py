@@ -67,8 +67,11 @@ def as_read(values: np.ndarray, dtype: Dtype) -> torch.Tensor:
     return torch.from_numpy(decode(encode(values, dtype), dtype).copy())
 
 
+NAMES = [pytest.param(name, marks=[pytest.mark.full] * (name in LIKE_OTHERS)) for name in PROBLEMS]
+
+
 @pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in LIKE_OTHERS)) for name in PROBLEMS])
+@pytest.mark.parametrize("name", NAMES)
 def test_routes(name, padding):
     problem, rng = PROBLEMS[name], np.random.default_rng(padding)
     values = 2 * rng.standard_normal((7, problem.num_experts)).astype("f4")
@@ -91,7 +94,7 @@ def test_nan_infinity_and_ties(scoring):
 
 
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_spills(name, device):
     summary = summarize(dump(PROBLEMS[name], device), KERNEL_NAME)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())

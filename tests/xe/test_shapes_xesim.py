@@ -53,14 +53,14 @@ def test_every_shape(kind, layout):
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("kind, n, k, total_rows, num_experts", [
     ("gathered, halves", 1536, 2048, 1 << 13, 128), ("gathered, interleaved", 5760, 2880, 1 << 13, 32),
-    ("scattered", 2880, 2880, 1 << 12, 32), pytest.param("rows", 4096, 14336, 1 << 14, 8, marks=pytest.mark.full)])
+    pytest.param("scattered", 2880, 2880, 1 << 12, 32, marks=pytest.mark.full), pytest.param("rows", 4096, 14336, 1 << 14, 8, marks=pytest.mark.full)])
 def test_defaults_of_models(kind, n, k, total_rows, num_experts, layout):
     problem = problem_of(kind, layout)
     run(problem, default_config(problem, n, k, total_rows, num_experts), COUNTS, groups=(7,))
 
 
-@pytest.mark.parametrize("distance", [0, 8, 15])
-@pytest.mark.parametrize("kind, layout", [("gathered, halves", ENK), ("gathered", EKN), ("rows", EKN)])
+@pytest.mark.parametrize("distance", [0, pytest.param(8, marks=pytest.mark.full), 15])
+@pytest.mark.parametrize("kind, layout", [("gathered, halves", ENK), ("gathered", EKN), pytest.param("rows", EKN, marks=pytest.mark.full)])
 def test_prefetch_distances(kind, layout, distance):
     """K shorter and longer than what is prefetched."""
     for k in (136, 528):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import sys
 import types
 from pathlib import Path
@@ -110,10 +111,15 @@ def install() -> None:
 
     one = {"is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "is_current_stream_capturing": False,
            "mem_get_info": (8 << 30, 12 << 30), "_lazy_init": None, "init": None, "empty_cache": None,
+           "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,     # random numbers are the CPU's
            "get_device_properties": types.SimpleNamespace(name="simulated", has_fp16=True, has_fp64=True, total_memory=12 << 30)}
     for name, answer in one.items():
         setattr(torch.xpu, name, lambda *_, answer=answer, **__: answer)
+    for name in ("_xpu_getDevice", "_xpu_exchangeDevice", "_xpu_maybeExchangeDevice", "_xpu_setDevice"):
+        setattr(torch._C, name, lambda *_: 0)
     torch.xpu.Stream, torch.xpu.Event, torch.xpu.stream, torch.xpu.current_stream = Stream, Event, stream, current_stream
+    # There is no Triton for it, so compiled graphs run as they are traced.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     torch.xpu.device = lambda _: contextlib.nullcontext()
     torch.xpu.synchronize = lambda _=None: backend.fake_xpu_synchronize()
     torch.xpu.memory_allocated = lambda _=None: backend.fake_xpu_used_bytes()

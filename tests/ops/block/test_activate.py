@@ -232,12 +232,13 @@ def test_opcheck(kind, device):
     torch.library.opcheck(torch.ops.moe_xe.activate_backward, (z, g, arguments["row_scales"], None, *flat, F32, [True, False, True]))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph(dynamic, device):
+def test_compile_fullgraph(dynamic, backend, device):
     kind = KINDS[13]
     arguments = make(kind, 30, device=device)
 
-    @torch.compile(fullgraph=True, dynamic=dynamic)
+    @torch.compile(fullgraph=True, dynamic=dynamic, backend=backend)
     def step(z, g, row_scales, row_pairs):
         return activate(z, kind.activation), activate_backward(z, g, kind.activation, row_scales=row_scales)
 

@@ -34,18 +34,21 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "swiglu_oai"))) for name in ACTIVATIONS])
 def test_activations(name, device):
     check(make(**ACTIVATIONS[name]), device)
 
 
-@pytest.mark.parametrize("dtype, bias, layout", [(BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), (F16, (F16, F32), "enk"),
-                                                 (F16, None, "ekn"), (F32, (BF16, F16), "ekn")], ids=str)
+@pytest.mark.parametrize("dtype, bias, layout", [
+    (BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), pytest.param(F16, (F16, F32), "enk", marks=pytest.mark.full),
+    (F16, None, "ekn"), pytest.param(F32, (BF16, F16), "ekn", marks=pytest.mark.full)], ids=str)
 def test_types(dtype, bias, layout, device):
     check(make(dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=dtype), device)
 
 
-@pytest.mark.parametrize("top_k, weights, ids", [(1, BF16, torch.int64), (2, F16, torch.int32), (8, F32, torch.int64), (10, BF16, torch.int32)])
+@pytest.mark.parametrize("top_k, weights, ids", [
+    (1, BF16, torch.int64), pytest.param(2, F16, torch.int32, marks=pytest.mark.full), pytest.param(8, F32, torch.int64, marks=pytest.mark.full),
+    (10, BF16, torch.int32)])
 def test_experts_per_token(top_k, weights, ids, device):
     check(make(top_k=top_k, experts=12, weights_dtype=weights, ids_dtype=ids, weight_layout="ekn"), device)
 
@@ -138,7 +141,8 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * ("ekn" in name or "no gate" in name)) for name in SHARED])
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.full] * ("ekn" in name or "no gate" in name or "interleaved" in name)) for name in SHARED])
 def test_shared_expert(name, device):
     """With biases of the routed experts, which the shared one does not get; with and without weights of its own."""
     options, size = SHARED[name]
@@ -182,7 +186,8 @@ def test_without_a_fusion(name, top_k, on_input, device):
     assert_right(run(block, device, FUSIONS[name]), expected)
 
 
-@pytest.mark.parametrize("options", [dict(dtype=BF16, weight_layout="ekn", interleaved=True), dict(activation="relu2", gated=False)],
+@pytest.mark.parametrize("options", [dict(dtype=BF16, weight_layout="ekn", interleaved=True),
+                                     pytest.param(dict(activation="relu2", gated=False), marks=pytest.mark.full)],
                          ids=["bf16 ekn interleaved", "relu2"])
 def test_without_any_fusion(options, device):
     check(make(**options), device, fusions=ALL_OFF)
@@ -268,7 +273,7 @@ def test_any_number_of_tokens_and_experts(device, tokens, experts, layout, top_k
     check(make(tokens, experts, top_k, weight_layout=layout), device)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(settings.get_profile("compiling"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hidden=st.integers(1, 130), intermediate=st.integers(1, 130), layout=st.sampled_from(LAYOUTS), gated=st.booleans(),
        dtype=st.sampled_from([BF16, F16, F32]))
 def test_any_size(device, hidden, intermediate, layout, gated, dtype):
@@ -293,12 +298,16 @@ def test_several_threads(device):
     assert not failures
 
 
-def test_the_generic_kernel_on_the_cpu_device():
+@pytest.mark.parametrize("options", [
+    dict(shared=2 * INTERMEDIATE, bias=BIASES), pytest.param(dict(weight_layout="ekn", **ACTIVATIONS["swiglu_oai of gpt-oss"]), marks=pytest.mark.full)],
+    ids=["merged", "gpt-oss"])
+def test_the_generic_kernel_on_the_cpu_device(options):
     """The path of any other GPU, forced: small blocks, which the CPU device's compiler takes long over. The GPUs' own
     functions for reciprocals and powers are coarse there."""
     config = GenericConfig(heights=(8,), tile_width=32, raster_group=2, min_fill_eighths=8, schedule=Schedule.dynamic,
                            sub_group_rows=(4,), sub_group_columns=(32,))
-    merged = make(dtype=F16, bias=BIASES, shared=make_shared(2 * INTERMEDIATE, weights=torch.rand(31), dtype=F16))
+    block = make(dtype=F16, **options)
+    if "shared" in options:
+        block["shared"] = make_shared(options["shared"], weights=torch.rand(31), dtype=F16)
     with force_config(config):
-        check(merged, torch.device("cpu"))
-        check(make(dtype=F16, weight_layout="ekn", **ACTIVATIONS["swiglu_oai of gpt-oss"]), torch.device("cpu"))
+        check(block, torch.device("cpu"))

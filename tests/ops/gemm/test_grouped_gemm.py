@@ -64,7 +64,7 @@ def test_output_dtype(out_dtype, device):
 
 def test_512_experts_and_int64_counts(device):
     counts = [(7 * e) % 5 for e in range(512)]
-    a, w, rows, _ = make(counts, 40, 72, torch.bfloat16, device)
+    a, w, rows, _ = make(counts, 64, 96, torch.bfloat16, device)
     assert_right(moe_xe.grouped_gemm(a, w, rows.long()), a, w, counts)
 
 
@@ -116,22 +116,22 @@ def test_static_and_dynamic_schedules_and_two_runs_are_bitwise_equal(device):
 @pytest.mark.parametrize("counts", [[10, 2**31 - 1, 2**31 - 1, 5], [-5, 8, -(2**31), 40], [200, 200, 200, 200]])
 def test_wrong_counts_touch_nothing_outside(counts, device):
     guard = 64
-    big = poisoned(100 + 2 * guard, 48, torch.float32, device)
-    a, w, _, _ = make([25] * 4, 48, 32, torch.float32, device)
+    big = poisoned(100 + 2 * guard, 64, torch.float32, device)
+    a, w, _, _ = make([25] * 4, 64, 96, torch.float32, device)
     moe_xe.grouped_gemm(a, w, torch.tensor(counts, dtype=torch.int32, device=device), out=big[guard:-guard])
     assert big[:guard].isnan().all() and big[-guard:].isnan().all()
 
 
 def test_rows_beyond_the_counts_stay_as_they_are(device):
-    a, w, _, _ = make([30] * 3, 48, 32, torch.float32, device)
-    out = torch.full((90, 48), 7.0, device=device)
+    a, w, _, _ = make([30] * 3, 64, 96, torch.float32, device)
+    out = torch.full((90, 64), 7.0, device=device)
     moe_xe.grouped_gemm(a, w, torch.tensor([20, 0, 30], device=device), out=out)
     assert (out[50:] == 7.0).all()
     assert_right(out[:50], a[:50], w, [20, 0, 30])
 
 
 def test_inf_and_nan_stay_in_their_row(device):
-    a, w, rows, _ = make([6, 9], 33, 40, torch.bfloat16, device)
+    a, w, rows, _ = make([6, 9], 64, 96, torch.bfloat16, device)
     a[3, 5], a[8, 0] = float("inf"), float("nan")
     out = moe_xe.grouped_gemm(a, w, rows)
     clean = [r for r in range(15) if r not in (3, 8)]
@@ -147,14 +147,14 @@ def test_nothing_to_compute(shape, device):
 
 
 def test_no_rows_for_any_expert(device):
-    a, w, _, _ = make([4], 8, 8, torch.float32, device)
-    out = torch.full((4, 8), 3.0, device=device)
+    a, w, _, _ = make([4], 64, 96, torch.float32, device)
+    out = torch.full((4, 64), 3.0, device=device)
     moe_xe.grouped_gemm(a, w, torch.zeros(1, dtype=torch.int32, device=device), out=out)
     assert (out == 3.0).all()
 
 
 def test_several_threads(device):
-    cases = [make([3 * t, 40, t], 64, 80, torch.bfloat16, device) for t in range(6)]
+    cases = [make([3 * t, 40, t], 64, 96, torch.bfloat16, device) for t in range(6)]
     expected = [moe_xe.grouped_gemm(*case[:3]) for case in cases]
     failures = []
 
@@ -204,7 +204,7 @@ def test_the_generic_kernel_on_the_cpu_device():
     """The path of any other GPU, forced: same queue, same arguments, another inner loop."""
     a, w, rows, b = make(COUNTS, 203, 141, torch.bfloat16, "cpu", torch.bfloat16)
     problem = moe_xe.explain(a, w, rows, bias=b).problem
-    with force_config(generic_config(problem, sum(COUNTS))):
+    with force_config(generic_config(problem, 16)):        # of one height, as few rows have it, so that it compiles soon
         assert_right(moe_xe.grouped_gemm(a, w, rows, bias=b), a, w, COUNTS, b)
 
 

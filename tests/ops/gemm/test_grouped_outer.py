@@ -137,7 +137,7 @@ def test_strided_operands_are_used_in_place(device):
 
 def test_512_experts_and_int64_counts(device):
     counts = [(7 * e) % 5 for e in range(512)]
-    left, right, rows = make(counts, 40, 72, torch.bfloat16, device)
+    left, right, rows = make(counts, 64, 96, torch.bfloat16, device)
     assert_right(grouped_outer(left, right, rows.long()), reference(left, right, counts), 5)
 
 
@@ -145,8 +145,8 @@ def test_512_experts_and_int64_counts(device):
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_no_rows_for_any_expert(total, accumulate, device):
     """Rows may be there, but belong to nobody."""
-    left, right, rows = make([0, 0, 0], 20, 30, torch.bfloat16, device, rows=total)
-    out = torch.full((3, 20, 30), 2.0, dtype=torch.bfloat16, device=device)
+    left, right, rows = make([0, 0, 0], P, Q, torch.bfloat16, device, rows=total)
+    out = torch.full((3, P, Q), 2.0, dtype=torch.bfloat16, device=device)
     grouped_outer(left, right, rows, out=out, accumulate=accumulate)
     assert (out == (2.0 if accumulate else 0.0)).all()
 
@@ -158,7 +158,7 @@ def test_nothing_to_compute(p, q, device):
 
 
 def test_single_rows(device):
-    left, right, rows = make([1] * 20, 33, 65, torch.float16, device)
+    left, right, rows = make([1] * 20, P, Q, torch.float16, device)
     assert_right(grouped_outer(left, right, rows), left.double()[:, :, None] * right.double()[:, None, :], 1)
 
 
@@ -170,13 +170,13 @@ def test_wrong_counts_touch_nothing_outside(counts, device):
         whole[64:-64] = torch.randn(100, columns, device=device)
         return whole[64:-64]
 
-    big = torch.full((4 + 2, 40, 32), 7.0, device=device)
-    grouped_outer(guarded(40), guarded(32), torch.tensor(counts, dtype=torch.int32, device=device), out=big[1:-1])
+    big = torch.full((4 + 2, P, Q), 7.0, device=device)
+    grouped_outer(guarded(P), guarded(Q), torch.tensor(counts, dtype=torch.int32, device=device), out=big[1:-1])
     assert (big[[0, -1]] == 7.0).all() and big.isfinite().all()
 
 
 def test_rows_beyond_the_counts_are_not_used(device):
-    left, right, _ = make([30] * 3, 48, 32, torch.bfloat16, device)
+    left, right, _ = make([30] * 3, 64, 96, torch.bfloat16, device)
     left[50:] = right[50:] = float("nan")
     out = grouped_outer(left, right, torch.tensor([20, 0, 30], dtype=torch.int32, device=device))
     assert_right(out, reference(left, right, [20, 0, 30]), 30)
@@ -285,7 +285,7 @@ def test_misaligned_memory():
         grouped_outer(left, RIGHT, ROWS)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.full)])
 def test_opcheck(dtype, device):
     left, right, rows = make(COUNTS, 24, 32, dtype, device)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
@@ -305,11 +305,12 @@ def test_fake_xpu_tensors_reach_the_op():
     assert (out.shape, out.dtype, out.device.type) == ((4, 64, 96), torch.float32, "xpu")
 
 
-def test_compile_fullgraph(device):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_compile_fullgraph(backend, device):
     left, right, rows = make(COUNTS, 24, 32, torch.float32, device)
     out = torch.ones(len(COUNTS), 24, 32, device=device)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend=backend)
     def step(left, right, rows, out):
         grouped_outer(left, right, rows, out=out, accumulate=True)
         return grouped_outer(left, right, rows) * 2

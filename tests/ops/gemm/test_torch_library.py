@@ -10,7 +10,7 @@ from moe_xe.bench.numerics import agrees, reference_grouped_gemm
 from .test_grouped_gemm import COUNTS, make
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.full)])
 def test_opcheck(dtype, device):
     a, w, rows, b = make(COUNTS, 24, 32, dtype, device, dtype)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
@@ -55,10 +55,11 @@ def test_xpu_tensors_run_on_torchs_current_stream(monkeypatch):
     assert asked == [torch.device("xpu", 0)] and found.context_id == queue.context_id
 
 
-def test_compile_fullgraph(device):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_compile_fullgraph(backend, device):
     a, w, rows, b = make(COUNTS, 24, 32, torch.float32, device, torch.float32)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend=backend)
     def block(a, w, rows, b):
         return torch.relu(moe_xe.grouped_gemm(a, w, rows, bias=b)) + 1
 

@@ -258,8 +258,9 @@ def test_opcheck(bias, ids_dtype, device):
     torch.library.opcheck(torch.ops.moe_xe.route, arguments)
 
 
-def test_compile_fullgraph(device):
-    @torch.compile(fullgraph=True)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_compile_fullgraph(backend, device):
+    @torch.compile(fullgraph=True, backend=backend)
     def block(logits, bias):
         weights, ids = route(logits * 2, 4, scoring="sigmoid", correction_bias=bias, renormalize=True)
         return weights + 1, ids + 1

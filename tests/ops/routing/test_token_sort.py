@@ -251,12 +251,13 @@ def test_opcheck(kind, device):
     torch.library.opcheck(torch.ops.moe_xe.combine, (y, routing.topk_ids, 7, routing.expert_map, routing.num_shared, BF16))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph(dynamic, device):
+def test_compile_fullgraph(dynamic, backend, device):
     routing = make_routing(KINDS[1], 30, 7, device=device)
     y = make_rows(routing, 12, F32, device)
 
-    @torch.compile(fullgraph=True, dynamic=dynamic)
+    @torch.compile(fullgraph=True, dynamic=dynamic, backend=backend)
     def block(ids, weights, y):
         rows = sort_tokens(ids, 7, topk_weights=weights)
         return rows.row_pairs, combine(y, ids, 7)
