@@ -65,8 +65,8 @@ def gemm(index: int) -> dict:
     """A small grouped GEMM on the device at this position of devices(): how far from the reference, and how long it took."""
     import torch
 
-    from .. import runtime
     from ..bench.numerics import agrees, difference, reference_grouped_gemm
+
     torch.manual_seed(0)
     a, w = torch.randn(sum(COUNTS), K).bfloat16(), torch.randn(len(COUNTS), N, K).bfloat16()
     try:
