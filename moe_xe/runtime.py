@@ -20,9 +20,11 @@ try:
         DeviceNotFoundError,
         ForkError,
         Kernel,
+        Platform,
         Queue,
         cpu_isa,
         devices,
+        platforms,
     )
 except ImportError as error:
     if "libsycl" in str(error):
@@ -40,7 +42,9 @@ __all__ = [
     "DeviceNotFoundError",
     "ForkError",
     "Kernel",
+    "Platform",
     "Queue",
     "cpu_isa",
     "devices",
+    "platforms",
 ]

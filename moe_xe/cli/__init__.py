@@ -1,13 +1,14 @@
-"""The command line: moe-xe schedule | isa | bench | tune | cache | predict | devices."""
+"""The command line: moe-xe schedule | isa | bench | tune | cache | predict | devices | doctor."""
 import typer
 
-from . import bench, cache, devices, isa, predict, schedule, tune
+from . import bench, cache, devices, doctor, isa, predict, schedule, tune
 
 app = typer.Typer(help="MoE GEMMs for Intel Xe GPUs and the SYCL CPU device.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)
 app.command("schedule")(schedule.schedule)
 app.command("isa")(isa.isa)
 app.command("devices")(devices.devices)
+app.command("doctor")(doctor.doctor)
 app.command("predict")(predict.predict)
 app.command("tune")(tune.tune)
 app.add_typer(bench.app, name="bench")

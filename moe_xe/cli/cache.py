@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .choices import choice_row, choices_table
-from .tables import print_table
+from .tables import plain, print_table
 
 app = typer.Typer(help="Compiled kernels and tuning results on disk.", no_args_is_help=True)
 
@@ -26,16 +26,11 @@ def _failures_exit():
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             warnings.simplefilter("always", DamageWarning)
-            warnings.showwarning = lambda message, *_: stderr.print(_plain(message), markup=False, highlight=False)
+            warnings.showwarning = lambda message, *_: stderr.print(plain(message), markup=False, highlight=False)
             yield
     except (RuntimeWarning, OSError, ValueError) as error:
-        stderr.print(_plain(error), markup=False, highlight=False)
+        stderr.print(plain(error), markup=False, highlight=False)
         raise typer.Exit(1)
-
-
-def _plain(value: object) -> str:
-    """What a terminal takes for text and nothing else; names of files and messages about them may hold anything."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 @app.command("list")
@@ -68,7 +63,7 @@ def list_entries(json: Annotated[bool, typer.Option("--json", help="Print an obj
         print_table(table)
     if pairs:
         console.print("here: measured with this version, on this device and driver", highlight=False)
-    console.print(f"{_plain(directory)}: {len(pairs)} measured choices, {sizes['tuning'] / 1e6:.1f} MB; "
+    console.print(f"{plain(directory)}: {len(pairs)} measured choices, {sizes['tuning'] / 1e6:.1f} MB; "
                   f"kernels, {sizes['kernels'] / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -79,7 +74,7 @@ def export_entries(file: Annotated[Path, typer.Argument(help="JSON to write.")])
 
     with _failures_exit():
         count = default_store().export_to(file)
-    print(f"{count} measured choices written to {_plain(file)}")
+    print(f"{count} measured choices written to {plain(file)}")
 
 
 @app.command("import")
@@ -89,7 +84,7 @@ def import_entries(file: Annotated[Path, typer.Argument(help="JSON that export w
 
     with _failures_exit():
         count = default_store().import_from(file)
-    print(f"{count} measured choices read from {_plain(file)}")
+    print(f"{count} measured choices read from {plain(file)}")
 
 
 @app.command()

@@ -13,15 +13,19 @@ FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores
 
 
 def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False):
-    """List the SYCL devices that moe_xe can use."""
+    """List the SYCL devices that moe_xe can use; what failed is said on stderr."""
     from .. import runtime
 
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    for failed in (platform for platform in runtime.platforms() if platform.errors):
+        stderr.print(f"{failed.name} ({failed.backend}) failed: {'; '.join(failed.errors)}", markup=False)
+        stderr.print("  its devices are not used; moe-xe doctor shows its driver and its loader", markup=False)
     found = [{field: getattr(facts, field) for field in FIELDS} for facts in runtime.devices()]
     if json:
         print(jsonlib.dumps(found, indent=1))
         return
     if not found:
-        Console(stderr=True).print("no SYCL device: install an Intel GPU driver, or the CPU device: pip install 'moe_xe[cpu]'")
+        stderr.print("no SYCL device: install an Intel GPU driver, or the CPU device: pip install 'moe_xe[cpu]'")
         raise typer.Exit(1)
     for facts in found:
         table = new_table("name", facts["name"], text=("name", facts["name"]))

@@ -32,6 +32,11 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console.width = terminal
 
 
+def plain(value: object) -> str:
+    """What a terminal takes for text and nothing else; names of files and messages about them may hold anything."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+
+
 def short(value: float | None) -> str:
     """At least four digits: 1.234, 12.34, 123.4, 12345; "-" for None."""
     return "-" if value is None else next((f"{value:.{digits}f}" for bound, digits in ((9.9995, 3), (99.995, 2), (999.95, 1)) if value < bound), f"{value:.0f}")

@@ -13,7 +13,8 @@ from . import ocloc, spirv
 from .dump import Dump
 from .listing import Loop, summarize
 
-GRF_OPTION = "-ze-intel-{}-GRF-per-thread"     # what grf_size<...> asks of the driver at run time
+# At run time SYCL asks the driver for grf_size<256> by -ze-opt-large-register-file -ze-opt-level=2: the code is the same.
+GRF_OPTION = "-ze-intel-{}-GRF-per-thread"
 LARGE_GRF = GRF_OPTION.format(256)
 PREFILL_ROWS, PREFILL_EXPERTS = 8192, 32
 

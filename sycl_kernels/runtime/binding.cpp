@@ -8,9 +8,11 @@
 
 #include "cpu_isa.hpp"
 #include "device.hpp"
+#include "find_device.hpp"
 #include "fork.hpp"
 #include "kernel.hpp"
 #include "native_binary.hpp"
+#include "platform.hpp"
 #include "queue.hpp"
 
 namespace nb = nanobind;
@@ -95,7 +97,13 @@ Kernel from_binary(const Queue& queue, const nb::bytes& binary, const std::strin
 
 std::vector<DeviceFacts> devices() {
     std::vector<DeviceFacts> all;
-    for (const sycl::device& device : usable_devices()) all.push_back(facts_of(device));
+    for (const FoundDevice& found : usable_devices()) all.push_back(found.facts);
+    return all;
+}
+
+std::vector<DeviceFacts> devices_of(const Platform& platform) {
+    std::vector<DeviceFacts> all;
+    for (const FoundDevice& found : platform.devices) all.push_back(found.facts);
     return all;
 }
 
@@ -164,8 +172,16 @@ void bind_device(nb::module_& module) {
         .def("__repr__", [](const DeviceFacts& facts) {
             return "DeviceFacts(" + facts.kind + ", " + facts.name + ", " + facts.architecture + ")";
         });
+    nb::class_<Platform>(module, "Platform", "What one driver offers, and what failed.")
+        .def_ro("name", &Platform::name)
+        .def_ro("backend", &Platform::backend)
+        .def_prop_ro("devices", &devices_of)
+        .def_ro("errors", &Platform::errors);
+    module.def("platforms", &platforms, WithoutGil(),
+               "Every SYCL platform with its GPUs and CPUs, and the errors of what failed.");
     module.def("devices", &devices, WithoutGil(),
-               "The devices that moe_xe can use: Intel GPUs first, then CPUs.");
+               "The devices that moe_xe can use: Intel GPUs first, then CPUs. What fails is left out: "
+               "platforms() has the errors.");
     module.def("cpu_isa", &cpu_isa, "\"avx512_bf16\", \"avx512\", \"avx2\" or \"baseline\".");
 }
 

@@ -1,7 +1,5 @@
 #include "device.hpp"
 
-#include <algorithm>
-
 #include <sycl/sycl.hpp>
 
 #include "fork.hpp"
@@ -11,27 +9,6 @@ namespace {
 
 namespace syclex = sycl::ext::oneapi::experimental;
 namespace intel_info = sycl::ext::intel::info::device;
-
-constexpr std::uint32_t kIntelVendorId = 0x8086;
-
-constexpr const char* kNoCpu =
-    "No SYCL CPU device was found. Its driver comes from pip: pip install 'moe_xe[cpu]'. "
-    "If that is installed: import moe_xe before another library looks for SYCL devices, and "
-    "see that ONEAPI_DEVICE_SELECTOR does not hide the device.";
-
-constexpr const char* kNoGpu =
-    "No Intel GPU was found by SYCL. It needs the Intel GPU driver (Level Zero: the packages "
-    "libze-intel-gpu1 and libze1, or intel-level-zero-gpu) and access to /dev/dri; "
-    "ONEAPI_DEVICE_SELECTOR must not hide it. Without a GPU use the CPU device: "
-    "pip install 'moe_xe[cpu]'.";
-
-std::string backend_name(sycl::backend backend) {
-    switch (backend) {
-        case sycl::backend::opencl: return "opencl";
-        case sycl::backend::ext_oneapi_level_zero: return "level_zero";
-        default: return "other";
-    }
-}
 
 struct ArchitectureName {
     syclex::architecture value;
@@ -67,20 +44,15 @@ std::uint32_t xe_core_count(const sycl::device& device, std::uint32_t compute_un
            device.get_info<intel_info::gpu_subslices_per_slice>();
 }
 
-bool is_intel_gpu(const sycl::device& device) {
-    return device.is_gpu() && device.get_info<sycl::info::device::vendor_id>() == kIntelVendorId;
-}
+}  // namespace
 
-// The same card may also be offered by OpenCL: one entry per card is enough.
-void append_gpus(std::vector<sycl::device>& usable, const std::vector<sycl::device>& all) {
-    for (const auto backend : {sycl::backend::ext_oneapi_level_zero, sycl::backend::opencl}) {
-        for (const sycl::device& device : all)
-            if (is_intel_gpu(device) && device.get_backend() == backend) usable.push_back(device);
-        if (!usable.empty()) return;
+std::string backend_name(sycl::backend backend) {
+    switch (backend) {
+        case sycl::backend::opencl: return "opencl";
+        case sycl::backend::ext_oneapi_level_zero: return "level_zero";
+        default: return "other";
     }
 }
-
-}  // namespace
 
 DeviceFacts facts_of(const sycl::device& device) {
     enter_runtime();
@@ -103,33 +75,6 @@ DeviceFacts facts_of(const sycl::device& device) {
     facts.has_matrix_engine = device.has(sycl::aspect::ext_intel_matrix);
     facts.has_system_memory = device.has(sycl::aspect::usm_system_allocations);
     return facts;
-}
-
-std::vector<sycl::device> usable_devices() {
-    enter_runtime();
-    const std::vector<sycl::device> all = sycl::device::get_devices();
-    std::vector<sycl::device> usable;
-    append_gpus(usable, all);
-    std::copy_if(all.begin(), all.end(), std::back_inserter(usable),
-                 [](const sycl::device& device) { return device.is_cpu(); });
-    return usable;
-}
-
-sycl::device find_device(const std::string& kind) {
-    if (kind != "cpu" && kind != "gpu")
-        throw std::invalid_argument("a device is \"cpu\", \"gpu\" or an index, not \"" + kind + "\"");
-    const bool want_gpu = kind == "gpu";
-    for (const sycl::device& device : usable_devices())
-        if (device.is_gpu() == want_gpu) return device;
-    throw DeviceNotFoundError(want_gpu ? kNoGpu : kNoCpu);
-}
-
-sycl::device find_device(std::size_t index) {
-    const std::vector<sycl::device> usable = usable_devices();
-    if (index < usable.size()) return usable[index];
-    if (usable.empty()) throw DeviceNotFoundError(std::string(kNoGpu) + ' ' + kNoCpu);
-    throw DeviceNotFoundError("there is no SYCL device " + std::to_string(index) + ": moe_xe sees " +
-                              std::to_string(usable.size()));
 }
 
 }  // namespace moe_xe

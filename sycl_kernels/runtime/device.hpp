@@ -3,10 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include <sycl/backend_types.hpp>
 #include <sycl/device.hpp>
 
 namespace moe_xe {
@@ -30,21 +30,9 @@ struct DeviceFacts {
     bool has_system_memory = false;  // kernels reach all memory of the process, not only USM
 };
 
-// The message says what to install.
-struct DeviceNotFoundError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+std::string backend_name(sycl::backend backend);
 
+// Throws sycl::exception where the device does not answer.
 DeviceFacts facts_of(const sycl::device& device);
-
-// The devices that moe_xe can use: Intel GPUs first, then CPUs.
-std::vector<sycl::device> usable_devices();
-
-// The first device of a kind, "cpu" or "gpu".
-// Throws DeviceNotFoundError, or std::invalid_argument for another kind.
-sycl::device find_device(const std::string& kind);
-
-// The device at this position of usable_devices(). Throws DeviceNotFoundError.
-sycl::device find_device(std::size_t index);
 
 }  // namespace moe_xe

@@ -16,11 +16,13 @@ public:
         if (!handle_) throw std::runtime_error(name_ + " is not loaded");
     }
 
-    // `Function` is a function's type. Throws std::runtime_error for an unknown name.
+    // `Function` is a function's type, `version` that of the symbol where it matters.
+    // Throws std::runtime_error for an unknown name.
     template <typename Function>
-    Function* get(const char* function) const {
-        void* const address = dlsym(handle_, function);
-        if (!address) throw std::runtime_error(name_ + " has no " + function);
+    Function* get(const char* function, const char* version = nullptr) const {
+        void* const address = version ? dlvsym(handle_, function, version) : dlsym(handle_, function);
+        if (!address)
+            throw std::runtime_error(name_ + " has no " + function + (version ? std::string(" of version ") + version : ""));
         return reinterpret_cast<Function*>(address);
     }
 

@@ -8,6 +8,7 @@
 
 #include <sycl/sycl.hpp>
 
+#include "find_device.hpp"
 #include "fork.hpp"
 
 namespace moe_xe {
@@ -56,9 +57,14 @@ bool is_device_lost(const std::exception& error) {
 namespace {
 
 sycl::queue make_queue(const sycl::device& device, std::shared_ptr<AsyncErrors> errors) {
-    return sycl::queue(
-        device, [errors = std::move(errors)](sycl::exception_list list) { errors->add(list); },
-        sycl::property_list{sycl::property::queue::in_order{}});
+    try {
+        return sycl::queue(
+            device, [errors = std::move(errors)](sycl::exception_list list) { errors->add(list); },
+            sycl::property_list{sycl::property::queue::in_order{}});
+    } catch (const sycl::exception& error) {
+        throw DeviceNotFoundError(device.get_info<sycl::info::device::name>() + " cannot be used: " + error.what() +
+                                  ". moe-xe doctor shows its driver and what else may be wrong.");
+    }
 }
 
 }  // namespace

@@ -6,9 +6,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include <sycl/device.hpp>
 #include <sycl/queue.hpp>
-
-#include "device.hpp"
 
 namespace moe_xe {
 
@@ -24,7 +23,7 @@ class AsyncErrors;
 
 class Queue {
 public:
-    // A new in-order queue.
+    // A new in-order queue. Throws DeviceNotFoundError where the device cannot be used.
     explicit Queue(const sycl::device& device);
 
     // Shares an existing queue. sycl::queue is a counted handle, so the copy

@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from moe_xe.cli import app
 from moe_xe.isa import ocloc, spirv
+from tests import broken_drivers
 
 ISA_FIELDS = {"kernel", "device", "dtype", "layout", "gathered", "grf", "spill_bytes", "slm_bytes", "dpas", "messages", "other",
               "other_per_dpas"}
@@ -41,6 +44,14 @@ def test_rows_that_are_no_rows(tmp_path, text):
 def test_devices():
     found = json.loads(run("devices", "--json").output)
     assert any(device["kind"] == "cpu" for device in found)
+
+
+def test_devices_says_which_platform_failed(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "moe_xe.cli", "devices", "--json"], capture_output=True, text=True,
+                          env=broken_drivers.level_zero(tmp_path, "zeDeviceGetRootDevice"))
+    assert done.returncode == 0 and [device["kind"] for device in json.loads(done.stdout)] == ["cpu"]
+    failed, advice = done.stderr.splitlines()
+    assert "(level_zero) failed: level_zero backend failed with error: 37" in failed and "moe-xe doctor" in advice
 
 
 @pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")

@@ -127,11 +127,12 @@ def test_short_numbers(value, text):
     assert tables.short(value) == text
 
 
-def test_a_real_terminal():
+@pytest.mark.parametrize("command, shown", [("schedule", "occupancy"), ("doctor", "later call")])
+def test_a_real_terminal(command, shown):
     """Standard output of a process is a pty; rich asks it for its width."""
     main, terminal = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"TERM": "xterm", "COLUMNS": "80"}
-    process = subprocess.Popen([sys.executable, "-m", "moe_xe.cli", "schedule"], stdout=terminal, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "moe_xe.cli", command], stdout=terminal, env=environment)
     os.close(terminal)
     output = b""
     try:
@@ -140,4 +141,4 @@ def test_a_real_terminal():
     except OSError:     # what Linux raises at the end
         pass
     os.close(main)
-    assert process.wait() == 0 and any("occupancy" in line for line in lines(output.decode().replace("\r", "")))
+    assert process.wait() == 0 and any(shown in line for line in lines(output.decode().replace("\r", "")))

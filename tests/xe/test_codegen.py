@@ -32,6 +32,20 @@ def summary_of(problem: GroupedGemmProblem, device: str):
     return summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), "grouped_gemm")
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_options_of_a_launch_give_the_same_code(device):
+    """What SYCL passes to the driver for grf_size<256>."""
+    spirv_module = image(GroupedGemmProblem(512, 512, Dtype.bf16, Dtype.bf16))
+
+    def code(options: str) -> dict[str, str]:
+        folder = ocloc.build(spirv_module, device, options).folder
+        return {file.name: file.read_text() for file in folder.iterdir() if file.suffix == ".asm" or file.name == ".ze_info"}
+
+    shown = code(kernels.LARGE_GRF)
+    assert shown == code("-ze-opt-large-register-file -ze-opt-level=2")
+    assert any("dpas" in text for text in shown.values()) and shown != code("")
+
+
 def name(problem: GroupedGemmProblem) -> str:
     return f"{problem.n}x{problem.k}-{problem.input.value}-{problem.weights.value}{'-gathered' if problem.gathered else ''}"
 

@@ -1,0 +1,1 @@
+"""What moe-xe doctor reports: the machine, the drivers, and whether each device computes."""
