@@ -40,8 +40,11 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest
 
+# Every case, on the CPU device and on the simulated card, with CPU tensors and with torch's xpu.
 test-all: venv
 	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest --full --device simulated
+	$(BIN)/python -m pytest --full --device simulated-xpu
 
 # The tests with the newest version of everything, and what differs.
 newest:

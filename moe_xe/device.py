@@ -61,7 +61,8 @@ def on_queue(queue):
     """Runs moe_xe's calls within the block on this queue.
 
     queue: a dpctl.SyclQueue or a moe_xe Queue, in order (dpctl: ``dpctl.SyclQueue(property="in_order")``); no address, which
-    nobody could check. Calls on xpu tensors return before the work is done, as torch's do.
+    nobody could check. Calls on xpu tensors return before the work is done, as torch's do. On a GPU's queue CPU tensors are refused
+    unless the GPU reaches all memory of the process (DeviceFacts.has_system_memory).
     Raises TypeError for anything else, ValueError for an out-of-order queue.
     """
     if isinstance(queue, Queue):

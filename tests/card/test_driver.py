@@ -27,6 +27,20 @@ print(compiler.stats())
 ''')
 
 
+def test_memory_that_the_card_cannot_reach_is_refused(on_the_card):
+    printed = on_the_card(PRELUDE + '''
+operands, expected = make()
+queue = new_queue()
+try:
+    with moe_xe.on_queue(queue):
+        moe_xe.grouped_gemm(*operands)
+except ValueError as error:
+    print(error)
+check(moe_xe.grouped_gemm(*operands), expected)
+''', ZESIM_SYSTEM_MEMORY="0")
+    assert "the queue chosen with on_queue is on a gpu device, but the tensors are on cpu" in printed
+
+
 def test_streams_of_torch(on_the_card):
     """An xpu tensor's call runs on torch's current stream, and returns before the kernel has run."""
     on_the_card(XPU + '''

@@ -26,6 +26,7 @@ TINY_QWEN = "moe_xe_tiny_qwen3"     # a folder in which the test saved a model
 REPLACED = {
     "README.md": [('"xpu"', '"cpu"'), ("8000, 2880", "320, 64"), ("5760, 2880", "96, 64"), ("(32,), 250", "(32,), 10"),
                   ("Qwen/Qwen3-30B-A3B", TINY_QWEN)],
+    "docs/simulated-gpu.md": [("level_zero:gpu", "opencl:cpu")],
     "docs/training.md": [('"xpu"', '"cpu"')],
     "docs/transformers.md": [('"xpu"', '"cpu"'), ("Qwen/Qwen3-30B-A3B", TINY_QWEN)],
 }
