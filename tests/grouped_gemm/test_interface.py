@@ -70,6 +70,7 @@ def test_transposed_weights_are_read_in_place():
                  choices_product(x, w, ids)[indices.long()], torch.float32)
 
 
+@pytest.mark.cpu_device
 def test_configurations_reach_each_gemm(launched):
     """Of the call and of its gradients, of which X's is gathered."""
     x, w, ids, _, m_sizes, indices = make(21, 3, 5, N, K)
@@ -85,6 +86,7 @@ def test_configurations_reach_each_gemm(launched):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.cpu_device
 def test_one_configuration_of_three(launched):
     x, w, _, _, m_sizes, indices = make(21, 3, 5, N, K)
     x, rows = x.requires_grad_(), x[indices.long() // 3]

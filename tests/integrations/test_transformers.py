@@ -339,6 +339,7 @@ def registered_again():
     integration.register()
 
 
+@pytest.mark.cpu_device
 @torch.inference_mode()
 def test_a_registered_configuration_is_that_of_all_experts(registered_again, launched):
     model, prompt = _model("Qwen3Moe"), _prompt()
