@@ -23,7 +23,8 @@ def devices(config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc):
-    if "device" in metafunc.fixturenames:
+    own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in re.findall(r"\w+", str(mark.args[0]))}
+    if "device" in metafunc.fixturenames and "device" not in own:      # some mean a device of ocloc
         metafunc.parametrize("device", devices(metafunc.config), indirect=True)
 
 

@@ -58,6 +58,7 @@ print(probe.main(["gemm", "0"]))
 """
 
 
+@pytest.mark.full
 @needs_card
 def test_torchs_xpu_computes():
     done = subprocess.run([sys.executable, "-c", XPU], env=os.environ | zesim.environment(), capture_output=True, text=True, timeout=600)
@@ -79,6 +80,7 @@ def test_a_gpu_without_torch_and_dpctl(monkeypatch):
     assert report._gemm_rows({"not_run": "why"}) == [("not run", "why")]
 
 
+@pytest.mark.full
 def test_a_level_zero_that_fails(tmp_path):
     """The report says so, and goes on with the CPU."""
     done = run(env=broken_drivers.level_zero(tmp_path, "zeDeviceGetSubDevices"))
@@ -89,6 +91,7 @@ def test_a_level_zero_that_fails(tmp_path):
     assert f"- cpu {CPU}" in found["platforms"]
 
 
+@pytest.mark.full
 def test_a_gpu_that_fails_beside_a_cpu(tmp_path):
     done = run(env=broken_drivers.level_zero(tmp_path))
     found = shown(done)

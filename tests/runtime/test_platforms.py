@@ -48,7 +48,8 @@ def test_platforms_have_the_devices(queue):
     assert {facts.name for facts in runtime.devices()} <= {facts.name for platform in listed for facts in platform.devices}
 
 
-@pytest.mark.parametrize("function", ["zeDeviceGetCommandQueueGroupProperties", "zeDeviceGetSubDevices", "zeDeviceGetRootDevice"])
+@pytest.mark.parametrize("function", ["zeDeviceGetCommandQueueGroupProperties", pytest.param("zeDeviceGetSubDevices", marks=pytest.mark.full),
+                                      pytest.param("zeDeviceGetRootDevice", marks=pytest.mark.full)])
 def test_level_zero_fails_when_its_devices_are_listed(queue, tmp_path, function):
     environment = broken_drivers.level_zero(tmp_path, function)
     found = report(environment)
@@ -62,7 +63,7 @@ def test_level_zero_fails_when_its_devices_are_listed(queue, tmp_path, function)
     assert run(GEMM, environment) == ""
 
 
-@pytest.mark.parametrize("selector, kinds", [("opencl:cpu", ["cpu"]), ("opencl:0;level_zero:0", ["cpu"]), ("!opencl:*", []),
+@pytest.mark.parametrize("selector, kinds", [("opencl:cpu", ["cpu"]), pytest.param("opencl:0;level_zero:0", ["cpu"], marks=pytest.mark.full), ("!opencl:*", []),
                                              ("level_zero:*;opencl:gpu", [])])
 def test_a_selector_counts_while_level_zero_fails(queue, tmp_path, selector, kinds):
     found = report(broken_drivers.level_zero(tmp_path, "zeDeviceGetRootDevice") | {"ONEAPI_DEVICE_SELECTOR": selector})
@@ -70,7 +71,7 @@ def test_a_selector_counts_while_level_zero_fails(queue, tmp_path, selector, kin
     assert any(errors for *_, errors in found["platforms"]) == (selector != "opencl:cpu")
 
 
-@pytest.mark.parametrize("function", ["zeLoaderInit", "zeGetGlobalProcAddrTable", "zeDriverGetProperties"])
+@pytest.mark.parametrize("function", ["zeLoaderInit", *(pytest.param(name, marks=pytest.mark.full) for name in ("zeGetGlobalProcAddrTable", "zeDriverGetProperties"))])
 def test_a_level_zero_that_sycl_skips(queue, tmp_path, function):
     found = report(broken_drivers.level_zero(tmp_path, function))
     assert found["kinds"] == ["cpu"] and [backend for _, backend, *_ in found["platforms"]] == ["opencl"]

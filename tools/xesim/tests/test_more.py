@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xesim
-from xesim import native
+from xesim import cxx, native
 
 from .building import build
 
@@ -185,4 +185,4 @@ def test_a_library_of_others_is_not_loaded(tmp_path, monkeypatch):
     (tmp_path / "xesim").mkdir()
     (tmp_path / "xesim").chmod(0o777)
     with pytest.raises(PermissionError, match="can be written by others"):
-        native.build()
+        cxx.build("libxesim.so", native.SOURCES, native.HEADERS)

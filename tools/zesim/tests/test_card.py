@@ -1,6 +1,8 @@
 """The SYCL runtime and moe_xe on the simulated card."""
 import json
 
+import pytest
+
 SYSTEM_MEMORY = {"ZESIM_SYSTEM_MEMORY": "1"}
 
 VECTOR_ADD = r'''
@@ -75,6 +77,7 @@ def test_device_list(on_the_card):
     assert card["sub_group_sizes"] == [16, 32] and card["global_mem_bytes"] == 12 << 30
 
 
+@pytest.mark.full
 def test_what_dpctl_sees(on_the_card):
     on_the_card('''
 import dpctl
@@ -141,6 +144,7 @@ def test_grouped_gemm(on_the_card):
         assert "XeConfig(" in printed and "256 registers" in printed and "compiled 1 from disk 0" in printed
 
 
+@pytest.mark.full
 def test_second_process_starts_from_the_disk(on_the_card, tmp_path):
     program = GROUPED_GEMM.replace("{dtype}", "bfloat16")
     assert "compiled 1 from disk 0" in on_the_card(program, tmp_path, **SYSTEM_MEMORY)
@@ -148,6 +152,7 @@ def test_second_process_starts_from_the_disk(on_the_card, tmp_path):
     assert "compiled 0 from disk 1" in traced and "module of machine code" in traced and "module of SPIR-V" not in traced
 
 
+@pytest.mark.full
 def test_fused_moe(on_the_card):
     on_the_card(FUSED_MOE, **SYSTEM_MEMORY)
 
