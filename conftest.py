@@ -2,7 +2,7 @@
 
 A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis, and the sample has every value of each.
 One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
-a test of that kind, is marked `full`. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
+a test of that kind, is marked `full`; of a test that is marked `few(n)`, n cases of the sample run. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
 """
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def covering_sample(points: list[tuple]) -> list[int]:
     return sorted(kept)
 
 
+def spread(cases: list, number: int) -> list:
+    """So many of them, with the first and the last."""
+    if number == 1:
+        return cases[:1]
+    return [cases[round(index * (len(cases) - 1) / (number - 1))] for index in range(number)] if number < len(cases) else cases
+
+
 def _axes(item) -> tuple:
     """The item's value of each axis of its grid. Values that decorators list together are one; equal means the same object."""
     values = {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
@@ -60,10 +67,9 @@ def _sampled(items: list) -> set:
     kept = set()
     for grid in grids.values():
         axes = [values for values in zip(*map(_axes, grid)) if len(set(values)) > 1]
-        if len(axes) < 2:
-            kept.update(grid)
-        else:
-            kept.update(grid[index] for index in covering_sample(list(zip(*axes))))
+        sample = grid if len(axes) < 2 else [grid[index] for index in covering_sample(list(zip(*axes)))]
+        few = grid[0].get_closest_marker("few")
+        kept.update(sample if few is None else spread(sample, *few.args))
     return kept
 
 

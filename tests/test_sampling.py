@@ -26,6 +26,11 @@ def test_grid(a, b, c, d):
 def test_list(case):
     pass
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("case", range(5))
+def test_few(case):
+    pass
+
 @pytest.mark.full
 def test_full():
     assert os.environ["OMP_NUM_THREADS"]
@@ -43,7 +48,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")       # the other plugins take a second to import
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
     (tmp_path / "test_it.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = full: in all")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full: in all\n few(n): so many")
 
     def run(*options):
         done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "xdist", *options], cwd=tmp_path, capture_output=True, text=True)
@@ -62,27 +67,28 @@ def test_a_sample_covers(sizes):
 
 def test_sample_and_rest_are_the_whole(run):
     status, sample, said = run()
-    assert status == 0 and len(sample) == 3 + 2 + 1 and "11 deselected" in said
+    assert status == 0 and len(sample) == 3 + 2 + 2 + 1 and "14 deselected" in said
+    assert {"test_few[0]", "test_few[4]"} <= {name for names in sample for name in names}
     status, rest, _ = run("--rest")
     assert status == 0 and not set(sample) & set(rest)
-    assert run("--full")[1] == sorted(sample + rest) and len(sample + rest) == 12 + 3 + 1 + 1
+    assert run("--full")[1] == sorted(sample + rest) and len(sample + rest) == 12 + 3 + 5 + 1 + 1
     assert len(run("test_it.py::test_grid")[1]) == 12
 
 
 def test_no_time(run):
     status, passed, said = run("--seconds", "0")
-    assert (status, passed) == (0, []) and "6 tests were not run, for lack of time" in said and "6 of test_it.py" in said
-    assert re.search(r"= 11 deselected, 6 not run in ", said), said
+    assert (status, passed) == (0, []) and "8 tests were not run, for lack of time" in said and "8 of test_it.py" in said
+    assert re.search(r"= 14 deselected, 8 not run in ", said), said
 
 
 def test_workers_end_with_the_run(run):
     status, passed, said = run("-n", "2", "--seconds", "600")
-    assert (status, len(passed)) == (0, 6) and "not run" not in said
+    assert (status, len(passed)) == (0, 8) and "not run" not in said
     status, passed, said = run("-n", "2", "--seconds", "0")
-    assert (status, passed) == (0, []) and "6 not run in " in said
+    assert (status, passed) == (0, []) and "8 not run in " in said
 
 
 def test_a_crash_is_one_failure(run, monkeypatch):
     monkeypatch.setenv("CRASH", "1")
     status, passed, said = run("-n", "2", "--dist", "worksteal")
-    assert status == 1 and len(passed) == 5 and "1 failed, 5 passed" in said
+    assert status == 1 and len(passed) == 7 and "1 failed, 7 passed" in said

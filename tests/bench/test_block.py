@@ -89,6 +89,7 @@ def test_reference_does_not_depend_on_the_other_tokens(name):
 
 # ---------------------------------------------------------------------------------------------------------- the cases
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("qwen3", "llama4"))) for name in FAMILIES])
 def test_every_family_agrees_with_its_peers_and_the_reference(name, device):
     small, result = run(name, tokens=(1, 37), device=device)

@@ -31,6 +31,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["bench", "block", *map(str, arguments)])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("arguments, permute_x, permute_y", [
     pytest.param("--model qwen3 --mode forward --seqlen 24 --permute_x --permute_y --autotune", True, True, marks=pytest.mark.full),
     ("--model llama4 --autotune --mode=forward --permute-y --seqlen 8 --batch 3", False, True),

@@ -38,6 +38,7 @@ def facts():
     return json.loads(done.stdout)
 
 
+@pytest.mark.full
 def test_report_as_json(facts):
     sections = {section["title"]: section["facts"] for section in facts["sections"]}
     assert facts["computed"] and sections["versions"]["moe_xe"].startswith(__version__)

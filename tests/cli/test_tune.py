@@ -103,6 +103,7 @@ def test_failures(monkeypatch):
     assert result.exit_code == 1 and "MOE_XE_TUNE_SECONDS" in result.stderr
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_next_process_hits(monkeypatch, training):
     """With the block itself, whose GEMMs and, in training, their gradients are tuned; no candidates, to compile less."""

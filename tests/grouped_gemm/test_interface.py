@@ -33,6 +33,7 @@ def assert_close(actual, expected, dtype):
     torch.testing.assert_close(actual.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("topk", [1, 3])
 def test_permutations(dtype, topk):
@@ -152,6 +153,7 @@ def test_bad_input(case):
         grouped_gemm(**dict(X=X, W=W, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", [{}, dict(permute_x=True), dict(permute_y=True), dict(permute_y=True, fuse_mul_post=True)], ids=str)
 def test_gradients(options):
     topk = 3
@@ -236,6 +238,7 @@ def test_bad_input_of_dX(case):
         grouped_gemm_dX(**dict(dY=DY, W=W, m_sizes=SIZES, topk=2, gather_indices=INDICES, permute_x=True) | changes)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("outside", [-1, 5, 99, 2**32 + 1, -(2**32) + 1])
 def test_an_index_outside(outside):
     """With permute_y the product is not written, and what it was made of has no gradient; 64 bits are not cut to 32."""

@@ -24,6 +24,7 @@ def _adapt(model, block=None):
     return adapted
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name, block", [("Qwen3Moe", None), ("GptOss", None), ("Mixtral", None), ("Qwen3Moe", Qwen3MoeBlock)])
 @torch.no_grad()
 def test_saved_and_loaded(name, block, tmp_path):

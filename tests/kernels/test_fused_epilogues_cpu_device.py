@@ -116,6 +116,7 @@ def test_first_gemm(name, layout, isa):
     make(layout, F32 if isa == "baseline" else BF16, **FIRST[name]).check(cpu(isa, tile_width=64, micro_rows=5))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("isa", USABLE_ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_second_gemm(layout, isa):
@@ -149,6 +150,7 @@ def test_shared_experts(second, shared):
     make("enk", F32, counts=[9, 9, *COUNTS], bias=F32, shared=shared, **fields).check(cpu("baseline"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout, fields", [("enk", dict(activation=SILU, shared=1)), ("ekn", dict(activation=OAI, bias=BF16)),
                                             ("enk", dict(scattered=True, row_scale=RowScale.outputs, out_dtype=F32))], ids=["halves", "interleaved", "scattered"])
 def test_generic_main_loop(layout, fields):
@@ -175,6 +177,7 @@ print("within bounds")
 '''
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layouts", [("enk", "ekn", "enk ekn"), pytest.param(("ekn", "enk", ""), marks=pytest.mark.full)], ids=str)
 def test_reads_end_with_the_operands(layouts):
     root = Path(__file__).parents[2]

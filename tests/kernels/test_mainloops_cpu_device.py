@@ -138,6 +138,7 @@ def test_other_outputs(output):
     make(bias=torch.bfloat16, out_dtype=output).check(cpu())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", [cpu(), cpu(k_block=4096), generic()], ids=["cpu", "cpu, one K block", "generic"])
 def test_row_counts_share_a_kernel(config):
     """One kernel, many distributions."""
@@ -175,6 +176,7 @@ def test_special_values():
         assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_results_do_not_depend_on_who_computes_them(family, monkeypatch):
     case = make(n=50, k=200, dtype=torch.float32)

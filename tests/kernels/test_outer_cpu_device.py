@@ -131,6 +131,7 @@ def test_other_outputs(config, output):
     make(out_dtype=output).check(config)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", [cpu(), cpu(row_block=4096), generic()], ids=["cpu", "cpu, one row block", "generic"])
 def test_row_counts_share_a_kernel(config):
     """One kernel, many distributions."""

@@ -173,6 +173,7 @@ def test_bfloat16(family, device):
     assert error.median() < 0.02
 
 
+@pytest.mark.few(2)
 @family
 def test_compiles_without_graph_breaks(family):
     block = family.ours()

@@ -162,6 +162,7 @@ def block(device, **options) -> dict:
     return {name: moved(value, device) for name, value in arguments.items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shared", [None, INTERMEDIATE, INTERMEDIATE + 4], ids=["routed", "shared, merged", "shared, apart"])
 def test_fused_moe_tunes_each_gemm(shared, device, one_trial, runs):
     arguments = block(device, **({} if shared is None else {"shared": make_shared(shared)}))

@@ -64,6 +64,7 @@ def test_first_gemm_of_tf32(activation, layout):
     run(problem, config_of(problem, heights=3), COUNTS, groups=(5,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("activation, bias", [(SILU, None), (OAI, BF16)], ids=["halves", "interleaved"])
 def test_first_gemm_of_few_rows(activation, bias, layout):
@@ -73,6 +74,7 @@ def test_first_gemm_of_few_rows(activation, bias, layout):
     run(problem, default_config(problem, 1536, 2048, 16, 128), DECODE, groups=(20,), unused=5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("width, heights, fields", [
     (256, 5, dict(row_scale=RowScale.outputs)), pytest.param(192, 5, dict(row_scale=RowScale.outputs, bias=BF16, input=F16), marks=pytest.mark.full),
@@ -90,6 +92,7 @@ def test_second_gemm_of_few_rows(layout):
     run(problem, default_config(problem, 2048, 768, 16, 128), DECODE, groups=(20,), unused=5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shared, layout, heights, fields", [
     (1, ENK, 3, dict(activation=SILU, slots=9)), (2, ENK, 5, dict(activation=SILU, slots=10, bias=BF16, row_scale=RowScale.sums)),
     pytest.param(2, ENK, 5, dict(activation=NO_GATE, slots=3), marks=pytest.mark.full), (2, EKN, 3, dict(activation=SILU, slots=4, bias=F32)),
@@ -123,5 +126,6 @@ def test_shared_expert_alone():
     second(ENK, n=149, k=37, row_scale=RowScale.outputs, bias=BF16, shared=2),
     pytest.param(second(EKN, BF16, n=149, k=37, row_scale=RowScale.outputs), marks=pytest.mark.full),
 ], ids=name)
+@pytest.mark.few(3)
 def test_generic_main_loop_of_odd_sizes(problem):
     run(problem, generic_config(problem, 549), COUNTS, groups=(11,), unused=7)

@@ -23,6 +23,7 @@ def test_types_and_layouts(layout, gathered, dtype, k, bias):
     run(problem, config_of(problem))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("width, k, gathered", [(192, 512, True), (128, 96, False), (64, 32, True)])
 @pytest.mark.parametrize("layout", [ENK, EKN])
 def test_widths(layout, width, k, gathered):
@@ -38,6 +39,7 @@ def test_static_schedule_and_row_tables(layout, rows_format, bits):
     run(problem, config_of(problem, 64, Schedule.static, heights=3))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("width", [512, 256, 128])
 @pytest.mark.parametrize("layout, gathered", [(ENK, False), pytest.param(ENK, True, marks=pytest.mark.full),
                                               pytest.param(EKN, False, marks=pytest.mark.full), (EKN, True)])

@@ -110,6 +110,7 @@ def small(problem: OuterProblem) -> OuterXeConfig:
     return replace(xe_outer_config(problem), tile_rows=rows, tile_columns=columns)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "accumulate"])
 @pytest.mark.parametrize("gathered", list(Gathered))
 @pytest.mark.parametrize("output", [BF16, F16, F32])
@@ -125,6 +126,7 @@ def test_rows_shared_out(gathered):
     run(problem, small(problem), [200, 0, 1, 33, 64, 97], splits=3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("p, q", [(48, 304), (272, 64)])
 @pytest.mark.parametrize("gathered", list(Gathered))
 def test_default_tiles(gathered, p, q):
@@ -139,6 +141,7 @@ def test_more_experts_than_lanes(gathered, rows_format, bits):
     run(problem, small(problem), [0, 3, 17, 0, 1] * 8, groups=7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("gathered", list(Gathered))
 @pytest.mark.parametrize("rows", [[-5, 2**30, 7], [2**31 - 1] * 3, [-2**31, -1, 2**31 - 1]], ids=str)
 def test_garbage_in_the_counts_touches_nothing_outside(rows, gathered):

@@ -40,6 +40,7 @@ def covering(problem: GroupedGemmProblem) -> list[XeConfig]:
     return [config_of(problem), wide] + [few_rows] * (problem.weights is EKN)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_shape(kind, layout):
@@ -50,6 +51,7 @@ def test_every_shape(kind, layout):
         run(problem, config, COUNTS, groups=(9,), unused=21)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("kind, n, k, total_rows, num_experts", [
     ("gathered, halves", 1536, 2048, 1 << 13, 128), ("gathered, interleaved", 5760, 2880, 1 << 13, 32),
@@ -59,6 +61,7 @@ def test_defaults_of_models(kind, n, k, total_rows, num_experts, layout):
     run(problem, default_config(problem, n, k, total_rows, num_experts), COUNTS, groups=(7,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("distance", [0, pytest.param(8, marks=pytest.mark.full), 15])
 @pytest.mark.parametrize("kind, layout", [("gathered, halves", ENK), ("gathered", EKN), pytest.param("rows", EKN, marks=pytest.mark.full)])
 def test_prefetch_distances(kind, layout, distance):
@@ -68,6 +71,7 @@ def test_prefetch_distances(kind, layout, distance):
         run(problem, replace(config_of(problem, 64, heights=3), prefetch_distance=distance), [40, 3], groups=(2,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("kind", ["rows", "gathered, halves"])
 def test_half_the_registers(kind, layout):

@@ -141,6 +141,7 @@ SHARED = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.full] * ("ekn" in name or "no gate" in name or "interleaved" in name)) for name in SHARED])
 def test_shared_expert(name, device):

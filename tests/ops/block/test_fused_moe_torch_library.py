@@ -16,6 +16,7 @@ def full_block(layout="enk", dtype=BF16):
                 shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=dtype))
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("machines_instructions")
 @pytest.mark.parametrize("layout", ["enk", "ekn"])
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)

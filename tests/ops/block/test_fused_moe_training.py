@@ -91,6 +91,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "gelu, interleaved", "relu2", "swiglu_oai"))) for name in ACTIVATIONS])

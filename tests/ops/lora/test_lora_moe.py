@@ -123,6 +123,7 @@ def test_ranks(rank13, rank2, device):
 FROZEN = ("hidden_states", "topk_weights", *ADAPTERS)       # their gradients with frozen weights
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype, layout, adapters, wanted", [
     (BF16, "enk", None, GRADIENTS), pytest.param(BF16, "enk", F32, GRADIENTS, marks=pytest.mark.full), (F16, "ekn", F16, FROZEN),
     pytest.param(F16, "ekn", F16, GRADIENTS, marks=pytest.mark.full)], ids=str)
@@ -153,6 +154,7 @@ def test_one_expert_has_all_tokens(device):
         assert (got[name][[0, 1, 2, 4]] == 0).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("on_input", [False, True], ids=["on outputs", "on input"])
 @pytest.mark.parametrize("tokens", [0, 7])
 def test_no_expert_gives_zeros(tokens, on_input, device):
