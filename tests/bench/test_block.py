@@ -241,6 +241,7 @@ def run_training(name, mode, tokens=23, dtype="fp32"):
     return result
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["backward", "both"])
 @pytest.mark.parametrize("name", ["gpt-oss", *(pytest.param(name, marks=pytest.mark.full) for name in ("mixtral", "llama4"))])
 def test_gradients_agree_with_peers_and_the_reference(name, mode):

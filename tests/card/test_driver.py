@@ -111,6 +111,7 @@ for out in outs:
 ''')
 
 
+@pytest.mark.full
 def test_kernels_leave_memory_while_their_launches_are_pending(on_the_card):
     on_the_card(XPU + '''
 results = []

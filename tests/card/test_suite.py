@@ -13,7 +13,7 @@ from .conftest import REASON, ROOT
 FILES = ("tests/ops/gemm/test_grouped_gemm.py", "tests/ops/routing/test_token_sort.py", "tests/ops/block/test_fused_moe.py",
          "tests/ops/block/test_fused_moe_training.py", "tests/runtime/test_device.py")
 SAMPLE = {"simulated": "test_scattered_and_scaled_rows or test_public_functions or test_facts",
-          "simulated-xpu": "test_gathered_rows or test_experts_per_token or test_gradients_lie"}
+          "simulated-xpu": "test_gathered_rows or test_gradients_lie"}
 
 
 @pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -24,4 +24,4 @@ def test_a_sample(option):
                           text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
-    assert passed >= 5 and "skipped" not in done.stdout.splitlines()[-1], done.stdout
+    assert passed >= 4 and "skipped" not in done.stdout.splitlines()[-1], done.stdout

@@ -112,6 +112,7 @@ def test_a_driver_that_crashes_sycl(tmp_path):
     assert found[f"grouped GEMM on {CPU}"].startswith("right ")
 
 
+@pytest.mark.full
 def test_no_device():
     done = run(env=os.environ | {"ONEAPI_DEVICE_SELECTOR": "cuda:*"})
     assert done.returncode == 1 and done.stdout.endswith("no device computed right\n")

@@ -127,7 +127,7 @@ def test_short_numbers(value, text):
     assert tables.short(value) == text
 
 
-@pytest.mark.parametrize("command, shown", [("schedule", "occupancy"), ("doctor", "later call")])
+@pytest.mark.parametrize("command, shown", [("schedule", "occupancy"), pytest.param("doctor", "later call", marks=pytest.mark.full)])
 def test_a_real_terminal(command, shown):
     """Standard output of a process is a pty; rich asks it for its width."""
     main, terminal = pty.openpty()

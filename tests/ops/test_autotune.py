@@ -130,6 +130,7 @@ def test_rows_beyond_the_counts_stay_as_they_are(device):
     assert (out[-11:] == 7).all() and not (out[:-11] == 7).any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", ["2D x 3D", pytest.param("2D x 2D", marks=pytest.mark.full), "3D x 2D", "3D x 3D"])
 def test_grouped_mm(form, device, one_trial, launched):
     shapes = {"2D x 3D": ((ROWS, K), (E, K, N)), "2D x 2D": ((N, ROWS), (ROWS, K)), "3D x 2D": ((E, N, K), (K, ROWS)),

@@ -266,6 +266,7 @@ def test_trials_of_gradients_are_legal(p, q, rows, gathered, accumulate, target)
 every_second = pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.full)])
 
 
+@pytest.mark.few(1)
 @every_second
 @pytest.mark.parametrize("rows", LOADS[1:3], ids=str)
 def test_trials_on_the_cpu_device_are_right(rows, first):

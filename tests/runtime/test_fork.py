@@ -8,6 +8,8 @@ SETUP = """
 import os, sys, threading, time, warnings
 import torch
 import moe_xe
+
+import pytest
 from moe_xe.runtime import ForkError
 warnings.filterwarnings("ignore")
 
@@ -48,6 +50,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_a_child_can_use_what_its_parent_only_imported():
     assert run("print(child_of(lambda: (call() == 5).all() or os._exit(1)))") == "7\n"
 

@@ -63,6 +63,7 @@ def test_level_zero_fails_when_its_devices_are_listed(queue, tmp_path, function)
     assert run(GEMM, environment) == ""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("selector, kinds", [("opencl:cpu", ["cpu"]), pytest.param("opencl:0;level_zero:0", ["cpu"], marks=pytest.mark.full), ("!opencl:*", []),
                                              ("level_zero:*;opencl:gpu", [])])
 def test_a_selector_counts_while_level_zero_fails(queue, tmp_path, selector, kinds):

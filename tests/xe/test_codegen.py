@@ -32,6 +32,7 @@ def summary_of(problem: GroupedGemmProblem, device: str):
     return summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), "grouped_gemm")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_options_of_a_launch_give_the_same_code(device):
     """What SYCL passes to the driver for grf_size<256>."""
@@ -53,6 +54,7 @@ def name(problem: GroupedGemmProblem) -> str:
 PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, list(Dtype) if n == 5760 else [Dtype.bf16])]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("problem", [
     pytest.param(p, marks=[pytest.mark.full] * (p.n != 5760 or p.input is Dtype.f16 or p.tf32 and p.gathered)) for p in PROBLEMS], ids=name)
 def test_inner_loop(problem):

@@ -54,6 +54,7 @@ def summary_of(problem: GroupedGemmProblem, config: XeConfig, device: str) -> Su
     return summarize(kernels.build(problem, config, device), "grouped_gemm")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rows", [1, pytest.param(64, marks=pytest.mark.full), 1024])
 @pytest.mark.parametrize("name", ["first", "second"])
 @pytest.mark.parametrize("layout", WeightLayout)

@@ -105,6 +105,7 @@ F16_EKN = dict(dtype=F16, bias=(F32, F16), weights_dtype=F16, weight_layout="ekn
 F32_ENK = dict(dtype=F32, bias=(BF16, F16), weights_dtype=BF16)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("types", [BF16_ENK, pytest.param(BF16_EKN, marks=pytest.mark.full), F16_EKN, F32_ENK], ids=["bf16 enk", "bf16 ekn", "f16 ekn", "f32 enk"])
 def test_types(types, device):
     """Types of the biases and of the experts' weights are their own; a gradient has its argument's."""

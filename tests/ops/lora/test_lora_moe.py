@@ -138,6 +138,7 @@ def test_experts_per_token(top_k, ids, device):
     check(with_adapters(make(top_k=top_k, ids_dtype=ids)), device)
 
 
+@pytest.mark.full
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tokens=st.integers(0, 90), experts=st.integers(1, 40), seed=st.integers(0, 2**31))
 def test_sizes_at_run_time(tokens, experts, seed, device):
@@ -164,6 +165,7 @@ def test_no_expert_gives_zeros(tokens, on_input, device):
         assert (gradient == 0).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_weights_on_the_input(top_k, device):
     check(with_adapters(make(top_k=top_k, bias=BIASES, weight_on_input=True, routed_scaling_factor=2.5)), device)
@@ -292,6 +294,7 @@ def test_what_is_kept_for_backward(device):
 # ------------------------------------------------------------------------------------------------------- autograd, torch
 
 # sums over the rows of so many tokens are split
+@pytest.mark.full
 @pytest.mark.parametrize("tokens, dtype", [(300, F32), pytest.param(80, BF16, marks=pytest.mark.full), pytest.param(300, BF16, marks=pytest.mark.full)], ids=str)
 def test_two_runs_are_bitwise_equal(tokens, dtype, device):
     block = with_adapters(make(tokens, dtype=dtype, bias=(dtype, F32)))

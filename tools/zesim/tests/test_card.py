@@ -103,6 +103,7 @@ assert launch(again) and again.binary() == binary
 ''')
 
 
+@pytest.mark.full
 def test_copies_fills_and_events(on_the_card):
     on_the_card(VECTOR_ADD + '''
 event = a.copy_from_device(b)
@@ -138,10 +139,10 @@ os._exit(0)         # the SYCL runtime does not survive the loss
     assert "DEVICE LOST" in printed and "write of" in printed and "hits no buffer" in printed and "error:" in printed
 
 
-def test_grouped_gemm(on_the_card):
-    for dtype in ("bfloat16", "float16"):
-        printed = on_the_card(GROUPED_GEMM.replace("{dtype}", dtype), **SYSTEM_MEMORY, MOE_XE_PRINT_CONFIG="1")
-        assert "XeConfig(" in printed and "256 registers" in printed and "compiled 1 from disk 0" in printed
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full)])
+def test_grouped_gemm(dtype, on_the_card):
+    printed = on_the_card(GROUPED_GEMM.replace("{dtype}", dtype), **SYSTEM_MEMORY, MOE_XE_PRINT_CONFIG="1")
+    assert "XeConfig(" in printed and "256 registers" in printed and "compiled 1 from disk 0" in printed
 
 
 @pytest.mark.full
