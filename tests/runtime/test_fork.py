@@ -4,12 +4,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 SETUP = """
 import os, sys, threading, time, warnings
 import torch
 import moe_xe
-
-import pytest
 from moe_xe.runtime import ForkError
 warnings.filterwarnings("ignore")
 
