@@ -25,6 +25,7 @@ for form in sys.argv[1:]:
 """
 
 
+@pytest.mark.full
 def test_submodules():
     done = subprocess.run([sys.executable, "-c", RUNNER, *FORMS], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr

@@ -101,6 +101,7 @@ def test_a_gpu_that_fails_beside_a_cpu(tmp_path):
     assert found[f"grouped GEMM on {CPU}"].startswith("right ")
 
 
+@pytest.mark.full
 def test_a_driver_that_crashes_sycl(tmp_path):
     """The SYCL runtime of 2026.1 does not survive this failure, so each backend is tried alone."""
     done = run(env=broken_drivers.level_zero(tmp_path, "zeDeviceGet"))

@@ -35,6 +35,7 @@ def rows(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype, schedule", [("bf16", "dynamic"), pytest.param("fp32", "static", marks=pytest.mark.full)])
 def test_own_rows(rows, dtype, schedule):
     done = run("--n", 72, "--k", 56, "--rows", rows, "--dtype", dtype, "--schedule", schedule, "--json")

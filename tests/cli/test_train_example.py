@@ -36,6 +36,7 @@ def losses(done) -> dict[str, list[float]]:
     return {way: result[way]["loss"] for way in ("moe_xe", "eager")}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
 def test_both_learn_the_same(run, dtype):
     done = run(*SMALL, "--steps", 25, "--dtype", dtype, "--json")

@@ -43,6 +43,7 @@ def failures():
     return done.stdout.splitlines(), done.stderr
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_form(form, failures):
     failed, stderr = failures

@@ -104,6 +104,7 @@ def test_wrong_blocks_and_options():
         Qwen3MoeFusedGroupedGEMMBlock.from_hf(qwen3(), permute_y=False, fuse_mul_post=True)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradients(options):
     """Of the inputs and of every parameter, the router's included."""

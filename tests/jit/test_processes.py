@@ -52,6 +52,7 @@ def test_second_process_does_not_compile(queue, vector_add, tmp_path):
     assert second == [0, 1]
 
 
+@pytest.mark.full
 def test_processes_share_the_cache_at_the_same_time(queue, vector_add, tmp_path):
     together = [result(process) for process in [start(tmp_path, vector_add) for _ in range(2)]]
     *after, digest_after = result(start(tmp_path, vector_add))

@@ -28,6 +28,7 @@ def limit(terms: int, block: int) -> float:
     return 1.33 * 0.3 * (block + terms / block)**0.5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype, layout, k_block", [
     (torch.float32, "enk", 512), pytest.param(torch.float32, "ekn", 4096, marks=pytest.mark.full),
     pytest.param(torch.float32, "enk", 16384, marks=pytest.mark.full),

@@ -103,6 +103,7 @@ def make(counts=COUNTS, n=101, k=149, dtype=torch.bfloat16, layout="enk", gap=0,
                 gather_indices=torch.randint(0, 23, (rows,), dtype=torch.int32) if gathered else None, **fields)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -174,6 +174,7 @@ def test_fused_moe_tunes_each_gemm(shared, device, one_trial, runs):
     assert torch.equal(tuned_out, fused_moe(**arguments, autotune=True)) and len(runs) == len(one_trial)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("function, num_gemms", [(fused_moe, 7), (lora_moe, 12)], ids=["fused_moe", "lora_moe"])
 def test_training_tunes_each_gemm(function, num_gemms, device, one_trial, launched):
     """Six, of fused_moe's first one also without its activation; six more of an adapter."""

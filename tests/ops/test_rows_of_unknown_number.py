@@ -41,6 +41,7 @@ CALLS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CALLS)
 def test_one_graph(name, device):
     given, compiled = arguments(device), torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")

@@ -20,6 +20,7 @@ def test_odd_sizes(layout, gathered, dtype, bias):
     run(problem, generic_config(problem, 549), groups=(1, 11))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("dtype", list(Dtype))

@@ -40,6 +40,7 @@ def image(problem: OuterProblem) -> bytes:
     return spirv.compile_to_spirv(generate(problem, xe_outer_config(problem)), [f"-I{root / 'include'}", f"-I{root}"])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("problem", [pytest.param(p, marks=[pytest.mark.full] * like_another(p)) for p in PROBLEMS], ids=name)
 def test_no_spills_and_inner_loop(problem, device):

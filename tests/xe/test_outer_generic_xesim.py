@@ -87,6 +87,7 @@ def test_rows_shared_out():
     run(OuterProblem(33, 20, Dtype.bf16, Dtype.f32), OuterGenericConfig(32, 32, 3, sub_group_rows=32, sub_group_columns=16), groups=4)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("gathered, accumulate", [(Gathered.none, True), (Gathered.left, False), (Gathered.right, True)])
 @pytest.mark.parametrize("dtype", list(Dtype))

@@ -70,6 +70,7 @@ def as_read(values: np.ndarray, dtype: Dtype) -> torch.Tensor:
 NAMES = [pytest.param(name, marks=[pytest.mark.full] * (name in LIKE_OTHERS)) for name in PROBLEMS]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_routes(name, padding):

@@ -116,6 +116,7 @@ SORTS = [SortProblem(8, weights=Dtype.bf16), SortProblem(1, 0, 64, True, zero_ac
 COMBINES = [CombineProblem(2880, Dtype.f32, Dtype.bf16, 8, columns=4), CombineProblem(2880, Dtype.f32, Dtype.f32, 64, 1, 64, True, columns=4)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("problem", SORTS + COMBINES, ids=[f"{type(p).__name__}-{p.top_k}" for p in SORTS + COMBINES])
 def test_no_spills(problem, device):

@@ -142,6 +142,7 @@ def check(kind: Kind, arguments: dict, got: ActivationGradients) -> None:
     assert_close(got.dscale[used], wanted.dscale, (here["g"].double() * h).abs().sum(1))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 70), gap=st.sampled_from([0, 3, 8]), unused=st.sampled_from([0.3, 1.0]))

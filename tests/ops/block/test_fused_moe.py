@@ -34,6 +34,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "swiglu_oai"))) for name in ACTIVATIONS])
 def test_activations(name, device):
     check(make(**ACTIVATIONS[name]), device)

@@ -21,6 +21,7 @@ def product(form, x, y, device, **options):
             "dW": lambda: interface.grouped_gemm_dW(x, y, counts, 1)}[form]()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_operands_are_cast(form, device):
     """One of them float32, the other half: results and gradients are those of bfloat16 operands."""

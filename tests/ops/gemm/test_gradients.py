@@ -47,6 +47,7 @@ def assert_same_derivatives(ours, eager, tensors, mask=None):
 GATHER, SCATTER = [0, 7, 30, 30, 2, 5, 18, 24, 9, -1, 99, -7], [3, 0, -1, 11, 5, 12, 7, 1, 99, 2, 4, 6]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", ["bias", pytest.param("gathered", marks=pytest.mark.full), "gathered and scaled", "scattered and scaled"])
 def test_grouped_gemm(case, device):
     rows, options, more = ints(COUNTS, device), {}, {}

@@ -72,6 +72,7 @@ def test_the_recorded_load_is_what_was_recorded():
     assert candidates.RECORDED == pytest.approx(sixteenths, abs=0.015)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", WeightLayout)
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
 def test_a_shape_needs_few_kernels(model, layout):

@@ -157,6 +157,7 @@ def test_statistics(tmp_path):
     assert "send.ugm" in st.profile()
 
 
+@pytest.mark.full
 def test_static_command():
     r = subprocess.run([sys.executable, "-m", "xesim", "static", str(build("jm.cpp").dump.folder), "jm_bf16_32x32"],
                        env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))), capture_output=True, text=True, check=True).stdout
