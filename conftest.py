@@ -1,8 +1,9 @@
 """Which tests run: a sample of every grid of cases by default, all with --full, what the sample leaves out with --rest; and until when.
 
 A grid is a test with several `parametrize` decorators or parametrised fixtures: each is an axis, and the sample has every value of each.
-One list of cases is no grid and runs whole; what in it repeats another case at some cost, and
-a test of that kind, is marked `full`; of a test that is marked `few(n)`, n cases of the sample run. Hypothesis tries few examples where each compiles kernels, which is the profile "compiling".
+One list of cases is no grid and runs whole. What in it repeats another case at some cost, and a test of that kind, is marked `full`; of a
+test that is marked `few(n)`, n cases of the sample run. Hypothesis tries few examples where each compiles kernels, which is the profile
+"compiling". --device puts a simulated card before the tests (docs/simulated-gpu.md).
 """
 from __future__ import annotations
 
@@ -93,8 +94,6 @@ def _runs_on_a_card(item, config) -> bool:
     if not item.nodeid.startswith(_ON_A_CARD) or item.get_closest_marker("cpu_device"):
         return False
     return config.option.device == "simulated" or "device" in item.fixturenames      # others make CPU tensors
-
-
 
 
 def _put_card_before_the_process(torch_has_it: bool) -> None:
