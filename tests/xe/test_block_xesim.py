@@ -129,3 +129,9 @@ def test_shared_expert_alone():
 @pytest.mark.few(3)
 def test_generic_main_loop_of_odd_sizes(problem):
     run(problem, generic_config(problem, 549), COUNTS, groups=(11,), unused=7)
+
+
+def test_a_load_that_overwrites_its_addresses():
+    """Of K = 4 * 16 + 12 float32 the last elements are loaded to where their addresses lie."""
+    problem = first(ENK, F32, F32, n=54, k=76)
+    run(problem, generic_config(problem, 93), COUNTS, groups=(11,))

@@ -1,6 +1,7 @@
 // memory.cpp - mapped memory, and the messages behind a send: barriers, LSC loads, stores and atomics.
 #include "bits.h"
 #include "exec.h"
+#include <algorithm>
 #include <cmath>
 
 namespace xe {
@@ -149,7 +150,12 @@ void Sim::lsc(Thread &t, const Inst &I, uint32_t m) {
         return t.scratch.data() + a;
     }
   };
-  const uint8_t *pa = t.r + I.src[0].base;
+  // A message takes its whole payload before it writes a register: what it loads may lie where its addresses did.
+  uint8_t pa[32 * 8], data[2 * 32 * 8];
+  auto payload = [&](const Opnd &o, uint8_t *to, uint32_t size) {
+    if (o.base < (uint32_t)NGRF * GRF) memcpy(to, t.r + o.base, std::min(size, (uint32_t)NGRF * GRF - o.base));
+  };
+  payload(I.src[0], pa, sizeof pa);
   auto addr = [&](int l) -> uint64_t {
     return (asz == 3 ? rd<uint64_t>(pa + 8 * l) : asz == 2 ? (uint64_t)rd<uint32_t>(pa + 4 * l) : rd<uint16_t>(pa + 2 * l)) + immOff;
   };
@@ -157,6 +163,7 @@ void Sim::lsc(Thread &t, const Inst &I, uint32_t m) {
   const bool hasDst = I.dst.kind == Opnd::Reg;
   uint8_t *pd = hasDst ? t.r + I.dst.base : nullptr;
   const uint8_t *ps = I.src[1].kind == Opnd::Reg ? t.r + I.src[1].base : nullptr;
+  if (ps && atomic) payload(I.src[1], data, sizeof data), ps = data;
   auto room = [&](const Opnd &o, int bytes) { if (o.base + bytes > (uint32_t)NGRF * GRF) throw Error("payload outside the register file"); };
   if (transpose) {                       // one block of nvec contiguous elements
     if (!(m & 1)) return;
