@@ -128,6 +128,7 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, scale: torch.Tensor | 
 
 
 def check(kind: Kind, arguments: dict, got: ActivationGradients) -> None:
+    got = type(got)(*(getattr(got, name).cpu() for name in FIELDS))
     pairs = arguments["row_pairs"]
     used = torch.ones(len(arguments["z"]), dtype=torch.bool) if pairs is None else pairs.cpu() >= 0
     assert (got.dz[~used] == POISON).all() and (got.hs[~used] == POISON).all() and (got.dscale[~used] == 0).all()

@@ -13,7 +13,7 @@ from moe_xe import Fusions, fused_moe_workspace_bytes
 from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, reference, run
+from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 LAYOUTS = ["enk", "ekn"]
@@ -234,10 +234,11 @@ def allocations(call) -> list[int]:
             if event.self_cpu_memory_usage + event.self_device_memory_usage > 0]
 
 
+@pytest.mark.cpu_device     # the simulated card's memory is not torch's profiler's
 def test_nothing_else_is_allocated(device):
     """No [rows, 2I], no tokens in sorted order: activations and the results of pairs, beside the kernels' scratch."""
     tokens, top_k = 300, 3
-    block = make(tokens, dtype=BF16, bias=(F32, BF16), weights_dtype=BF16)
+    block = {name: moved(value, device) for name, value in make(tokens, dtype=BF16, bias=(F32, BF16), weights_dtype=BF16).items()}
     workspace = workspace_of(block, device)
     pairs = tokens * top_k
     assert len(workspace) < pairs * (2 * INTERMEDIATE + 4 * HIDDEN + 4 + 4) + 4096
