@@ -8,8 +8,7 @@ from rich.console import Console
 from .tables import new_table, print_table
 
 FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores", "compute_units", "global_mem_bytes",
-          "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine",
-          "has_system_memory")
+          "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine", "has_system_memory")
 
 
 def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import PRELUDE, XPU
+from .conftest import PRELUDE, PUT, XPU
 
 
 def test_queues_and_threads(on_the_card):
@@ -45,7 +45,7 @@ check(moe_xe.grouped_gemm(*operands), expected)
 
 
 def test_streams_of_torch(on_the_card):
-    """An xpu tensor's call runs on torch's current stream, and returns before the kernel has run."""
+    """Calls on two streams of torch's, each with a queue of its own."""
     on_the_card(XPU + '''
 operands, expected = make(device="xpu")
 first, second = torch.xpu.Stream(), torch.xpu.Stream()
@@ -137,15 +137,7 @@ print("the last line")
 
 def test_a_lost_device(on_the_card):
     """A wild pointer in somebody's kernel: our error says what happened, and the CPU device goes on."""
-    printed = on_the_card(PRELUDE + '''
-theirs = new_queue()
-queue = Queue.from_capsule(theirs._get_capsule())
-kernel = Kernel.compile(queue, """
-#include <sycl/sycl.hpp>
-namespace syclex = sycl::ext::oneapi::experimental;
-extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((syclex::nd_range_kernel<1>))
-void put(int* p) { p[sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_global_id(0)] = 1; }
-""", "put", "p")
+    printed = on_the_card(PUT + '''
 operands, expected = make()
 with moe_xe.on_queue(theirs):
     check(moe_xe.grouped_gemm(*operands), expected)
@@ -182,17 +174,7 @@ check(moe_xe.grouped_gemm(*operands), expected)
 @pytest.mark.full
 def test_a_kernel_that_does_not_fit(on_the_card):
     """More sub-groups of 256 registers than an Xe core holds: an error, no hang, and the queue goes on."""
-    printed = on_the_card(PRELUDE + '''
-theirs = new_queue()
-queue = Queue.from_capsule(theirs._get_capsule())
-kernel = Kernel.compile(queue, """
-#include <sycl/sycl.hpp>
-#include <sycl/ext/intel/experimental/grf_size_properties.hpp>
-namespace syclex = sycl::ext::oneapi::experimental;
-extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((syclex::nd_range_kernel<1>)) SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((syclex::sub_group_size<16>))
-SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::intel::experimental::grf_size<256>))
-void put(int* p) { p[sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_global_id(0)] = 1; }
-""", "put", "p")
+    printed = on_the_card(PUT + '''
 memory = dpctl.memory.MemoryUSMShared(4096, queue=theirs)
 try:
     kernel.launch(queue, 1, 1024, (memory._pointer,))
@@ -203,7 +185,7 @@ except RuntimeError as error:
 kernel.launch(queue, 1, 512, (memory._pointer,))
 queue.wait()
 assert memory.copy_to_host()[:2048].tobytes() == b"\\1\\0\\0\\0" * 512
-'''.replace("import dpctl", "import dpctl, dpctl.memory", 1))
+''')
     assert "refused:" in printed
 
 
