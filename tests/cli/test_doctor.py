@@ -15,6 +15,7 @@ from moe_xe.runtime import devices
 from tests import broken_drivers
 
 CPU = devices()[-1].name
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -62,7 +63,8 @@ print(probe.main(["gemm", "0"]))
 @pytest.mark.full
 @needs_card
 def test_torchs_xpu_computes():
-    done = subprocess.run([sys.executable, "-c", XPU], env=os.environ | zesim.environment(), capture_output=True, text=True, timeout=600)
+    env = os.environ | zesim.environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    done = subprocess.run([sys.executable, "-c", XPU], env=env, capture_output=True, text=True, timeout=600)
     assert "'memory': \"torch's, on xpu\", 'correct': True" in done.stdout, done.stdout + done.stderr
 
 

@@ -58,7 +58,7 @@ def test_qwen3_routings(top_k, norm_topk_prob, shape, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("permute_x, permute_y", itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize("permute_x, permute_y", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_llama4(permute_x, permute_y, top_k):
     block = llama4(top_k)

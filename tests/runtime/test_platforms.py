@@ -10,6 +10,8 @@ import pytest
 from moe_xe import runtime
 from tests import broken_drivers
 
+pytestmark = pytest.mark.cpu_device     # which the programs that are run here find
+
 UNINITIALIZED = "level_zero backend failed with error: 37 (UR_RESULT_ERROR_UNINITIALIZED)"
 REPORT = """
     import json

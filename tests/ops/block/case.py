@@ -123,17 +123,26 @@ def check(arguments: dict, device, **options) -> torch.Tensor:
     return out
 
 
-def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, float], name: str = "out") -> None:
-    """limits: of an element's error over its size plus the RMS of all, and of the RMS of errors over that.
+def _rms(values: torch.Tensor, dims: int | tuple[int, ...] | None = None) -> torch.Tensor:
+    return values.square().mean(dims, keepdim=dims is not None).sqrt()
 
-    Exactly zero where all should be. Only many values have an RMS that says how large the terms of their sums are: of a few,
-    each may have cancelled, and the second limit does not apply.
+
+def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, float], name: str = "out") -> None:
+    """limits: of an element's error over its size plus that of the sums about it, and of the RMS of errors over that of all.
+
+    A weight's gradient is a sum of few outer products: where a token's row is large, so are the terms of a whole row or column,
+    of which an element may still be small. They are taken to be as large as the RMS of the row times that of the column over
+    their matrix's, or as that of all. Exactly zero where all should be. Only many values have an RMS that says how large the
+    terms of their sums are: of a few, each may have cancelled, and the second limit does not apply.
     """
     assert got.shape == want.shape, name
     if not want.numel():
         return
     want = want.double().cpu()
-    difference, rms = got.double().cpu() - want, want.square().mean().sqrt().item()
-    largest = (difference.abs() / (want.abs() + rms).clamp_min(1e-30)).max().item()
-    mean = difference.square().mean().sqrt().item() / max(rms, 1e-30) if want.numel() >= 64 else 0.0
+    difference, rms = got.double().cpu() - want, _rms(want)
+    terms = rms
+    if want.ndim >= 2:
+        terms = torch.maximum(rms, (_rms(want, -1) * _rms(want, -2) / _rms(want, (-2, -1)).clamp_min(1e-30)))
+    largest = (difference.abs() / (want.abs() + terms).clamp_min(1e-30)).max().item()
+    mean = (_rms(difference) / rms.clamp_min(1e-30)).item() if want.numel() >= 64 else 0.0
     assert largest <= limits[0] and mean <= limits[1], (name, largest, mean)
