@@ -25,7 +25,7 @@ SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (3
 
 HEADER = """\
 # Instructions of one sub-group, bf16, counted in machine code: target -> layout [+ gathered] -> rows x columns -> counts.
-# step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of a tile outside the K loop.
+# step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of the loop over tiles outside that over K.
 # Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """
 
@@ -45,7 +45,7 @@ def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets:
             raise RuntimeError(f"{target} {layout.value} {shape}: {summary.spill_bytes} bytes of spills")
         steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
         yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
-               "other": (loop.instructions - loop.dpas - loop.messages) / steps, "tile": summary.instructions - loop.instructions}
+               "other": (loop.instructions - loop.dpas - loop.messages) / steps, "tile": loop.around}
 
 
 def main() -> None:
