@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +17,8 @@ from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa, has_wide_dpas
 from ..plan.launch import LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
-from ..runtime import Queue
 from .checks import DTYPES, check_addresses, check_same_dtype, row_stride, weight_layout
+from .submission import Submission
 from .tuned import print_config, tuned_plan
 
 
@@ -120,55 +118,39 @@ def pointer_of(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def launch(call: Call, out: torch.Tensor) -> None:
-    """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
+def launch(submission: Submission, call: Call, out: torch.Tensor) -> None:
+    """Fills `out`."""
     if call.total_rows == 0 or out.shape[1] == 0 or call.w.shape[0] == 0:
         return
     check_same_dtype("w", call.w, "a", call.a)
     check_addresses(**call.reads, out=out)
-    call = _with_columns(call)
-    queue = queue_for(out.device)
-    # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
-    tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)
-    with finishing(queue, out.device) as used:
-        used.append(submit(queue, call, out, tile_counter))
+    submit(submission, _with_columns(call), out, submission.zeros(1))
 
 
-@contextmanager
-def finishing(queue: Queue, device: torch.device) -> Iterator[list]:
-    """A list for what submitted kernels use. At its end, also after an error, waits on cpu, where memory is not freed in
-    stream order."""
-    used: list = []
-    try:
-        yield used
-    finally:
-        if device.type == "cpu":
-            queue.wait()
-
-
-def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> torch.Tensor:
-    """Submits the kernel; returns its scratch, which must live until it has run (on cpu: until the queue is waited for)."""
+def submit(submission: Submission, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> None:
+    """Submits the kernel. tile_counter: a zero."""
+    queue = submission.queue
     target = target_of(facts_of(queue))
     plan, operands = plan_call(call, out, target)
+    submission.keep(call, out)
     if call.choice.autotune:
+        submission.cannot_be_repeated()     # the tuner may know better then
+
         def run(trial: LaunchPlan) -> None:
-            counter = torch.zeros(1, dtype=torch.int32, device=out.device)
-            with finishing(queue, out.device) as used:
-                used.append(_submit(queue, call, trial, operands, out.device, counter))
+            with Submission(queue, out.device) as alone:
+                _submit(alone, call, trial, operands, alone.zeros(1))
 
         plan = tuned_plan(queue, "grouped_gemm", plan, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_gemm", plan, operands)
-    return _submit(queue, call, plan, operands, out.device, tile_counter)
+    _submit(submission, call, plan, operands, tile_counter)
 
 
-def _submit(queue: Queue, call: Call, plan: LaunchPlan, operands: Operands, device: torch.device,
-            tile_counter: torch.Tensor) -> torch.Tensor:
-    kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
-    scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=device)
-    kernel.launch(queue, plan.num_groups, plan.group_size, (
+def _submit(submission: Submission, call: Call, plan: LaunchPlan, operands: Operands, tile_counter: torch.Tensor) -> None:
+    kernel = compile_kernel(submission.queue, grouped_gemm_source(plan.problem, plan.config))
+    scratch = submission.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8)
+    submission.launch(kernel, plan.num_groups, plan.group_size, (
         operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, pointer_of(call.bias), operands.d,
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), tile_counter.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
         0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))
-    return scratch
