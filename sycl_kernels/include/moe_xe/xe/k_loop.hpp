@@ -19,17 +19,19 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
-// A round is `unroll` steps: step<ahead, tail>() for each, then end_round(). `tail` says that the step's rows
-// end before 64 bytes. The last round may be shorter.
+// Steps of 64 bytes, and how many of them come before the rounds of `unroll`: at least one, which starts the sums.
+inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = (whole_steps - 1) % unroll + 1;
+
+// step<ahead, first, tail>(): `ahead` steps behind the last move; `first`: there are no sums yet; `tail`: the rows end
+// before 64 bytes. move<steps>() follows so many steps.
 template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
-  constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
-  for (int round = 0; round < rounds; ++round) {
-    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
-    work.end_round();
+  unrolled<first_steps>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, ahead == 0, false>(); });
+  if constexpr (k_steps > first_steps) work.template move<first_steps>();
+  for (int round = 0; round < (whole_steps - first_steps) / unroll; ++round) {
+    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false, false>(); });
+    work.template move<unroll>();
   }
-  unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
-    work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
-  });
+  if constexpr (tail_bytes > 0) work.template step<0, false, true>();
 }
 
 // The geometry of one tile height: which part of the tile a sub-group computes.
@@ -78,8 +80,8 @@ inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
 
 // Address of the token of one of the tile's rows. Rows past the tile's last repeat it.
 inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
-  const int64 source = source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
-  return reinterpret_cast<int64>(args.a) + source * args.a_stride * element_bytes;
+  const unsigned source = unsigned(source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1)));
+  return reinterpret_cast<int64>(args.a) + int64(source) * unsigned(args.a_stride * element_bytes);
 }
 
 // Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one column, in
@@ -94,7 +96,10 @@ template <int variant> class WeightPrefetch {
       else block.template prefetch<rows, ahead * x_per_step, i * rows>();
     });
   }
-  [[gnu::always_inline]] void end_round() const { move(unroll); }
+  template <int steps> [[gnu::always_inline]] void move() const {
+    if constexpr (rows_are_k) block.move_y(steps * step_elements);
+    else block.move_x(steps * x_per_step);
+  }
 
  private:
   using Part = Shape<variant>;
@@ -110,12 +115,7 @@ template <int variant> class WeightPrefetch {
       : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
               rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    move(config::prefetch_distance);
-  }
-
-  [[gnu::always_inline]] void move(int steps) const {
-    if constexpr (rows_are_k) block.move_y(steps * step_elements);
-    else block.move_x(steps * x_per_step);
+    move<config::prefetch_distance>();
   }
 
   Block block;
@@ -127,12 +127,12 @@ template <int variant> class TokenPrefetch {
   [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
       : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    block.move_x(config::prefetch_distance * x_per_step);
+    move<config::prefetch_distance>();
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
     block.template prefetch<rows, ahead * x_per_step, 0>();
   }
-  [[gnu::always_inline]] void end_round() const { block.move_x(unroll * x_per_step); }
+  template <int steps> [[gnu::always_inline]] void move() const { block.move_x(steps * x_per_step); }
 
  private:
   static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
@@ -149,7 +149,7 @@ template <int variant> class GatheredTokenPrefetch {
     }
     for (int step_ahead = 0; step_ahead < config::prefetch_distance; step_ahead += unroll) {
       unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-      end_round();
+      move<unroll>();
     }
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
@@ -157,8 +157,8 @@ template <int variant> class GatheredTokenPrefetch {
       for (int i = 0; i < vectors; ++i) prefetch_lines<ahead * step_bytes>(address[i] + offset);
   }
   // The last rounds fetch the end of the rows again: nothing past a row may be touched.
-  [[gnu::always_inline]] void end_round() {
-    offset += unroll * step_bytes;
+  template <int steps> [[gnu::always_inline]] void move() {
+    offset += steps * step_bytes;
     if (offset > last_offset) offset = last_offset;
   }
 

@@ -21,13 +21,11 @@ template <int variant> class FeaturesByTokens {
         weights{weights_block(0), weights_block(Part::runs - 1)},
         tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
-    for (auto& blocks : sums)
-      for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
       for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
   }
 
-  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+  template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
     vec<int16, 2 * load_rows> features[Part::columns / load_rows];
     unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
       features[i] = weights[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
@@ -44,19 +42,19 @@ template <int variant> class FeaturesByTokens {
       unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
         unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
           constexpr int blocks = load_rows / 8;
-          dpas(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
+          dpas<first && half == 0>(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
         });
       });
     });
   }
 
-  [[gnu::always_inline]] void end_round() {
-    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(unroll * x_per_step);
+  template <int steps> [[gnu::always_inline]] void move() {
+    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(steps * x_per_step);
     if constexpr (problem::gathered)
-      for (auto& address : token) address += unroll * step_bytes;
-    else tokens.move_x(unroll * x_per_step / 2);
-    weight_prefetch.end_round();
-    token_prefetch.end_round();
+      for (auto& address : token) address += steps * step_bytes;
+    else tokens.move_x(steps * x_per_step / 2);
+    weight_prefetch.template move<steps>();
+    token_prefetch.template move<steps>();
   }
 
   [[gnu::always_inline]] void store() {
@@ -109,7 +107,7 @@ template <int variant> class FeaturesByTokens {
     unrolled<Part::outputs / lanes>([&](auto i) __attribute__((always_inline)) {
       float bias = 0.0f, up_bias = 0.0f;    // of the lane's output
       if constexpr (problem::has_bias) {
-        const int64 column = first_output + i * lanes + lane % lanes;
+        const int column = first_output + i * lanes + lane % lanes;
         bias = bias_at(args, tile.expert, column, 0);
         if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
       }
