@@ -39,7 +39,7 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
     halves = problem.pairs and not problem.activation.interleaved
     routed = operands.num_experts - problem.shared
     if swapped:     # each lane stores its own row of d
-        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0
+        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0 and operands.d_stride * out_size < SURFACE_LIMIT
     else:
         d_rows = operands.d_rows if problem.scattered else operands.total_rows
         d_fits = _surface_fits(operands.d, problem.out_n * out_size, d_rows, operands.d_stride * out_size)

@@ -8,7 +8,7 @@
 namespace moe_xe {
 
 struct ScalarMath {
-  static float exp(float x) { return __spirv_ocl_native_exp2(x * 1.44269504f); }
+  static float exp(float x, float factor) { return __spirv_ocl_native_exp2(x * (factor * 1.44269504f)); }
   static float reciprocal(float x) { return __spirv_ocl_native_recip(x); }
 };
 

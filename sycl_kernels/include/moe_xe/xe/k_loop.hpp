@@ -41,12 +41,16 @@ template <int variant> struct Shape {
   static constexpr int columns = config::sub_group_columns[variant];  // weights' columns of a sub-group
   static constexpr int outputs = paired ? columns / 2 : columns;
   static constexpr int across = config::tile_width / columns;         // sub-groups side by side
-  static constexpr int sub_groups = height / rows * across;           // the others of the work-group have no part
+  static constexpr int down = height / rows;                          // and below each other
+  static constexpr int sub_groups = down * across;                    // the others of the work-group have no part
   // Where gates and up values are halves of the weights, a sub-group's columns are two runs; else one.
   static constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, run_columns = columns / runs;
 
   static int first_row(int sub_group) { return sub_group / across * rows; }
   static int first_column(int sub_group) { return sub_group % across * run_columns; }
+  static int first_output(const Tile& tile, int sub_group) {
+    return (paired ? tile.column / 2 : tile.column) + sub_group % across * outputs;
+  }
 };
 
 inline Surface token_surface(const Arguments& args, const Tile& tile) {
@@ -66,7 +70,8 @@ inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
   const bool is_shared = problem::shared > 0 && tile.expert < problem::shared;
   const int64 first = reinterpret_cast<int64>(args.shared_w), second = reinterpret_cast<int64>(args.shared_up);
   const int64 shared_base = (run ? second : first) + tile.expert * args.shared_expert_stride * element_bytes;
-  const int64 routed_base = reinterpret_cast<int64>(args.w) + (tile.expert - problem::shared) * args.w_expert_stride * element_bytes;
+  const int64 routed_expert = unsigned(tile.expert - problem::shared);
+  const int64 routed_base = reinterpret_cast<int64>(args.w) + routed_expert * args.w_expert_stride * element_bytes;
   const int64 base = is_shared ? shared_base : routed_base;
   const int shared_stride = int(args.shared_stride), routed_stride = int(args.w_stride);
   const int pitch = (is_shared ? shared_stride : routed_stride) * element_bytes;
@@ -85,11 +90,12 @@ inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
 }
 
 // Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one column, in
-// [E, K, N] a row of K has several and a step has several rows.
+// [E, K, N] a row of K has several and a step has several rows. Sub-groups below each other share their own columns, so that
+// nobody needs those whose columns are all beyond N.
 template <int variant> class WeightPrefetch {
  public:
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
-      : WeightPrefetch(weight_run(args, tile, sub_group / run_sub_groups), sub_group % run_sub_groups) {}
+      : WeightPrefetch(weight_run(args, tile, part_of(sub_group) / run_sub_groups), part_of(sub_group) % run_sub_groups) {}
   template <int ahead> [[gnu::always_inline]] void step() const {
     unrolled<messages>([&](auto i) __attribute__((always_inline)) {
       if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
@@ -110,6 +116,13 @@ template <int variant> class WeightPrefetch {
   static constexpr int down = step_elements / rows;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
   static_assert(lines * Part::sub_groups == config::tile_width && rows * messages == lines);
   static_assert(!rows_are_k || (down * rows == step_elements && run_sub_groups % down == 0));
+
+  static int part_of(int sub_group) {
+    constexpr int sharers = Part::down / Part::runs;     // of a sub-group's columns of one run
+    if constexpr (Part::down % Part::runs > 0) return sub_group;
+    const int row = sub_group / Part::across, column = sub_group % Part::across;
+    return row / sharers * run_sub_groups + column * sharers + row % sharers;
+  }
 
   [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
       : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,

@@ -17,7 +17,7 @@ template <int variant> class TokensByFeatures {
  public:
   [[gnu::always_inline]] TokensByFeatures(const Arguments& args, const Tile& tile, int sub_group, int lane)
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
-        first_feature(Part::first_column(sub_group)),
+        first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights{weights_block(0), weights_block(Part::runs - 1)},
         tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
@@ -57,8 +57,7 @@ template <int variant> class TokensByFeatures {
 
   [[gnu::always_inline]] void store() {
     finish();
-    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
-    if constexpr (problem::scattered) return scatter(first_output);
+    if constexpr (problem::scattered) return scatter();
     const int output_bytes = size_of(problem::output);
     const Surface surface{args.d, int(out_n) * output_bytes, int(tile.expert_end), int(args.d_stride) * output_bytes};
     const Block block(surface, first_output, int(tile.row) + first_token, store_columns, 8, 1);
@@ -133,7 +132,6 @@ template <int variant> class TokensByFeatures {
   // Sums become outputs, in place: output block j of the rows is column block j.
   [[gnu::always_inline]] void finish() {
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
-    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
     float scales[vectors];
     for (int v = 0; v < vectors; ++v) {
       const int row = first_token + v * 16 + lane;
@@ -158,7 +156,7 @@ template <int variant> class TokensByFeatures {
   }
 
   // One row at a time to its own place. The surface has neither the rows of wrong indices nor columns beyond N.
-  [[gnu::always_inline]] void scatter(int first_output) const {
+  [[gnu::always_inline]] void scatter() const {
     const int output_bytes = size_of(problem::output);
     const Surface surface{args.d, int(out_n) * output_bytes, int(args.d_rows), int(args.d_stride) * output_bytes};
     const Block block(surface, first_output, 0, store_columns, 1, 1);
@@ -185,7 +183,7 @@ template <int variant> class TokensByFeatures {
 
   const Arguments& args;
   const Tile& tile;
-  int lane, first_token, first_feature;
+  int lane, first_token, first_feature, first_output;
   Block weights[2], tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;
