@@ -71,9 +71,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _is_plain_here() -> bool:
     """Whether nothing of torch's is on, on this thread, that sees ops or changes them."""
-    modes = range(_C._len_torch_function_stack())
+    modes = _C._len_torch_function_stack()
     return (_state() in _plain_states() and not torch.autograd.profiler._is_profiler_enabled and forward_ad._current_level < 0 and
-            all(type(_C._get_function_stack_at(place)) is DeviceContext for place in modes))
+            (not modes or all(type(_C._get_function_stack_at(place)) is DeviceContext for place in range(modes))))
 
 
 def _state() -> tuple[int, int]:

@@ -71,42 +71,47 @@ def results_of(case: OpCase) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
 
 
-def poisoned(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """For what is written to. A workspace's pieces lie as its address says: each begins at a multiple of 256."""
+def poisoned(name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device; of what is written to, with junk. A workspace's pieces lie as its address says: each begins at a multiple
+    of 256."""
     if name == "workspace":
-        memory = torch.full((len(tensor) + 256,), 255, dtype=torch.uint8)
+        memory = torch.full((len(tensor) + 256,), 255, dtype=torch.uint8, device=device)
         return memory[-memory.data_ptr() % 256:][:len(tensor)]
-    return torch.full_like(tensor, float("nan")) if name == "out" else tensor
+    return (torch.full_like(tensor, float("nan")) if name == "out" else tensor).to(device, copy=True)
+
+
+def fresh(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> OpCase:
+    return every_op(dtype)[name].mapped(lambda name, tensor: poisoned(name, tensor, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", REPEATED)
-def test_the_same_bits_from_other_tensors(name, dtype, repeats):
+def test_the_same_bits_from_other_tensors(name, dtype, repeats, device):
     """Fresh contents at other addresses, against a process' first call of the kind."""
-    results_of(every_op(dtype)[name].mapped(poisoned))
+    results_of(fresh(name, device, dtype))
     assert not repeats
     for _ in range(3):
-        fresh = every_op(dtype)[name].mapped(poisoned)
+        case = fresh(name, device, dtype)
         before = len(repeats)
-        got = [result.clone() for result in results_of(fresh)]
+        got = [result.clone() for result in results_of(case)]
         assert len(repeats) == before + 1
         known_calls().clear()
-        wanted = results_of(fresh.mapped(poisoned))
+        wanted = results_of(case.mapped(lambda name, tensor: poisoned(name, tensor, device)))
         assert all(torch.equal(x, y) for x, y in zip(got, wanted)), name
         assert len(repeats) == before + 1
 
 
 @pytest.mark.parametrize("name", REPEATED)
-def test_the_same_buffers_with_other_contents(name, repeats):
+def test_the_same_buffers_with_other_contents(name, repeats, device):
     """As a captured graph is replayed."""
-    case, other = every_op()[name], every_op()[name]
+    case, other = fresh(name, device), fresh(name, device)
     results_of(case)
     for (_, tensor), (_, content) in zip(case.tensors(), other.tensors(), strict=True):
         tensor.copy_(content)
     got = [result.clone() for result in results_of(case)]
     assert len(repeats) == 1
     known_calls().clear()
-    assert all(torch.equal(x, y) for x, y in zip(got, results_of(case)))
+    assert all(torch.equal(x, y) for x, y in zip(got, results_of(other)))
 
 
 def test_results_are_new_and_keep_nothing(gemm, repeats):
@@ -375,6 +380,7 @@ def test_uninitialised_memory_is_filled_where_torch_does_so(gemm, repeats):
     assert len(repeats) == 2
 
 
+@pytest.mark.cpu_device
 def test_environment_and_precision(gemm, monkeypatch, launched):
     assert torch.get_float32_matmul_precision() == "highest"
     monkeypatch.delenv("MOE_XE_PRINT_CONFIG")
@@ -412,6 +418,7 @@ def known_of(arguments: dict) -> Known:
     return list(known_calls()._known.values())[-1]
 
 
+@pytest.mark.cpu_device
 def test_a_given_configuration_and_the_tuners(gemm, repeats):
     for _ in range(2):
         moe_xe.grouped_gemm(**gemm, config=tile(98))
@@ -432,6 +439,7 @@ def test_autotune_asks_the_tuner_each_time(gemm, repeats, fresh_tuner, monkeypat
     assert len(asked) == 3 and not repeats
 
 
+@pytest.mark.cpu_device
 def test_another_queue(gemm, repeats, monkeypatch):
     """It runs on the queue that is chosen then, be it of the same context or of another."""
     used, run = [], Repeat.run
