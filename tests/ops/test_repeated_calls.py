@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import moe_xe
 from moe_xe.device import on_queue
 from moe_xe.ops import calls as calls_module, launch as launch_module
+from moe_xe.ops.block import stages
 from moe_xe.ops.calls import Calls, Known, known_calls
 from moe_xe.ops.gemm.grouped_outer import grouped_outer
 from moe_xe.ops.submission import Repeat, Submission
@@ -535,3 +536,23 @@ def test_the_blocks_launches_are_waited_for_once(monkeypatch):
     assert len(waits) == 1
     case()
     assert len(waits) == 1      # the runtime's own, in the sequence
+
+
+def test_what_launches_use_lives_until_they_are_waited_for(monkeypatch):
+    """Here the factors of a shared expert that becomes two, which are copied for it."""
+    case = every_op()["fused_moe"]
+    arguments = {name: value for name, value in case.arguments.items() if name not in ("out", "workspace")}
+    size, hidden = arguments["w2"].shape[2], arguments["w2"].shape[1]
+    arguments["shared"] = moe_xe.SharedExpert(torch.randn(2 * size, hidden), torch.randn(hidden, 2 * size), torch.randn(2 * size, hidden),
+                                              torch.rand(len(arguments["topk_ids"])))
+    factors, alive, sort, wait = [], [], stages.launch_sort, Queue.wait
+
+    def sorting(submission, routing, **options):
+        factors.append(weakref.ref(routing.shared_weights))
+        sort(submission, routing, **options)
+
+    monkeypatch.setattr(stages, "launch_sort", sorting)
+    monkeypatch.setattr(Queue, "wait", lambda queue: alive.append(factors[0]() is not None) or wait(queue))
+    first = moe_xe.fused_moe(**arguments)
+    assert alive == [True] and factors[0]() is None
+    assert torch.equal(first, moe_xe.fused_moe(**arguments)) and len(alive) == 2      # which no other call can use again

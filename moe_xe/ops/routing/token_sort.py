@@ -171,6 +171,7 @@ def launch_sort(submission: Submission, routing: Routing, *, tokens_per_expert: 
         raise ValueError(f"zero_dropped is for one slot a token, got {routing.slots}")
     routing.check_addresses()
     checks.check_addresses(zero_dropped=zero_dropped)
+    submission.keep(routing)
     target = target_of(facts_of(submission.queue))
     out, out_stride, out_row_bytes = _rows_in_bytes(zero_dropped)
     problem = SortProblem(
@@ -194,6 +195,7 @@ def launch_combine(submission: Submission, routing: Routing, *, y: int, y_stride
         return
     routing.check_addresses()
     checks.check_addresses(out=out)
+    submission.keep(routing)
     target = target_of(facts_of(submission.queue))
     out_stride, out_dtype = row_stride("out", out), DTYPES[out.dtype]
     columns = 1 if target.is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), out_stride, out_dtype)
