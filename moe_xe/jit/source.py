@@ -59,9 +59,14 @@ def grouped_gemm_source(problem: GroupedGemmProblem, config: TileConfig) -> Kern
 
 def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     """C++ text of the grouped GEMM for this problem and configuration."""
+    return assemble(family_of(config), *gemm_constants(problem, config), "grouped_gemm.cpp", getattr(config, "grf_size", 256))
+
+
+def gemm_constants(problem: GroupedGemmProblem, config: TileConfig) -> tuple[list[str], list[str]]:
+    """The lines of the namespaces `problem` and `config` of a grouped GEMM."""
     act = problem.activation
     pairs = "none" if act is None or not act.gated else "interleaved" if act.interleaved else "halves"
-    return assemble(family_of(config), [
+    return [
         f"inline constexpr int64 n = {problem.n}, k = {problem.k};",
         f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value}, "
         f"bias = Dtype::{(problem.bias or problem.output).value};",
@@ -78,7 +83,7 @@ def generate(problem: GroupedGemmProblem, config: TileConfig) -> str:
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
         *constants_of(config),
-    ], "grouped_gemm.cpp", getattr(config, "grf_size", 256))
+    ]
 
 
 def assemble(family: str, problem: list[str], config: list[str], kernel_file: str, grf_size: int = 256) -> str:
@@ -88,10 +93,16 @@ def assemble(family: str, problem: list[str], config: list[str], kernel_file: st
     the file sees MOE_XE_<family> and MOE_XE_KERNEL_ATTRIBUTES. problem, config: lines of the namespaces of those names.
     """
     return "\n".join([
-        f"#define MOE_XE_{family} 1",
-        *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
+        *preamble(family, grf_size),
         "#include <moe_xe/types.hpp>",
-        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]).format(grf_size=grf_size),
         "namespace moe_xe::problem {", *problem, "}",
         "namespace moe_xe::config {", *config, "}",
         f"#include <kernels/{kernel_file}>", ""])
+
+
+def preamble(family: str, grf_size: int = 256) -> list[str]:
+    """The lines that every kernel of a family begins with."""
+    return [
+        f"#define MOE_XE_{family} 1",
+        *(["#include <sycl/ext/intel/experimental/grf_size_properties.hpp>"] if family == "XE" else []),
+        "#define MOE_XE_KERNEL_ATTRIBUTES " + " ".join(_ATTRIBUTES[family]).format(grf_size=grf_size)]

@@ -27,18 +27,26 @@ def _weights(name: str, dtype: Dtype | None) -> str:
 @functools.lru_cache(maxsize=4096)
 def sort_source(problem: SortProblem, is_cpu: bool) -> KernelSource:
     """The token sort for this problem."""
-    text = assemble("CPU" if is_cpu else "GENERIC", [
-        *_slots(problem), _weights("weights", problem.weights), _weights("shared_weights", problem.shared_weights),
-        f"inline constexpr int zero_access = {problem.zero_access};"], [], "sort_tokens.cpp")
+    text = assemble("CPU" if is_cpu else "GENERIC", [*_slots(problem), *sort_constants(problem)], [], "sort_tokens.cpp")
     return KernelSource("sort_tokens", SORT_SIGNATURE, text)
+
+
+def sort_constants(problem: SortProblem) -> list[str]:
+    """What the sort has beside the slots, for the namespace `problem`."""
+    return [_weights("weights", problem.weights), _weights("shared_weights", problem.shared_weights),
+            f"inline constexpr int zero_access = {problem.zero_access};"]
 
 
 @functools.lru_cache(maxsize=4096)
 def combine_source(problem: CombineProblem, isa: str | None) -> KernelSource:
     """The sum over slots for this problem; isa: the CPU's vector instructions, None for a GPU."""
-    text = assemble("CPU" if isa else "GENERIC", [
-        *_slots(problem), f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns};",
-        f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value};",
-    ], [f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int row_groups = {row_groups(problem)};"],
+    text = assemble("CPU" if isa else "GENERIC", combine_constants(problem), [
+        f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int row_groups = {row_groups(problem)};"],
         "combine.cpp")
     return KernelSource("combine", COMBINE_SIGNATURE, text)
+
+
+def combine_constants(problem: CombineProblem) -> list[str]:
+    """The lines of its namespace `problem`."""
+    return [*_slots(problem), f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns};",
+            f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value};"]

@@ -34,12 +34,13 @@ class Fusions:
 
     gather: tokens are gathered by the first GEMM's loads, not copied in sorted order. activation: in the first GEMM's
     epilogue, so that [rows, 2I] is never stored. scatter: un-permutation and weights in the second GEMM's stores. shared:
-    shared experts are groups of the same launches.
+    shared experts are groups of the same launches. launches: few tokens take one launch, with equal results; with the other four only.
     """
     gather: bool = True
     activation: bool = True
     scatter: bool = True
     shared: bool = True
+    launches: bool = True
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import torch
 
+from ...device import facts_of
+from ...plan.block.one_launch import few_pairs
 from ...plan.choice.choice import Choice
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import RowScale
 from .. import checks
 from ..checks import DTYPES, row_stride
-from ..launch import Call, SharedWeights, submit
+from ..launch import Call, SharedWeights, submit, target_of
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 from ..submission import ALIGNMENT, Submission, padded
 from .activation import apply_activation
 from .call import BLOCK, BlockCall, Fusions
+from .one_launch import launch_block, plan_block
 
 __all__ = ["run_block", "workspace_bytes"]
 
@@ -94,16 +97,18 @@ def run_block(submission: Submission, call: BlockCall, fusions: Fusions, out: to
     # one slot a token needs no y, if stores are scattered: the workspace has none then
     y_space = space if fusions.scatter else Workspace(submission, None)
     y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
+    stages = _Stages(submission, call, fusions, space, routing)
+    own = num_tokens * (num_shared - merged)       # rows of a shared expert with launches of its own, which come first
+    gemms = stages.gemms(counts[num_shared - merged:], pairs[own:], scales[own:], merged)
+    block = plan_block(target_of(facts_of(submission.queue)), routing, *gemms, y, out) if own == 0 and stages.can_be_one_launch() else None
+    if block:
+        launch_block(submission, block, routing, *gemms, out)
+        return
     launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                 queue_words=queues.data_ptr(), num_queue_words=queues.numel(), zero_dropped=out if direct else None)
-    stages = _Stages(submission, call, fusions, space, routing)
-    if merged:
-        stages.experts(y, counts, pairs, scales, queues[:2], merged)
-    else:
-        own = num_tokens * num_shared       # rows of the shared expert, which come first
-        if num_shared:
-            stages.shared(y, counts[:1], pairs[:own], scales[:own], queues[2:])
-        stages.experts(y, counts[num_shared:], pairs[own:], scales[own:], queues[:2], 0)
+    if own:
+        stages.shared(y, counts[:1], pairs[:own], scales[:own], queues[2:])
+    stages.experts(y, *gemms, queues[:2])
     if not direct:
         launch_combine(submission, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
 
@@ -114,34 +119,41 @@ class _Stages:
     def __init__(self, submission: Submission, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing):
         self.submission, self.call, self.fusions, self.space, self.routing = submission, call, fusions, space, routing
 
-    def experts(self, y, counts, pairs, scales, queues, merged: int) -> None:
-        """Rows `pairs` of the routed experts (behind those of `merged` shared ones), into the rows of y that they name."""
-        call, fusions, slots = self.call, self.fusions, self.routing.slots
-        size, shared = call.w2.shape[2], call.shared
-        on_input = RowScale.sums if call.weight_on_input else RowScale.none
+    def can_be_one_launch(self) -> bool:
+        """As far as the fusions, the tuner, which measures GEMMs, and the number of pairs say."""
+        return (self.fusions == Fusions() and not self.call.choice.autotune and
+                few_pairs(self.routing.num_tokens, self.routing.top_k))
+
+    def gemms(self, counts, pairs, scales, merged: int) -> tuple[Call, Call]:
+        """The two GEMMs of the routed experts (behind those of `merged` shared ones) on the rows `pairs`, all fused; the second one's
+        a is where the first one's results go."""
+        call, size, shared = self.call, self.call.w2.shape[2], self.call.shared
         gate_up = down = None
         if merged:
             first, up = (shared.up_proj, None) if shared.gate_proj is None else (shared.gate_proj, shared.up_proj)
             stride = row_stride("up_proj", shared.up_proj)
             gate_up = SharedWeights(first, up, stride, size * stride, merged)
             down = SharedWeights(shared.down_proj, None, row_stride("down_proj", shared.down_proj), size, merged)
-        gemm1 = Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=slots,
-                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up,
-                     choice=call.choice.part("gate_up"))
+        on_input, on_output = (RowScale.sums, RowScale.none) if call.weight_on_input else (RowScale.none, RowScale.outputs)
+        h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
+        return (Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=self.routing.slots,
+                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up, choice=call.choice.part("gate_up")),
+                Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales, row_scale=on_output,
+                     shared=down, choice=call.choice.part("down")))
+
+    def experts(self, y, gemm1: Call, gemm2: Call, queues) -> None:
+        """The results of `gemms` in the rows of y that their pairs name."""
+        call, fusions, pairs, scales = self.call, self.fusions, gemm1.row_indices, gemm1.row_scales
         if not fusions.gather:
             self.submission.wait()
-            gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
+            gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // self.routing.slots], row_indices=None, gathered=False)
         if fusions.activation:
-            h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
-            submit(self.submission, gemm1, h, queues[0])
+            submit(self.submission, gemm1, gemm2.a, queues[0])
         else:
             sums = torch.zeros(len(pairs), call.w13.shape[1], dtype=torch.float32, device=y.device)
             submit(self.submission, replace(gemm1, activation=None), sums, queues[0])
             self.submission.wait()
-            h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
-        gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
-                     row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
-                     choice=call.choice.part("down"))
+            gemm2 = replace(gemm2, a=apply_activation(sums, call.activation).to(call.hidden_states.dtype))
         if fusions.scatter:
             submit(self.submission, gemm2, y, queues[1])
         else:

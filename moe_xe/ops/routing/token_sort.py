@@ -174,11 +174,8 @@ def launch_sort(submission: Submission, routing: Routing, *, tokens_per_expert: 
     submission.keep(routing)
     target = target_of(facts_of(submission.queue))
     out, out_stride, out_row_bytes = _rows_in_bytes(zero_dropped)
-    problem = SortProblem(
-        routing.top_k, routing.num_shared, routing.id_bits, routing.expert_map is not None, _dtype(routing.topk_weights),
-        _dtype(routing.shared_weights), 0 if zero_dropped is None else widest_access(out, out_stride, out_row_bytes))
     groups, group_size = sort_groups(routing.num_tokens, routing.num_experts, target.is_cpu, target.cores)
-    kernel = compile_kernel(submission.queue, sort_source(problem, target.is_cpu))
+    kernel = compile_kernel(submission.queue, sort_source(sort_problem(routing, zero_dropped), target.is_cpu))
     submission.launch(kernel, groups, group_size, (
         *_ids(routing), *_rows("topk_weights", routing.topk_weights), *_rows("shared_weights", routing.shared_weights),
         routing.routed_scaling_factor, tokens_per_expert, row_pairs, row_scales, queue_words, num_queue_words,
@@ -197,14 +194,25 @@ def launch_combine(submission: Submission, routing: Routing, *, y: int, y_stride
     checks.check_addresses(out=out)
     submission.keep(routing)
     target = target_of(facts_of(submission.queue))
-    out_stride, out_dtype = row_stride("out", out), DTYPES[out.dtype]
-    columns = 1 if target.is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), out_stride, out_dtype)
-    problem = CombineProblem(hidden_size, y_dtype, out_dtype, routing.top_k, routing.num_shared, routing.id_bits,
-                             routing.expert_map is not None, columns)
+    problem = combine_problem(routing, y, y_stride, y_dtype, out, target.is_cpu)
     groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
     kernel = compile_kernel(submission.queue, combine_source(problem, target.isa))
     submission.launch(kernel, groups, group_size, (
-        y, y_stride, *_ids(routing), out.data_ptr(), out_stride, num_tokens, routing.num_experts))
+        y, y_stride, *_ids(routing), out.data_ptr(), row_stride("out", out), num_tokens, routing.num_experts))
+
+
+def sort_problem(routing: Routing, zero_dropped: torch.Tensor | None = None) -> SortProblem:
+    """What the sort is compiled for; zero_dropped as for `launch_sort`."""
+    return SortProblem(routing.top_k, routing.num_shared, routing.id_bits, routing.expert_map is not None, _dtype(routing.topk_weights),
+                       _dtype(routing.shared_weights), 0 if zero_dropped is None else widest_access(*_rows_in_bytes(zero_dropped)))
+
+
+def combine_problem(routing: Routing, y: int, y_stride: int, y_dtype: Dtype, out: torch.Tensor, is_cpu: bool) -> CombineProblem:
+    """What the sums are compiled for; y, y_stride, y_dtype and out as for `launch_combine`."""
+    hidden_size, out_dtype = out.shape[1], DTYPES[out.dtype]
+    columns = 1 if is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), row_stride("out", out), out_dtype)
+    return CombineProblem(hidden_size, y_dtype, out_dtype, routing.top_k, routing.num_shared, routing.id_bits,
+                          routing.expert_map is not None, columns)
 
 
 def _dtype(tensor: torch.Tensor | None) -> Dtype | None:

@@ -42,6 +42,13 @@ inline void sort_routed(const SortArguments& args) {
   clear_unused(args, row, 0, 1);
 }
 
+// All of it by one work-group.
+inline void sort_few(const SortArguments& args, const Team&) {
+  sort_routed(args);
+  place_shared(args, 0, 1);
+  zero_dropped_rows(args, 0, 1, 0, 1);
+}
+
 inline void sort_tokens(const SortArguments& args) {
   const Team team;
   if (team.group == 0) sort_routed(args);

@@ -29,6 +29,13 @@ struct Team {
     while (value == 0);
     return value;
   }
+  void await_zero(const int32* word) const {
+    int32 value;
+    do asm volatile("pause\n\tmovl (%1),%0" : "=r"(value) : "r"(word) : "memory");
+    while (value != 0);
+  }
+  void let_go() const { asm volatile("" : : : "memory"); }
+  void take_over() const { asm volatile("" : : : "memory"); }
   int32 add(int32* word, int32 value) const {
     asm volatile("lock xaddl %0,(%2)" : "=r"(value) : "0"(value), "r"(word) : "memory");
     return value;

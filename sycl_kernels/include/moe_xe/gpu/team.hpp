@@ -74,6 +74,13 @@ struct Team {
     while (value == 0);
     return value;
   }
+  void await_zero(int32* word) const {
+    while (__spirv_AtomicLoad(global(word), int(__spv::Scope::Device), acquire) != 0) {}
+  }
+  // What a sub-group wrote is seen by other work-groups that its lead tells so behind the next barrier.
+  void let_go() const { __spirv_MemoryBarrier(int(__spv::Scope::Device), release); }
+  // A sub-group sees what its lead has awaited, behind a barrier: this core's caches may hold lines from before.
+  void take_over() const { __spirv_MemoryBarrier(int(__spv::Scope::Device), acquire); }
   int32 add(int32* word, int32 value) const {
     return __spirv_AtomicIAdd(global(word), int(__spv::Scope::Device), int(__spv::MemorySemanticsMask::None), value);
   }

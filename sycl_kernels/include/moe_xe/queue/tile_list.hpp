@@ -20,18 +20,25 @@ template <class Team, class Arguments, class Records> class TileList {
   // Makes the list, or waits for it; then this work-group's first tile can be received.
   void open() {
     if (team.is_first(args.queue + arrived)) {
-      count_tiles();
-      place_experts();
-      team.barrier();
-      for (int expert = team.sub_group; expert < args.num_experts; expert += team.num_sub_groups)
-        Records::write(list, experts[expert].z, expert, experts[expert].x, experts[expert].y, team.lane(), Team::lanes);
-      num_tiles = tiles_of_sizes_from(0);
+      num_tiles = make();
       team.publish(args.queue + ready, num_tiles + 1);
     } else if (team.leads()) {
       num_tiles = team.await(args.queue + ready) - 1;
     }
     if (team.leads()) hand_out(team.group);
   }
+
+  // The list, by one work-group; returns the number of tiles.
+  int make() {
+    count_tiles();
+    place_experts();
+    team.barrier();
+    for (int expert = team.sub_group; expert < args.num_experts; expert += team.num_sub_groups)
+      Records::write(list, experts[expert].z, expert, experts[expert].x, experts[expert].y, team.lane(), Team::lanes);
+    return tiles_of_sizes_from(0);
+  }
+
+  const Record* records() const { return list; }
 
   // Asks for the next tile, while the one before is computed: the atomic's latency is hidden.
   void request() {

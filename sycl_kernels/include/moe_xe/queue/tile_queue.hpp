@@ -48,6 +48,10 @@ struct TileRecords {
 
   static Record at(const Record* list, int number) { return list[number]; }
 
+  static Tile tile_of(Record record) {
+    return Tile{record.x, record.w & ((1 << variant_bits) - 1), record.w >> variant_bits, record.z, record.y};
+  }
+
   // Groups of row tiles; within a group rows run fastest, so that neighbours in time share a column of weights.
   static void write(Record* list, int first, int expert, int begin, int end, int lane, int lanes) {
     const int row_tiles = cut_rows(end - begin, 0).count;
@@ -74,7 +78,7 @@ template <class Team> class TileQueue {
   // The tile that was asked for, at first the one of the work-group's number; false after the last one.
   bool receive(Tile& tile) {
     const Record record = tiles.receive();
-    tile = Tile{record.x, record.w & ((1 << TileRecords::variant_bits) - 1), record.w >> TileRecords::variant_bits, record.z, record.y};
+    tile = TileRecords::tile_of(record);
     return record.x >= 0;
   }
 

@@ -4,7 +4,7 @@
 #include <moe_xe/xe/blocks.hpp>
 #include <utility>
 
-extern __attribute__((sycl_device)) unsigned short __spirv_ConvertFToBF16INTEL(float);
+extern __attribute__((sycl_device)) unsigned short __spirv_ConvertFToBF16INTEL(float) noexcept;
 
 namespace moe_xe {
 
