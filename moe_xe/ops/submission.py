@@ -9,7 +9,7 @@ import torch
 
 from ..runtime import Kernel, LaunchSequence, Queue
 
-__all__ = ["Repeat", "Submission", "extent"]
+__all__ = ["ALIGNMENT", "Repeat", "Submission", "extent", "padded", "place_of"]
 
 # what each piece of memory in between begins at a multiple of: a surface's base, and a page of the CPU's caches
 ALIGNMENT = 256
