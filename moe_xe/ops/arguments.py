@@ -53,7 +53,7 @@ class Arguments:
                 key += (kind, value)        # as True == 1
             elif kind is float:
                 key.append(value.hex())     # as 0.0 == -0.0
-            elif kind is tuple:
+            elif kind is tuple or kind is list:
                 key += (kind, len(value))
                 self._add(value, key)
             elif isinstance(value, Enum):

@@ -62,9 +62,9 @@ class Repeat:
         """
         device = self.device
         results = [make(shape, dtype=dtype, device=device) for make, shape, dtype in self.results]
-        space = torch.empty(self.space_bytes, dtype=torch.uint8, device=device)
-        done = self.sequence.run(queue, (*addresses, *[result.data_ptr() for result in results], space.data_ptr()),
-                                 device.type == "cpu")
+        space = torch.empty(self.space_bytes, dtype=torch.uint8, device=device) if self.space_bytes else None
+        done = self.sequence.run(queue, (*addresses, *[result.data_ptr() for result in results],
+                                         0 if space is None else space.data_ptr()), device.type == "cpu")
         return results if done else None
 
 
