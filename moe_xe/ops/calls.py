@@ -1,17 +1,13 @@
 """Calls that were made before: what an equal one need not check, plan and look up again.
 
-A call is known by its key: the shapes, strides, dtypes, devices and alignments of its tensors, its other arguments, and what else
-a plan depends on. What differs in anything is another call, with all checks.
+What differs in anything that its key has (arguments.py) is another call, with all checks.
 """
 from __future__ import annotations
 
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import is_dataclass
-from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -19,76 +15,12 @@ import torch
 from ..device import queue_for
 from ..jit.compiler import kernels_in_memory
 from ..once import AfterFork, once
-from ..plan.gemm.heuristics import ISA_VARIABLE
-from ..plan.override import forced_configs
+from .arguments import Arguments, arguments_of
 from .submission import Repeat, Submission, extent, place_of
-from .tuned import prints_configs
 
-__all__ = ["Arguments", "Known", "known_calls", "repeated", "seen_calls", "surroundings"]
+__all__ = ["Calls", "Known", "Seen", "form_of", "known_calls", "repeated", "seen_calls"]
 
 MOST_CALLS = 4096     # of some KB each
-
-
-class NotRepeatable(Exception):
-    """An argument of a kind that says nothing about a later one."""
-
-
-class Arguments:
-    """What of a call's arguments is its own, tensors, and what it has in common with its repetitions, the key."""
-
-    _ALIGNMENT = 64             # of what a plan depends on: the base of a surface
-    _BYTES_ALIGNMENT = 256      # of a workspace, whose pieces begin at multiples of it
-    _PLAIN = frozenset((type(None), bool, int, str, torch.dtype, type))
-
-    def __init__(self, values: Iterable, *more: Hashable, is_plain: Callable[[torch.Tensor], bool] | None = None):
-        """Raises NotRepeatable, also for a tensor that is not plain."""
-        self.tensors: list[torch.Tensor] = []
-        self._is_plain = is_plain
-        self.addresses: list[int] = []
-        key: list[Hashable] = [*more]
-        self._add(values, key)
-        self.key = tuple(key)
-
-    def _add(self, values: Iterable, key: list) -> None:
-        for value in values:
-            kind = type(value)
-            if kind is torch.Tensor or isinstance(value, torch.Tensor):
-                if self._is_plain is not None and not self._is_plain(value):
-                    raise NotRepeatable
-                address, dtype = value.data_ptr(), value.dtype
-                self.tensors.append(value)
-                self.addresses.append(address)
-                alignment = self._BYTES_ALIGNMENT if dtype is torch.uint8 else self._ALIGNMENT
-                key += (value.shape, value.stride(), dtype, value.device, address % alignment)
-            elif kind in self._PLAIN:
-                key += (kind, value)        # as True == 1
-            elif kind is float:
-                key.append(value.hex())     # as 0.0 == -0.0
-            elif kind is tuple:
-                key += (kind, len(value))
-                self._add(value, key)
-            elif isinstance(value, Enum):
-                key.append(value)
-            elif is_dataclass(value):
-                key.append(kind)
-                self._add(vars(value).values(), key)
-            else:
-                raise NotRepeatable
-
-    def have_memory(self, extents: Iterable[int]) -> bool:
-        """Whether there is memory behind so many bytes of each tensor: a storage can be freed and cut, and be none."""
-        for tensor, address, num_bytes in zip(self.tensors, self.addresses, extents):
-            offset = tensor.storage_offset() * tensor.itemsize
-            if num_bytes and (address == offset or tensor.untyped_storage().nbytes() < offset + num_bytes):
-                return False
-        return True
-
-
-def surroundings() -> tuple | None:
-    """What plans depend on besides a call's arguments; None where a repetition would leave something out."""
-    if prints_configs():
-        return None
-    return os.environ.get(ISA_VARIABLE), forced_configs(), torch.get_float32_matmul_precision()
 
 
 class Known(NamedTuple):
@@ -199,11 +131,7 @@ def repeated(name: str, body: Callable, written: Iterable[int]) -> Callable:
     written = frozenset(written)
 
     def kernel(*values):
-        around = surroundings()
-        try:
-            arguments = None if around is None else Arguments(values, name, around)
-        except NotRepeatable:
-            arguments = None
+        arguments = arguments_of(values, name)
         calls = known_calls()
         known = None if arguments is None else calls.get(arguments.key)
         if known is not None:

@@ -14,7 +14,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from .calls import Arguments, Known, NotRepeatable, Seen, form_of, known_calls, seen_calls, surroundings
+from .arguments import Arguments, arguments_of
+from .calls import Known, Seen, form_of, known_calls, seen_calls
 from .library import written_to
 
 __all__ = ["repeats"]
@@ -50,14 +51,10 @@ def repeats(op: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
 
 def _plain_arguments(name: str, args: tuple, kwargs: dict) -> Arguments | None:
     """Those of a call that may be repeated."""
-    around = surroundings()
-    if around is None or not _is_plain_here() or kwargs.get("check", False) is not False:     # which looks at values
+    if not _is_plain_here() or kwargs.get("check", False) is not False:     # which looks at values
         return None
-    try:
-        arguments = Arguments((*args, *kwargs.values()), name, tuple(kwargs), around, is_plain=_is_plain)
-    except NotRepeatable:
-        return None
-    return arguments if arguments.tensors else None
+    arguments = arguments_of((*args, *kwargs.values()), name, tuple(kwargs), is_plain=_is_plain)
+    return arguments if arguments is not None and arguments.tensors else None
 
 
 _PLAIN = torch.Tensor, torch.nn.Parameter

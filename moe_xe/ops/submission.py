@@ -9,7 +9,7 @@ import torch
 
 from ..runtime import Kernel, LaunchSequence, Queue
 
-__all__ = ["Repeat", "Submission", "extent"]
+__all__ = ["ALIGNMENT", "Repeat", "Submission", "extent", "padded", "place_of"]
 
 # what each piece of memory in between begins at a multiple of: a surface's base, and a page of the CPU's caches
 ALIGNMENT = 256
@@ -62,9 +62,9 @@ class Repeat:
         """
         device = self.device
         results = [make(shape, dtype=dtype, device=device) for make, shape, dtype in self.results]
-        space = torch.empty(self.space_bytes, dtype=torch.uint8, device=device)
-        done = self.sequence.run(queue, (*addresses, *[result.data_ptr() for result in results], space.data_ptr()),
-                                 device.type == "cpu")
+        space = torch.empty(self.space_bytes, dtype=torch.uint8, device=device) if self.space_bytes else None
+        done = self.sequence.run(queue, (*addresses, *[result.data_ptr() for result in results],
+                                         0 if space is None else space.data_ptr()), device.type == "cpu")
         return results if done else None
 
 

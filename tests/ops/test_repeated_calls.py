@@ -115,6 +115,28 @@ def test_the_same_buffers_with_other_contents(name, repeats, device):
     assert all(torch.equal(x, y) for x, y in zip(got, results_of(other)))
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_same_gradients(recompute, repeats, device):
+    """The launches of a step's ops are repeated in the next one, forward and backward."""
+    def step() -> list[torch.Tensor]:
+        leaves = {name: value.clone().requires_grad_(value.is_floating_point()) if isinstance(value, torch.Tensor) else value
+                  for name, value in arguments.items()}
+        out = moe_xe.fused_moe(**leaves, recompute=recompute)
+        out.square().sum().backward()
+        return [out.detach(), *(leaf.grad for leaf in leaves.values() if isinstance(leaf, torch.Tensor) and leaf.requires_grad)]
+
+    def fresh_arguments() -> dict:
+        return {name: value for name, value in fresh("fused_moe", device).arguments.items() if name not in ("out", "workspace", "shared")}
+
+    arguments = fresh_arguments()
+    step()
+    first, arguments = len(repeats), fresh_arguments()
+    got = step()
+    assert len(repeats) - first >= 8      # forward, the GEMMs of backward, activate_backward, combine
+    known_calls().clear()
+    assert len(got) == 7 and all(torch.equal(x, y) for x, y in zip(got, step()))
+
+
 def test_results_are_new_and_keep_nothing(gemm, repeats):
     first, second = moe_xe.grouped_gemm(**gemm), moe_xe.grouped_gemm(**gemm)
     assert len(repeats) == 2 and first.data_ptr() != second.data_ptr() and torch.equal(first, second)
