@@ -16,8 +16,8 @@ from .listing import summarize
 
 TARGETS = ("bmg", "pvc")
 WIDTH, SUB_GROUPS = 256, 32
-K = 17 * 128                    # rounds of the loop, four steps or eight, after four first steps (xe/k_loop.hpp)
-FIRST_STEPS = 4
+K = 17 * 128                    # whole rounds of the loop, of four steps or eight, and four steps outside it (xe/k_loop.hpp)
+OTHER_STEPS = 4
 STEP_K = 32                     # of a step, 64 bytes of bf16
 
 # rows and columns of a sub-group whose sums leave room for operands in 256 registers
@@ -47,7 +47,7 @@ def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets:
         steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
         yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
                "other": (loop.instructions - loop.dpas - loop.messages) / steps,
-               "tile": round(loop.around - loop.instructions * FIRST_STEPS / steps)}
+               "tile": round(loop.around - loop.instructions * OTHER_STEPS / steps)}
 
 
 def main() -> None:

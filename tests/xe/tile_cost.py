@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moe_xe.bench.workloads import recorded_layers
+from moe_xe.isa.listing import executable, multiplying_loops
 from moe_xe.plan.gemm.config import Schedule, XeConfig
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
 
-from .case import EKN, ENK, Case, default_config
+from .case import EKN, ENK, Case, default_config, kernel_of
 
 BF16, F32 = Dtype.bf16, Dtype.f32
 OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=7.0)
@@ -34,8 +35,8 @@ LAUNCHES = {    # rows of every expert, N, K
 XE_CORES = 20
 
 ROWS, COLUMNS = 32, 64      # of a sub-group: two by two of them are a tile
-ROUND = 256                 # along K: a multiple of every K loop's round
 STEP = 32                   # along K: 64 bytes
+STEP_DPAS = ROWS * COLUMNS // 128 * 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TileCost:
 
 
 def problem_of(kind: str, layout) -> GroupedGemmProblem:
-    return GroupedGemmProblem(2 * COLUMNS, ROUND, BF16, weights=layout, **KINDS[kind])
+    return GroupedGemmProblem(2 * COLUMNS, 1024, BF16, weights=layout, **KINDS[kind])
 
 
 def tile_cost(problem: GroupedGemmProblem) -> TileCost:
@@ -59,16 +60,16 @@ def tile_cost(problem: GroupedGemmProblem) -> TileCost:
     config = XeConfig(heights=(2 * ROWS,), tile_width=problem.n, raster_group=8, min_fill_eighths=1, schedule=Schedule.dynamic,
                       sub_group_rows=(ROWS,), sub_group_columns=(COLUMNS,), prefetch_distance=3)
 
-    def instructions(k: int, tiles: int) -> float:
-        case = Case(replace(problem, k=k), [2 * ROWS * tiles])
+    def instructions(tiles: int) -> float:
+        case = Case(problem, [2 * ROWS * tiles])
         stats = case.launch(config, groups=1)
         case.check()
         return stats.total / 4
 
-    short, long, more = (instructions(k, tiles) for k, tiles in ((2 * ROUND, 1), (4 * ROUND, 1), (2 * ROUND, 3)))
-    loop = long - short     # of 2 * ROUND
-    tile = (more - short) / 2
-    return TileCost(loop / (2 * ROUND // STEP), tile - loop, short - tile)
+    one, three = instructions(1), instructions(3)
+    loop, = multiplying_loops(executable(kernel_of(problem, config).ins))
+    step, tile = loop.instructions / (loop.dpas / STEP_DPAS), (three - one) / 2
+    return TileCost(step, tile - problem.k / STEP * step, one - tile)
 
 
 def per_useful(layout, rows: list[int], n: int, k: int, groups: int = XE_CORES) -> float:

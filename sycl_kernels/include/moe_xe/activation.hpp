@@ -1,9 +1,15 @@
-// The activations, in fp32, for a float (GPUs) or a vector of floats (the CPU device): `Math` has reciprocal and exp(x, factor),
+// The activations, in fp32, for a float, a vector of floats (the CPU device) or Wide (xe/wide.hpp): `Math` has reciprocal and exp(x, factor),
 // e to the power of factor * x, so that what an instruction multiplies by is one constant.
 #pragma once
 #include <moe_xe/types.hpp>
 
 namespace moe_xe {
+
+// Comparisons are written so that NaN stays NaN.
+template <class Value> inline Value at_most(Value x, float limit) { return x > limit ? Value(limit) : x; }
+template <class Value> inline Value at_least(Value x, float limit) { return x < limit ? Value(limit) : x; }
+template <class Value> inline Value with_sign(Value x, Value y) { return y < 0.0f ? -x : x; }
+template <class Value> inline Value magnitude(Value x) { return x < 0.0f ? -x : x; }
 
 // Of factor * x.
 template <class Math, class Value> inline Value sigmoid(Value x, float factor = 1.0f) {
@@ -12,24 +18,24 @@ template <class Math, class Value> inline Value sigmoid(Value x, float factor = 
 
 // erf by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
 template <class Math, class Value> inline Value erf(Value x) {
-  const Value size = x < 0.0f ? -x : x;
+  const Value size = magnitude(x);
   const Value t = Math::reciprocal(0.3275911f * size + 1.0f);
   const Value sum = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
   const Value result = 1.0f - sum * Math::exp(Value(size * size), -1.0f);
-  return x < 0.0f ? -result : result;
+  return with_sign(result, x);
 }
 
 // Cuts at the limit.
 template <class Value> inline Value limited(Value value, bool below) {
   if constexpr (problem::has_limit) {
     constexpr float limit = problem::act_limit;
-    value = value > limit ? Value(limit) : value;
-    if (below) value = value < -limit ? Value(-limit) : value;
+    value = at_most(value, limit);
+    if (below) value = at_least(value, -limit);
   }
   return value;
 }
 
-// act(gate). Comparisons are written so that NaN stays NaN.
+// act(gate).
 template <class Math, class Value> inline Value activated(Value gate) {
   gate = limited(gate, false);
   if constexpr (problem::act == Act::silu) return gate * sigmoid<Math>(gate);
@@ -37,7 +43,7 @@ template <class Math, class Value> inline Value activated(Value gate) {
   else if constexpr (problem::act == Act::gelu_tanh) return gate * sigmoid<Math>(Value(gate + 0.044715f * gate * gate * gate), 1.59576912f);
   else if constexpr (problem::act == Act::swiglu_oai) return gate * sigmoid<Math>(gate, problem::act_alpha);
   else if constexpr (problem::act == Act::relu2) {
-    const Value positive = gate < 0.0f ? Value(0.0f) : gate;
+    const Value positive = at_least(gate, 0.0f);
     return positive * positive;
   } else return gate;
 }

@@ -28,7 +28,7 @@ UNFIT = [{"a": 0x1020}, {"w": 0x2010},                                        # 
          {"w_expert_stride": 256 * 128 + 8},                                  # every expert's base
          {"a_rows": 1 << 24}, {"a_stride": 1 << 23}, {"a_stride": 0}, {"w_stride": 0}]
 UNFIT_D = [({"d": 0x3008}, "enk"), ({"d_stride": 260}, "enk"), ({"d": 0x3010}, "ekn"), ({"d_stride": 260}, "ekn"),
-           ({"total_rows": 1 << 24}, "ekn")]
+           ({"total_rows": 1 << 24}, "ekn"), ({"d_stride": 1 << 23}, "enk"), ({"d_stride": 1 << 23}, "ekn")]
 
 
 @pytest.mark.parametrize("change, layout", [(change, "enk") for change in UNFIT] + UNFIT_D)
@@ -37,6 +37,14 @@ def test_what_block_messages_cannot_take_goes_elsewhere(change, layout):
     aligned = {} if layout == "enk" else {"w_stride": 256}
     assert family(problem, **aligned) is h.Family.xe
     assert family(problem, **(aligned | change)) is h.Family.generic
+
+
+@pytest.mark.parametrize("change", [{"d": 0x3010}, {"d_stride": 260}, {"d_rows": 1 << 24}])
+def test_rows_are_scattered_by_block_messages(change):
+    problem = dataclasses.replace(PROBLEM, weights=WeightLayout.ekn, scattered=True)
+    aligned = {"w_stride": 256, "total_rows": 1 << 24}
+    assert family(problem, **aligned) is h.Family.xe
+    assert family(problem, **aligned, **change) is h.Family.generic
 
 
 def test_swapped_stores_take_any_n():

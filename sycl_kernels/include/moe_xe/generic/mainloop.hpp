@@ -65,8 +65,10 @@ class Mainloop {
         if (first_row + row >= tile.rows) continue;
         const int64 sorted_row = tile.row + first_row + row, target = target_row(args, sorted_row);
         if (problem::scattered && target < 0) continue;
-        const float value = output_of(sums[row][group], sums[row][groups - out_groups + group], bias, up_bias,
-                                      scale_of(args, sorted_row));
+        const float scale = scale_of(args, sorted_row);
+        float value = output_of<ScalarMath>(input_of(sums[row][group], bias, scale),
+                                            input_of(sums[row][groups - out_groups + group], up_bias, scale));
+        if constexpr (problem::row_scale == RowScale::outputs) value *= scale;
         static_cast<Output*>(args.d)[target * args.d_stride + column] = rounded<problem::output>(value);
       }
     }

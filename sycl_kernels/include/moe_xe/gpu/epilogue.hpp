@@ -23,20 +23,17 @@ inline float bias_at(const Arguments& args, int expert, int column, int part) {
   return routed < 0 ? 0.0f : bias;
 }
 
-// One output; `up` and `up_bias` count where columns are pairs.
-[[gnu::always_inline]] inline float output_of(float gate, float up, float bias, float up_bias, float scale) {
-  if constexpr (problem::row_scale == RowScale::sums) {
-    gate *= scale;
-    up *= scale;
-  }
-  if constexpr (problem::has_bias) {
-    gate += bias;
-    up += up_bias;
-  }
-  float value;
-  if constexpr (paired) value = activated<ScalarMath>(gate, up);
-  else value = activated<ScalarMath>(gate);
-  return problem::row_scale == RowScale::outputs ? value * scale : value;
+// A sum as activations take it.
+[[gnu::always_inline]] inline float input_of(float sum, float bias, float scale) {
+  if constexpr (problem::row_scale == RowScale::sums) sum *= scale;
+  if constexpr (problem::has_bias) sum += bias;
+  return sum;
+}
+
+// `up` counts where columns are pairs.
+template <class Math, class Value> [[gnu::always_inline]] inline Value output_of(Value gate, Value up) {
+  if constexpr (paired) return activated<Math>(gate, up);
+  else return activated<Math>(gate);
 }
 
 }  // namespace moe_xe

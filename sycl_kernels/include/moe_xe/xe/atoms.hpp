@@ -111,6 +111,14 @@ template <bool starts = false, class Rows> [[gnu::always_inline]] inline void dp
 #undef MOE_XE_DPAS
 }
 
+// Volatile: equal ones would be copies of one block.
+[[gnu::always_inline]] inline vec<float, 8> zeros() {
+  vec<float, 8> block;
+  asm volatile("{\nmov (M1_NM,32) %0(0,0)<1> 0x0:f\nmov (M1_NM,32) %0(2,0)<1> 0x0:f\n"
+      "mov (M1_NM,32) %0(4,0)<1> 0x0:f\nmov (M1_NM,32) %0(6,0)<1> 0x0:f\n}\n" : "=rw"(block));
+  return block;
+}
+
 // The bits of a 16-bit output, by the machine's own conversion.
 [[gnu::always_inline]] inline int16 round_to_output(float value) {
   if constexpr (problem::output == Dtype::f16) return __builtin_bit_cast(int16, _Float16(value));

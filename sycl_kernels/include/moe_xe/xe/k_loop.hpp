@@ -19,19 +19,24 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
-// Steps of 64 bytes, and how many of them come before the rounds of `unroll`: at least one, which starts the sums.
-inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = (whole_steps - 1) % unroll + 1;
+// Where the first step's dpas start the sums, it and what makes the others whole rounds come before the loop. Beside rounds of
+// eight steps that would spill (on PVC, and with a tail).
+inline constexpr bool first_apart = unroll < 8;
+inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = first_apart ? (whole_steps - 1) % unroll + 1 : 0;
 
 // step<ahead, first, tail>(): `ahead` steps behind the last move; `first`: there are no sums yet; `tail`: the rows end
 // before 64 bytes. move<steps>() follows so many steps.
 template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
+  constexpr int rounds = (whole_steps - first_steps) / unroll, rest = k_steps - first_steps - rounds * unroll;
   unrolled<first_steps>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, ahead == 0, false>(); });
-  if constexpr (k_steps > first_steps) work.template move<first_steps>();
-  for (int round = 0; round < (whole_steps - first_steps) / unroll; ++round) {
+  if constexpr (first_steps > 0 && k_steps > first_steps) work.template move<first_steps>();
+  for (int round = 0; round < rounds; ++round) {
     unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false, false>(); });
     work.template move<unroll>();
   }
-  if constexpr (tail_bytes > 0) work.template step<0, false, true>();
+  unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
+    work.template step<ahead, false, (tail_bytes > 0 && ahead == rest - 1)>();
+  });
 }
 
 // The geometry of one tile height: which part of the tile a sub-group computes.

@@ -2,7 +2,8 @@
 //
 // What the host guarantees: `a`, `d` and each expert's weights begin at multiples of 64 bytes; rows begin and end at
 // multiples of 16 bytes and are at least 64 bytes long; a surface has fewer than 2^24 rows and bytes a row. A surface
-// is one expert's weights, or `a` and `d` up to the expert's last row: loads and stores past it do nothing.
+// is one expert's weights, or `a` and `d` up to the expert's last row, or all of `d` where rows scatter: loads and stores past
+// it do nothing.
 #pragma once
 #include <moe_xe/xe/mainloop_ekn.hpp>
 #include <moe_xe/xe/mainloop_enk.hpp>
@@ -24,6 +25,7 @@ class Mainloop {
     if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
       if (tile.variant != variant) return run_variant<variant + 1>(tile);
     using Part = Shape<variant>;
+    // Those whose rows or columns are all beyond the tile's only meet the others at barriers.
     const bool idle = sub_group >= Part::sub_groups || Part::first_row(sub_group) >= tile.rows || Part::first_output(tile, sub_group) >= out_n;
     if (idle) return;
     SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));

@@ -3,6 +3,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
 
@@ -21,6 +22,9 @@ template <int variant> class TokensByFeatures {
         weights{weights_block(0), weights_block(Part::runs - 1)},
         tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
+    if constexpr (!first_apart)
+      for (auto& blocks : sums)
+        for (auto& block : blocks) block = zeros();
     if constexpr (problem::gathered)
       unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
         const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane);
@@ -137,21 +141,29 @@ template <int variant> class TokensByFeatures {
       const int row = first_token + v * 16 + lane;
       scales[v] = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
     }
-    unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
-      float bias = 0.0f, up_bias = 0.0f;
-      if constexpr (problem::has_bias) {
-        bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 0);
-        if constexpr (paired) up_bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 1);
-      }
+    unrolled<column_blocks>([&](auto c) __attribute__((always_inline)) {
+      float bias = 0.0f;
+      if constexpr (woven && problem::has_bias) bias = bias_at(args, tile.expert, first_output + c * 8 + lane / 2, lane % 2);
+      else if constexpr (problem::has_bias) bias = bias_at(args, tile.expert, first_output + c % out_blocks * 16 + lane, c / out_blocks);
       unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-        vec<float, 8> gate = sums[i][j], up = sums[i][paired && !woven ? j + out_blocks : j];
-        if constexpr (woven) unweave(sums[i][2 * j], sums[i][2 * j + 1], gate, up);
-        unrolled<8>([&](auto r) __attribute__((always_inline)) {
-          float row_scale = 1.0f;
-          if constexpr (problem::row_scale != RowScale::none) row_scale = __spirv_GroupBroadcast(__spv::Scope::Subgroup, scales[i / 2], unsigned(i % 2 * 8 + r));
-          sums[i][j][int(r)] = output_of(gate[int(r)], up[int(r)], bias, up_bias, row_scale);
-        });
+        if constexpr (problem::row_scale == RowScale::sums) scale_rows<i>(sums[i][c], scales);
+        if constexpr (problem::has_bias) sums[i][c] = (Wide{sums[i][c]} + OfLanes(bias)).values;
       });
+    });
+    unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
+      unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
+        Wide gates{sums[i][j]}, ups{sums[i][paired && !woven ? j + out_blocks : j]};
+        if constexpr (woven) unweave(sums[i][2 * j], sums[i][2 * j + 1], gates.values, ups.values);
+        sums[i][j] = output_of<WideMath>(gates, ups).values;
+        if constexpr (problem::row_scale == RowScale::outputs) scale_rows<i>(sums[i][j], scales);
+      });
+    });
+  }
+
+  // Row block i of a column block, each row times its factor.
+  template <int i> [[gnu::always_inline]] void scale_rows(vec<float, 8>& rows, const float (&scales)[vectors]) const {
+    unrolled<8>([&](auto r) __attribute__((always_inline)) {
+      rows[int(r)] *= __spirv_GroupBroadcast(__spv::Scope::Subgroup, scales[i / 2], unsigned(i % 2 * 8 + r));
     });
   }
 

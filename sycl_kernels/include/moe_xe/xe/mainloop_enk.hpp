@@ -4,6 +4,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
 
@@ -116,17 +117,27 @@ template <int variant> class FeaturesByTokens {
         bias = bias_at(args, tile.expert, column, 0);
         if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
       }
-      unrolled<lanes>([&](auto l) __attribute__((always_inline)) {
-        constexpr int f = i * lanes + l;
-        constexpr int gate = problem::pairs == Pairs::interleaved ? 2 * f : f;
-        constexpr int up = problem::pairs == Pairs::interleaved ? 2 * f + 1 : paired ? f + Part::outputs : f;
-        float gate_bias_of_f = 0.0f, up_bias_of_f = 0.0f;
-        if constexpr (problem::has_bias) {
-          gate_bias_of_f = __spirv_GroupBroadcast(__spv::Scope::Subgroup, bias, unsigned(l));
-          if constexpr (paired) up_bias_of_f = __spirv_GroupBroadcast(__spv::Scope::Subgroup, up_bias, unsigned(l));
+      unrolled<lanes / 8>([&](auto eight) __attribute__((always_inline)) {
+        constexpr int block = i * (lanes / 8) + eight;
+        for (int j = 0; j < token_blocks; ++j) {
+          Wide gates, ups;
+          unrolled<8>([&](auto r) __attribute__((always_inline)) {
+            constexpr int f = block * 8 + r;
+            constexpr int gate = problem::pairs == Pairs::interleaved ? 2 * f : f;
+            constexpr int up = problem::pairs == Pairs::interleaved ? 2 * f + 1 : paired ? f + Part::outputs : f;
+            float gate_bias = 0.0f;
+            if constexpr (problem::has_bias) gate_bias = __spirv_GroupBroadcast(__spv::Scope::Subgroup, bias, unsigned(eight * 8 + r));
+            gates.values[int(r)] = input_of(sums[gate / 8][j][gate % 8], gate_bias, scales[j]);
+            if constexpr (paired) {
+              float up_bias_of_f = 0.0f;
+              if constexpr (problem::has_bias) up_bias_of_f = __spirv_GroupBroadcast(__spv::Scope::Subgroup, up_bias, unsigned(eight * 8 + r));
+              ups.values[int(r)] = input_of(sums[up / 8][j][up % 8], up_bias_of_f, scales[j]);
+            }
+          });
+          Wide outputs = output_of<WideMath>(gates, ups);
+          if constexpr (problem::row_scale == RowScale::outputs) outputs = outputs * OfLanes(scales[j]);
+          sums[block][j] = outputs.values;
         }
-        for (int j = 0; j < token_blocks; ++j)
-          sums[f / 8][j][f % 8] = output_of(sums[gate / 8][j][gate % 8], sums[up / 8][j][up % 8], gate_bias_of_f, up_bias_of_f, scales[j]);
       });
     });
   }
