@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 
 from ...device import queue_for
+from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
-from ...plan.problem import RowScale
+from ...plan.problem import Dtype, RowScale
 from .. import checks
-from ..checks import DTYPES, row_stride
+from ..checks import TORCH_DTYPES, row_stride
 from ..launch import Call, SharedWeights, finishing, submit
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 from .activation import apply_activation
@@ -51,12 +52,13 @@ class Workspace:
 
 
 def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int,
-                    dtype: torch.dtype, shared_size: int) -> int:
+                    dtype: torch.dtype, shared_size: int, y_dtype: Dtype) -> int:
     """An upper bound of what `run_block` takes with all fusions on."""
     copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
     pairs = num_tokens * (top_k + copies)
     pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * _NUM_COUNTERS, pairs * intermediate_size * dtype.itemsize,
-              num_tokens * shared_size * dtype.itemsize, 4 * pairs * hidden_size if pairs > num_tokens else 0]
+              num_tokens * shared_size * dtype.itemsize,
+              pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
     return sum(map(_padded, pieces)) + _ALIGNMENT
 
 
@@ -100,20 +102,21 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     direct = routing.slots == 1 and fusions.scatter
     # one slot a token needs no y, if stores are scattered: the workspace has none then
     y_space = space if fusions.scatter else Workspace(x.device, None)
-    y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
+    y = out if direct else y_space.take(routing.num_pairs, aligned_columns(hidden_size, call.y_dtype),
+                                        dtype=TORCH_DTYPES[call.y_dtype])
     with finishing(queue, x.device) as used:
         launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                     tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
         stages = _Stages(queue, call, fusions, space, routing, used)
         if merged:
-            stages.experts(y, counts, pairs, scales, counters[:2], merged)
+            stages.experts(y[:, :hidden_size], counts, pairs, scales, counters[:2], merged)
         else:
             own = num_tokens * num_shared       # rows of the shared expert, which come first
             if num_shared:
-                stages.shared(y, counts[:1], pairs[:own], scales[:own], counters[2:])
-            stages.experts(y, counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
+                stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], counters[2:])
+            stages.experts(y[:, :hidden_size], counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
         if not direct:
-            launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+            launch_combine(queue, routing, y, out)
 
 
 class _Stages:
@@ -168,7 +171,7 @@ class _Stages:
             if not call.weight_on_input:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0
-            y[pairs[used].long()] = y_sorted[used]
+            y[pairs[used].long()] = y_sorted[used].to(y.dtype)
 
     def shared(self, y, counts, pairs, scales, counters) -> None:
         """The shared expert with launches of its own."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...device import queue_for
+from ...plan.block.token_sort import aligned_columns
 from ...plan.problem import Activation, RowScale
-from ..checks import DTYPES
+from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..launch import Call, finishing, launch, submit
@@ -59,7 +60,8 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     if rows == 0 or out.numel() == 0:
         return out, saved
     queue = queue_for(x.device)
-    h, y = empty(rows, call.w2.shape[2], dtype=x.dtype), empty(rows, hidden_size, dtype=torch.float32)
+    h = empty(rows, call.w2.shape[2], dtype=x.dtype)
+    y = empty(rows, aligned_columns(hidden_size, call.y_dtype), dtype=TORCH_DTYPES[call.y_dtype])
     gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
                  row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
@@ -69,8 +71,8 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
         used.append(submit(queue, gemm1, h if recompute else z, counters[:1]))
         if not recompute:
             launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
-        used.append(submit(queue, gemm2, y, counters[1:]))
-        launch_combine(queue, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+        used.append(submit(queue, gemm2, y[:, :hidden_size], counters[1:]))
+        launch_combine(queue, routing, y, out)
     return out, saved
 
 

@@ -275,8 +275,7 @@ def _submit_parts(queue: Queue, call: OuterCall, planned: Plan, operands: OuterO
     in_float = replace(planned, problem=replace(planned.problem, output=Dtype.f32))
     used = _submit_product(queue, call, in_float, to_parts, parts.stride(2), out.device)
     no_ids = torch.empty(num_experts * p, 0, dtype=torch.int32, device=out.device)
-    launch_combine(queue, Routing(no_ids, 0, num_shared=splits), y=parts.data_ptr(), y_stride=parts.stride(2),
-                   y_dtype=Dtype.f32, out=out.view(num_experts * p, q))
+    launch_combine(queue, Routing(no_ids, 0, num_shared=splits), parts.view(-1, aligned_q), out.view(num_experts * p, q))
     return *used, parts
 
 

@@ -179,24 +179,26 @@ def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_p
         out, out_stride, out_row_bytes, routing.num_tokens, routing.num_experts))
 
 
-def launch_combine(queue: Queue, routing: Routing, *, y: int, y_stride: int, y_dtype: Dtype, out: torch.Tensor) -> None:
+def launch_combine(queue: Queue, routing: Routing, y: torch.Tensor, out: torch.Tensor) -> None:
     """Submits the sums and returns.
 
-    y: address of [T * slots, H] of y_dtype, rows y_stride elements apart. out: [T, H] with contiguous rows.
+    y: [T * slots, H or more], rows contiguous; columns behind H hold anything, and let a lane's last load be a whole one.
+    out: [T, H], rows contiguous.
     """
     num_tokens, hidden_size = out.shape
     if out.numel() == 0:
         return
     routing.check_addresses()
-    checks.check_addresses(out=out)
+    checks.check_addresses(y=y, out=out)
     target = target_of(facts_of(queue))
-    out_stride, out_dtype = row_stride("out", out), DTYPES[out.dtype]
-    columns = 1 if target.is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), out_stride, out_dtype)
-    problem = CombineProblem(hidden_size, y_dtype, out_dtype, routing.top_k, routing.num_shared, routing.id_bits,
-                             routing.expert_map is not None, columns)
+    y_row, out_row = _rows("y", y), _rows("out", out)
+    dtypes = DTYPES[y.dtype], DTYPES[out.dtype]
+    columns = (1, 1) if target.is_cpu else combine_columns((*y_row, y.shape[1]), dtypes[0], (*out_row, hidden_size), dtypes[1])
+    problem = CombineProblem(hidden_size, *dtypes, routing.top_k, routing.num_shared, routing.id_bits,
+                             routing.expert_map is not None, *columns)
     groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
     compile_kernel(queue, combine_source(problem, target.isa)).launch(queue, groups, group_size, (
-        y, y_stride, *_ids(routing), out.data_ptr(), out_stride, num_tokens, routing.num_experts))
+        *y_row, *_ids(routing), *out_row, num_tokens, routing.num_experts))
 
 
 def _dtype(tensor: torch.Tensor | None) -> Dtype | None:
@@ -242,12 +244,10 @@ def sort_tokens_op(topk_ids, num_experts, topk_weights, expert_map, num_shared, 
 @torch.library.custom_op("moe_xe::combine", mutates_args=(), device_types=("cpu", "xpu"), schema=(
     f"(Tensor y, {_ROUTING}, Tensor? expert_map, int num_shared, ScalarType out_dtype) -> Tensor"))
 def combine_op(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
-    checks.check_addresses(y=y)
     out = torch.empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype, device=y.device)
     queue = queue_for(y.device)
     with finishing(queue, y.device):
-        launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y=y.data_ptr(),
-                       y_stride=row_stride("y", y), y_dtype=DTYPES[y.dtype], out=out)
+        launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y, out)
     return out
 
 
