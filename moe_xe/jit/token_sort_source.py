@@ -36,10 +36,14 @@ def sort_source(problem: SortProblem, is_cpu: bool) -> KernelSource:
 @functools.lru_cache(maxsize=4096)
 def combine_source(problem: CombineProblem, isa: str | None) -> KernelSource:
     """The sum over slots for this problem; isa: the CPU's vector instructions, None for a GPU."""
-    text = assemble("CPU" if isa else "GENERIC", [
-        *_slots(problem),
-        f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns}, stored = {problem.stored};",
-        f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value};",
-    ], [f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int row_groups = {row_groups(problem)};"],
+    text = assemble("CPU" if isa else "GENERIC", combine_constants(problem), [
+        f"inline constexpr Isa isa = Isa::{isa};" if isa else f"inline constexpr int row_groups = {row_groups(problem)};"],
         "combine.cpp")
     return KernelSource("combine", COMBINE_SIGNATURE, text)
+
+
+def combine_constants(problem: CombineProblem) -> list[str]:
+    """The lines of its namespace `problem`."""
+    return [*_slots(problem),
+            f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns}, stored = {problem.stored};",
+            f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value};"]

@@ -185,20 +185,25 @@ def launch_combine(queue: Queue, routing: Routing, y: torch.Tensor, out: torch.T
     y: [T * slots, H or more], rows contiguous; columns behind H hold anything, and let a lane's last load be a whole one.
     out: [T, H], rows contiguous.
     """
-    num_tokens, hidden_size = out.shape
+    num_tokens = out.shape[0]
     if out.numel() == 0:
         return
     routing.check_addresses()
     checks.check_addresses(y=y, out=out)
     target = target_of(facts_of(queue))
-    y_row, out_row = _rows("y", y), _rows("out", out)
-    dtypes = DTYPES[y.dtype], DTYPES[out.dtype]
-    columns = (1, 1) if target.is_cpu else combine_columns((*y_row, y.shape[1]), dtypes[0], (*out_row, hidden_size), dtypes[1])
-    problem = CombineProblem(hidden_size, *dtypes, routing.top_k, routing.num_shared, routing.id_bits,
-                             routing.expert_map is not None, *columns)
+    problem = combine_problem(routing, y, out, target.is_cpu)
     groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
     compile_kernel(queue, combine_source(problem, target.isa)).launch(queue, groups, group_size, (
-        *y_row, *_ids(routing), *out_row, num_tokens, routing.num_experts))
+        *_rows("y", y), *_ids(routing), *_rows("out", out), num_tokens, routing.num_experts))
+
+
+def combine_problem(routing: Routing, y: torch.Tensor, out: torch.Tensor, is_cpu: bool) -> CombineProblem:
+    """What the sums are compiled for; y and out as for `launch_combine`."""
+    (y_row, input), (out_row, output) = ((_rows(name, rows), DTYPES[rows.dtype]) for name, rows in (("y", y), ("out", out)))
+    hidden_size = out.shape[1]
+    columns = (1, 1) if is_cpu else combine_columns((*y_row, y.shape[1]), input, (*out_row, hidden_size), output)
+    return CombineProblem(hidden_size, input, output, routing.top_k, routing.num_shared, routing.id_bits,
+                          routing.expert_map is not None, *columns)
 
 
 def _dtype(tensor: torch.Tensor | None) -> Dtype | None:

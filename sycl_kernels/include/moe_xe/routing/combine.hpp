@@ -49,17 +49,22 @@ inline void combine_token(const Rows& rows, int count, Element<problem::output>*
   }
 }
 
+// A piece of the work is a token.
+constexpr int pieces_of_token = 1;
+
+inline void combine_piece(const CombineArguments& args, const Team&, int token) {
+  Rows rows;
+  int count = 0;
+  for (int slot = 0; slot < slots; ++slot)
+    if (args.has(token, slot)) rows[count++] = args.row(token, slot);
+  combine_token(rows, count, args.out + token * args.out_stride);
+}
+
 inline void combine(const CombineArguments& args) {
   const Team team;
-  const int64 begin = int64(args.num_tokens) * team.group / team.num_groups;
-  const int64 end = int64(args.num_tokens) * (team.group + 1) / team.num_groups;
-  for (int64 token = begin; token < end; ++token) {
-    const Element<problem::input>* rows[slots];
-    int count = 0;
-    for (int slot = 0; slot < slots; ++slot)
-      if (args.has(token, slot)) rows[count++] = args.row(token, slot);
-    combine_token(rows, count, args.out + token * args.out_stride);
-  }
+  const int begin = int(int64(args.num_tokens) * team.group / team.num_groups);
+  const int end = int(int64(args.num_tokens) * (team.group + 1) / team.num_groups);
+  for (int token = begin; token < end; ++token) combine_piece(args, team, token);
 }
 
 #else
@@ -92,10 +97,11 @@ inline void store_columns(const float (&sums)[problem::columns], Element<problem
   }
 }
 
-// A work-group has one token, or a part of its columns.
-inline void combine(const CombineArguments& args) {
-  const Team team;
-  const int token = team.group / config::row_groups, part = team.group % config::row_groups;
+// A piece of the work is a token, or a part of its columns; a work-group does it at once.
+constexpr int pieces_of_token = config::row_groups;
+
+inline void combine_piece(const CombineArguments& args, const Team& team, int piece) {
+  const int token = piece / pieces_of_token, part = piece % pieces_of_token;
   const int lane = (part * int(__spirv_BuiltInNumSubgroups()) + team.sub_group) * Team::lanes + team.lane();
   const int column = lane * problem::columns;
   if (column >= problem::hidden_size) return;
@@ -118,6 +124,11 @@ inline void combine(const CombineArguments& args) {
     for (int i = 0; i < problem::columns; ++i) sums[i] += column_of(added, i);
   }
   store_columns(sums, args.out + token * args.out_stride, column);
+}
+
+inline void combine(const CombineArguments& args) {
+  const Team team;
+  combine_piece(args, team, team.group);
 }
 
 #endif
