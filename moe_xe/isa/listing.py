@@ -62,9 +62,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Loop(Counts):
-    """An innermost loop that multiplies; start, end: byte offsets of its first instruction and of its branch back."""
+    """An innermost loop that multiplies; start, end: byte offsets of its first instruction and of its branch back. around:
+    instructions of the smallest loop around it, which are executed once each time; 0 without one."""
     start: int
     end: int
+    around: int
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,17 @@ def multiplying_loops(body: Sequence[Instruction]) -> tuple[Loop, ...]:
     """Each innermost loop that contains dpas, or, where nothing is dpas, a float mad; in the order of their addresses."""
     systolic = any(ins.kind == "dpas" for ins in body)
     found: list[tuple[int, int]] = []
-    for first, last in loops(body):
+    every = loops(body)
+    for first, last in every:
         multiplies = any(ins.kind == "dpas" if systolic else ins.float_mad for ins in body[first:last + 1])
         if multiplies and not any(first <= a and b <= last for a, b in found):
             found.append((first, last))
-    return tuple(Loop(**_count(body[a:b + 1]), start=body[a].address, end=body[b].address) for a, b in sorted(found))
+
+    def around(a: int, b: int) -> int:
+        outer = next(((first, last) for first, last in every if first < a and b < last), None)
+        return outer[1] - outer[0] + 1 - (b - a + 1) if outer else 0
+
+    return tuple(Loop(**_count(body[a:b + 1]), start=body[a].address, end=body[b].address, around=around(a, b)) for a, b in sorted(found))
 
 
 def _count(body: Sequence[Instruction]) -> dict:

@@ -16,7 +16,7 @@ from ..jit.source import grouped_gemm_source
 from ..plan.choice.choice import Choice
 from ..plan.gemm.config import Schedule
 from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa, has_wide_dpas
-from ..plan.launch import LaunchPlan, Target, plan_launch
+from ..plan.launch import QUEUE_WORDS, LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
 from ..runtime import Queue
@@ -128,10 +128,13 @@ def launch(call: Call, out: torch.Tensor) -> None:
     check_addresses(**call.reads, out=out)
     call = _with_columns(call)
     queue = queue_for(out.device)
-    # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
-    tile_counter = torch.zeros(1, dtype=torch.int32, device=out.device)
     with finishing(queue, out.device) as used:
-        used.append(submit(queue, call, out, tile_counter))
+        used += submit(queue, call, out, zero_queue(out.device))
+
+
+def zero_queue(device: torch.device) -> torch.Tensor:
+    """The words of one launch's queue: in stream order, torch zeroes them before the launch and does not reuse them before its end."""
+    return torch.zeros(QUEUE_WORDS, dtype=torch.int32, device=device)
 
 
 @contextmanager
@@ -146,29 +149,28 @@ def finishing(queue: Queue, device: torch.device) -> Iterator[list]:
             queue.wait()
 
 
-def submit(queue: Queue, call: Call, out: torch.Tensor, tile_counter: torch.Tensor) -> torch.Tensor:
-    """Submits the kernel; returns its scratch, which must live until it has run (on cpu: until the queue is waited for)."""
+def submit(queue: Queue, call: Call, out: torch.Tensor, queue_words: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Submits the kernel; returns what must live until it has run (on cpu: until the queue is waited for)."""
     target = target_of(facts_of(queue))
     plan, operands = plan_call(call, out, target)
     if call.choice.autotune:
         def run(trial: LaunchPlan) -> None:
-            counter = torch.zeros(1, dtype=torch.int32, device=out.device)
             with finishing(queue, out.device) as used:
-                used.append(_submit(queue, call, trial, operands, out.device, counter))
+                used += _submit(queue, call, trial, operands, out.device, zero_queue(out.device))
 
         plan = tuned_plan(queue, "grouped_gemm", plan, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_gemm", plan, operands)
-    return _submit(queue, call, plan, operands, out.device, tile_counter)
+    return _submit(queue, call, plan, operands, out.device, queue_words)
 
 
 def _submit(queue: Queue, call: Call, plan: LaunchPlan, operands: Operands, device: torch.device,
-            tile_counter: torch.Tensor) -> torch.Tensor:
+            queue_words: torch.Tensor) -> tuple[torch.Tensor, ...]:
     kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
-    scratch = torch.empty(plan.num_groups * plan.scratch_bytes, dtype=torch.uint8, device=device)
+    scratch = torch.empty(plan.scratch_bytes(operands), dtype=torch.uint8, device=device)
     kernel.launch(queue, plan.num_groups, plan.group_size, (
         operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, pointer_of(call.bias), operands.d,
-        call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), tile_counter.data_ptr(),
+        call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), queue_words.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
         0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))
-    return scratch
+    return scratch, queue_words

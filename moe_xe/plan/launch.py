@@ -39,20 +39,29 @@ class Origin(str, Enum):
     chosen = "chosen"
 
 
+# Of sycl_kernels/include/moe_xe/queue/tile_list.hpp: int32 words that are zero before a launch, and bytes of a record.
+QUEUE_WORDS = 4
+RECORD_BYTES = 16
+
 Problem = TypeVar("Problem", GroupedGemmProblem, OuterProblem)
 Config = TypeVar("Config", TileConfig, OuterConfig)
 
 
 @dataclass(frozen=True)
 class LaunchPlan(Generic[Problem, Config]):
-    """One launch: what to compile, how many work-groups, and scratch bytes for each of them; and who chose so."""
+    """One launch: what to compile, how many work-groups, scratch bytes of each; and who chose so."""
     problem: Problem
     config: Config
     family: Family
     num_groups: int
     group_size: int
-    scratch_bytes: int
+    group_scratch_bytes: int
     origin: Origin = Origin.chosen
+
+    def scratch_bytes(self, operands: Operands | OuterOperands) -> int:
+        """Of the work-groups, and of the list of tiles: a record for each expert and then, however the rows are spread, each tile."""
+        records = self.config.most_records(self.problem, operands.total_rows, operands.num_experts)
+        return self.num_groups * self.group_scratch_bytes + RECORD_BYTES * (operands.num_experts + records)
 
     def with_config(self, config: Config, origin: Origin, cores: int) -> LaunchPlan[Problem, Config]:
         """The same launch in another configuration."""

@@ -9,7 +9,7 @@ from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericCon
 from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
 from .xe.rules import check_xe_config, most_sub_groups
 
-__all__ = ["check_config", "check_outer_config", "check_outer_queue", "check_queue", "check_splits", "most_row_tiles"]
+__all__ = ["check_config", "check_outer_config", "check_outer_queue", "check_queue", "check_splits"]
 
 LANES = 16
 LARGEST_WORK_GROUP = 1024       # what every SYCL GPU takes
@@ -48,16 +48,8 @@ def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int
     """Raises ValueError for a queue whose numbers do not fit the kernel's integers, whoever chose the configuration."""
     _check_columns(N=problem.n, K=problem.k)
     columns = -(-problem.n // config.tile_width)
-    _check_numbers(config, num_experts, most_row_tiles(config, total_rows, num_experts) * columns, work_groups)
+    _check_numbers(config, num_experts, config.most_records(problem, total_rows, num_experts), work_groups)
     _check_fits(config, "raster_group x columns of tiles", config.raster_group * columns)
-
-
-def most_row_tiles(config: TileConfig, total_rows: int, num_experts: int) -> int:
-    """At least as many as there are, however the rows are spread over the experts."""
-    heights = config.heights
-    of_rest = 1 + sum(-(-taller // height) for taller, height in zip(heights, heights[1:]))
-    experts = min(num_experts, total_rows)      # with rows
-    return min(total_rows // heights[-1] + experts, total_rows // heights[0] + experts * of_rest)
 
 
 def check_outer_queue(problem: OuterProblem, config: OuterConfig, num_experts: int, work_groups: int) -> None:

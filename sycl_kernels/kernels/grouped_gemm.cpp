@@ -14,26 +14,19 @@
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_gemm(
     const void* a, const void* w, const void* shared_w, const void* shared_up, const void* bias, void* d, const void* rows,
-    const int* row_indices, const float* row_scales, int* tile_counter, void* scratch, long total_rows, long a_rows,
+    const int* row_indices, const float* row_scales, int* queue_words, void* scratch, long total_rows, long a_rows,
     long d_rows, long a_stride, long w_stride, long w_expert_stride, long shared_stride, long shared_expert_stride,
     long bias_stride, long d_stride, int num_experts) {
   using namespace moe_xe;
-  const Arguments args{a, w, shared_w, shared_up, bias, d, rows, row_indices, row_scales, tile_counter, scratch, total_rows,
+  const Arguments args{a, w, shared_w, shared_up, bias, d, rows, row_indices, row_scales, queue_words, scratch, total_rows,
                        a_rows, d_rows, a_stride, w_stride, w_expert_stride, shared_stride, shared_expert_stride, bias_stride,
                        d_stride, num_experts};
   Team team;
   TileQueue<Team> queue(args, team);
   Mainloop mainloop(args, team);
   Tile tile;
-  int number = team.group;
-  while (queue.find(number, tile)) {
-    if constexpr (config::schedule == Schedule::dynamic) {
-      team.request_tile(tile_counter);
-      mainloop.run(tile);
-      number = team.num_groups + team.receive_tile();
-    } else {
-      mainloop.run(tile);
-      number += team.num_groups;
-    }
+  while (queue.receive(tile)) {
+    queue.request();
+    mainloop.run(tile);
   }
 }

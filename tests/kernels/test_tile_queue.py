@@ -13,6 +13,7 @@ from moe_xe.jit import KernelSource, compile_kernel, sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.gemm.config import GenericConfig, Schedule, TileConfig
 from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
 from moe_xe.plan.model.schedule import tiles
 
@@ -32,29 +33,38 @@ def rows_array(counts, problem: GroupedGemmProblem) -> np.ndarray:
     return values.astype(np.int64 if problem.rows_bits == 64 else np.int32)
 
 
-def assert_as_predicted(visits, seen, counts, n, config):
-    predicted = list(tiles(counts, n, config))
-    assert visits.tolist() == [1] * len(predicted) + [0] * (len(visits) - len(predicted))
-    found = [(e, h, r, c, low + (high << 32)) for e, h, r, c, low, high in seen[:len(predicted)].tolist()]
-    assert found == [(t.expert, t.height, t.rows, t.column, t.row) for t in predicted]
+class Launch:
+    """Arguments of the recorder; each tile is to be seen once, under the number that the host's model gives it."""
+
+    def __init__(self, counts, problem: GroupedGemmProblem, config: TileConfig, groups: int):
+        self.predicted = list(tiles(counts, problem.n, config))
+        records = config.most_records(problem, sum(counts), len(counts))
+        assert len(self.predicted) <= records
+        self.rows, self.queue_words = rows_array(counts, problem), np.zeros(QUEUE_WORDS, np.int32)
+        self.scratch = np.full((groups * config.scratch_bytes(problem) + (len(counts) + records) * RECORD_BYTES) // 4, -7, np.int32)
+        self.seen = np.zeros((len(self.predicted) + 50, 6), np.int32)
+        self.sizes = (np.int64(sum(counts)), np.int32(len(counts)), np.int32(len(self.seen)))
+
+    def check(self):
+        found = self.seen.tolist()
+        assert found[len(self.predicted):] == [[0] * 6] * 50
+        assert found[:len(self.predicted)] == [[t.expert, t.height, t.rows, t.column, t.row, 1] for t in self.predicted]
 
 
 def record_on_cpu_device(counts, problem, config, groups):
     queue = runtime.Queue.create("cpu")
     kernel = compile_kernel(queue, KernelSource("record_tiles", "ppppqii", text_of(problem, config)))
-    capacity = sum(1 for _ in tiles(counts, problem.n, config)) + 50
-    rows, counter = rows_array(counts, problem), np.zeros(1, np.int32)
-    visits, seen = np.zeros(capacity, np.int32), np.zeros((capacity, 6), np.int32)
-    kernel.launch(queue, groups, config.work_group_size,
-                  (rows.ctypes.data, counter.ctypes.data, visits.ctypes.data, seen.ctypes.data, sum(counts), len(counts), capacity))
+    launch = Launch(counts, problem, config, groups)
+    arrays = (launch.rows, launch.queue_words, launch.scratch, launch.seen)
+    kernel.launch(queue, groups, config.work_group_size, (*(array.ctypes.data for array in arrays), *map(int, launch.sizes)))
     queue.wait()
-    assert_as_predicted(visits, seen, counts, problem.n, config)
+    launch.check()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 20])
 @pytest.mark.parametrize("layer", [0, 11])
 def test_recorded_layers_with_the_shapes_for_xe(layer, groups):
-    """The sub-group's walk, sixteen lanes at a time, and the work-group's fetch, on the CPU device."""
+    """The list that a work-group of many lanes makes, on the CPU device."""
     counts = recorded_layers()[layer]
     xe = kernels.default_config(PROBLEM, sum(counts), len(counts))
     same = GenericConfig(**{field.name: getattr(xe, field.name) for field in dataclasses.fields(GenericConfig)})
@@ -90,10 +100,7 @@ def machine_code():
 def test_machine_code_in_the_simulator(groups, seed):
     """Bmg code, work-groups interleaved at random."""
     counts = [300, 0, 1, 70, 15, 0, 130, 33] + [9] * 20
-    capacity = sum(1 for _ in tiles(counts, PROBLEM.n, SMALL)) + 20
-    visits, seen = np.zeros(capacity, np.int32), np.zeros((capacity, 6), np.int32)
-    size = SMALL.work_group_size
-    machine_code().launch((groups * size,), (size,), [rows_array(counts, PROBLEM), np.zeros(1, np.int32), visits, seen,
-                                                      np.int64(sum(counts)), np.int32(len(counts)), np.int32(capacity)], seed=seed,
-                          max_groups=groups, quantum=50)
-    assert_as_predicted(visits, seen, counts, PROBLEM.n, SMALL)
+    launch, size = Launch(counts, PROBLEM, SMALL, groups), SMALL.work_group_size
+    machine_code().launch((groups * size,), (size,), [launch.rows, launch.queue_words, launch.scratch, launch.seen, *launch.sizes],
+                          seed=seed, max_groups=groups, quantum=50)
+    launch.check()

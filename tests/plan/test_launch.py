@@ -48,7 +48,9 @@ def test_forced_before_given_before_chosen():
 def test_what_a_launch_needs():
     given = replace(CPU, threads=7)
     plan = gemm(config=given)
-    assert (plan.num_groups, plan.group_size, plan.scratch_bytes) == (7, 1, given.scratch_bytes(PROBLEM))
+    assert (plan.num_groups, plan.group_size, plan.group_scratch_bytes) == (7, 1, given.scratch_bytes(PROBLEM))
+    # 100 rows of 3 experts are at most 4 row tiles of 32 rows and 3 shorter ones, of two columns each
+    assert plan.scratch_bytes(replace(OPERANDS, total_rows=100, num_experts=3)) == 7 * given.scratch_bytes(PROBLEM) + 16 * (3 + 2 * (100 // 32 + 3))
     assert (gemm().num_groups, gemm(OTHER_GPU).num_groups, gemm(OTHER_GPU).family) == (3, 8, Family.generic)
     assert gemm(B60).group_size == gemm(B60).config.work_group_size
     assert gemm() is gemm()

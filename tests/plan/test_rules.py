@@ -15,13 +15,13 @@ from moe_xe.ops.launch import Call
 from moe_xe.plan.gemm import heuristics
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
-from moe_xe.plan.model.schedule import cut_rows
+from moe_xe.plan.model.schedule import tiles
 from moe_xe.plan.gemm.heuristics import Family
 from moe_xe.plan.launch import Target, plan_launch, plan_outer
 from moe_xe.plan.outer.config import Gathered, OuterOperands, OuterProblem
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem, Operands, WeightLayout
-from moe_xe.plan.rules import check_config, check_outer_config, check_outer_queue, check_queue, check_splits, most_row_tiles
+from moe_xe.plan.rules import check_config, check_outer_config, check_outer_queue, check_queue, check_splits
 from moe_xe.plan.trials import trial_configs
 
 from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, outer_generic_configs
@@ -114,8 +114,9 @@ def test_numbers_of_a_queue(n, change, rows, message):
 
 @settings(max_examples=200, deadline=None)
 @given(config=cpu_configs(), rows=st.lists(st.integers(0, 200), min_size=1, max_size=6))
-def test_there_are_no_more_row_tiles_than_the_rule_says(config, rows):
-    assert sum(len(cut_rows(each, config.heights, config.min_fill_eighths)) for each in rows) <= most_row_tiles(config, sum(rows), len(rows))
+def test_there_are_no_more_tiles_than_the_list_has_room_for(config, rows):
+    problem = GroupedGemmProblem(3 * config.tile_width - 1, 1, F32, F32)
+    assert sum(1 for _ in tiles(rows, problem.n, config)) <= config.most_records(problem, sum(rows), len(rows))
 
 
 @pytest.mark.parametrize("p, q, change, experts, message", [

@@ -13,6 +13,7 @@ import torch
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.plan.gemm.config import Schedule, SubGroupConfig, XeConfig
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()
@@ -153,13 +154,18 @@ class Case:
     def launch(self, config: SubGroupConfig, groups: int, seed: int = 0):
         row_stride = lambda x: np.int64(0 if x is None else x.shape[-1])
         args = [self.a, self.w, self.shared_w, self.shared_up, self.bias, self.d, self.rows, self.indices, self.row_scales,
-                np.zeros(1, "i4"), None, np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
+                np.zeros(QUEUE_WORDS, "i4"), self.scratch(config), np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
                 row_stride(self.w), np.int64(0 if self.w is None else self.w[0].size), row_stride(self.shared_w),
                 np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), np.int32(self.groups)]
         size = config.work_group_size
         stats = kernel_of(self.problem, config).launch(groups * size, size, args, seed=seed)
         assert not stats.warnings, stats.warnings
         return stats
+
+    def scratch(self, config: SubGroupConfig) -> np.ndarray:
+        """The list of tiles, with junk; no byte more than a launch has."""
+        records = self.groups + config.most_records(self.problem, self.sorted_rows, self.groups)
+        return np.full((records, RECORD_BYTES // 4), -7, "i4")
 
     def check(self):
         p, written = self.problem, ~np.isnan(self.want).all(1)

@@ -10,6 +10,7 @@ from moe_xe.isa import ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.outer.config import Gathered, OuterGenericConfig, OuterProblem
 from moe_xe.plan.outer.heuristics import generic_outer_config
 from moe_xe.plan.problem import Dtype
@@ -52,8 +53,8 @@ def run(problem: OuterProblem, config: OuterGenericConfig, groups: int, padding:
     columns = d.shape[-1]
     i8 = np.int64
     arguments = [left, right, d, np.array(COUNTS, f"i{problem.rows_bits // 8}"),
-                 None if problem.gathered is Gathered.none else indices, None, np.zeros(1, "i4"), None, i8(total), i8(len(left)),
-                 i8(len(right)), i8(left.shape[1]), i8(right.shape[1]), i8(splits * columns), i8(problem.p * splits * columns),
+                 None if problem.gathered is Gathered.none else indices, None, np.zeros(QUEUE_WORDS, "i4"),
+                 np.full((2 * experts, RECORD_BYTES // 4), -7, "i4"), i8(total), i8(len(left)), i8(len(right)), i8(left.shape[1]), i8(right.shape[1]), i8(splits * columns), i8(problem.p * splits * columns),
                  i8(columns), np.int32(experts)]
     size = config.work_group_size
     stats = Kernel(build(problem, config), KERNEL_NAME).launch(groups * size, size, arguments, seed=groups)

@@ -10,6 +10,7 @@ import pytest
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.outer.config import Gathered, OuterProblem, OuterXeConfig
 from moe_xe.plan.outer.heuristics import xe_outer_config
 from moe_xe.plan.problem import Dtype, RowsFormat
@@ -82,7 +83,7 @@ class Case:
             addresses = memory.map(operand) + self.sources(operand).astype("i8") * operand[0].nbytes
         d, i8 = self.d, np.int64
         stats = kernel_of(self.problem, config).launch(groups * config.work_group_size, config.work_group_size, [
-            self.left, self.right, d, self.rows, self.indices, addresses, np.zeros(1, "i4"), None, i8(self.total_rows),
+            self.left, self.right, d, self.rows, self.indices, addresses, np.zeros(QUEUE_WORDS, "i4"), np.full((2 * len(d), RECORD_BYTES // 4), -7, "i4"), i8(self.total_rows),
             i8(len(self.left)), i8(len(self.right)), i8(self.left.shape[1]), i8(self.right.shape[1]), i8(d.shape[-1]),
             i8(d[0].size), i8(d[0, 0].size), np.int32(len(d))], mem=memory, seed=seed)
         assert not stats.warnings, stats.warnings

@@ -8,6 +8,7 @@ import torch
 from ...device import queue_for
 from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
+from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Dtype, RowScale
 from .. import checks
 from ..checks import TORCH_DTYPES, row_stride
@@ -56,13 +57,13 @@ def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_
     """An upper bound of what `run_block` takes with all fusions on."""
     copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
     pairs = num_tokens * (top_k + copies)
-    pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * _NUM_COUNTERS, pairs * intermediate_size * dtype.itemsize,
+    pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * QUEUE_WORDS * _NUM_QUEUES, pairs * intermediate_size * dtype.itemsize,
               num_tokens * shared_size * dtype.itemsize,
               pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
     return sum(map(_padded, pieces)) + _ALIGNMENT
 
 
-_NUM_COUNTERS = 4     # one for each GEMM: routed or all, and shared experts apart
+_NUM_QUEUES = 4     # one for each GEMM: routed or all, and shared experts apart
 
 
 def merged_shared(call: BlockCall, fusions: Fusions) -> int:
@@ -98,7 +99,7 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     counts = space.take(num_shared + num_experts, dtype=torch.int32)
     pairs = space.take(routing.num_pairs, dtype=torch.int32)
     scales = space.take(routing.num_pairs, dtype=torch.float32)
-    counters = space.take(_NUM_COUNTERS, dtype=torch.int32)
+    queues = space.take(_NUM_QUEUES, QUEUE_WORDS, dtype=torch.int32)
     direct = routing.slots == 1 and fusions.scatter
     # one slot a token needs no y, if stores are scattered: the workspace has none then
     y_space = space if fusions.scatter else Workspace(x.device, None)
@@ -106,15 +107,15 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
                                         dtype=TORCH_DTYPES[call.y_dtype])
     with finishing(queue, x.device) as used:
         launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                    tile_counters=counters.data_ptr(), num_counters=_NUM_COUNTERS, zero_dropped=out if direct else None)
+                    queue_words=queues.data_ptr(), num_queue_words=queues.numel(), zero_dropped=out if direct else None)
         stages = _Stages(queue, call, fusions, space, routing, used)
         if merged:
-            stages.experts(y[:, :hidden_size], counts, pairs, scales, counters[:2], merged)
+            stages.experts(y[:, :hidden_size], counts, pairs, scales, queues[:2], merged)
         else:
             own = num_tokens * num_shared       # rows of the shared expert, which come first
             if num_shared:
-                stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], counters[2:])
-            stages.experts(y[:, :hidden_size], counts[num_shared:], pairs[own:], scales[own:], counters[:2], 0)
+                stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], queues[2:])
+            stages.experts(y[:, :hidden_size], counts[num_shared:], pairs[own:], scales[own:], queues[:2], 0)
         if not direct:
             launch_combine(queue, routing, y, out)
 
@@ -125,16 +126,15 @@ class _Stages:
     def __init__(self, queue, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing, used: list):
         self.queue, self.call, self.fusions, self.space, self.routing, self.used = queue, call, fusions, space, routing, used
 
-    def submit(self, call: Call, out: torch.Tensor, counter: torch.Tensor) -> None:
-        self.used += [call, out]
-        self.used.append(submit(self.queue, call, out, counter))
+    def submit(self, call: Call, out: torch.Tensor, queue_words: torch.Tensor) -> None:
+        self.used += [call, out, *submit(self.queue, call, out, queue_words)]
 
     def wait(self) -> None:
         """For what torch reads next; on xpu it does so in stream order."""
         if self.call.hidden_states.device.type == "cpu":
             self.queue.wait()
 
-    def experts(self, y, counts, pairs, scales, counters, merged: int) -> None:
+    def experts(self, y, counts, pairs, scales, queues, merged: int) -> None:
         """Rows `pairs` of the routed experts (behind those of `merged` shared ones), into the rows of y that they name."""
         call, fusions, slots = self.call, self.fusions, self.routing.slots
         size, shared = call.w2.shape[2], call.shared
@@ -153,27 +153,27 @@ class _Stages:
             gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
         if fusions.activation:
             h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
-            self.submit(gemm1, h, counters[:1])
+            self.submit(gemm1, h, queues[0])
         else:
             sums = torch.zeros(len(pairs), call.w13.shape[1], dtype=torch.float32, device=y.device)
-            self.submit(replace(gemm1, activation=None), sums, counters[:1])
+            self.submit(replace(gemm1, activation=None), sums, queues[0])
             self.wait()
             h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
         gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
                      row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
                      choice=call.choice.part("down"))
         if fusions.scatter:
-            self.submit(gemm2, y, counters[1:])
+            self.submit(gemm2, y, queues[1])
         else:
             y_sorted = torch.zeros(len(pairs), y.shape[1], dtype=torch.float32, device=y.device)
-            self.submit(replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, counters[1:])
+            self.submit(replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, queues[1])
             self.wait()
             if not call.weight_on_input:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0
             y[pairs[used].long()] = y_sorted[used].to(y.dtype)
 
-    def shared(self, y, counts, pairs, scales, counters) -> None:
+    def shared(self, y, counts, pairs, scales, queues) -> None:
         """The shared expert with launches of its own."""
         call, shared = self.call, self.call.shared
         size, hidden_size = shared.up_proj.shape
@@ -186,6 +186,6 @@ class _Stages:
         choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
         no_routed = first.new_empty(0, 2 * size if gated else size, hidden_size)
         self.submit(Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
-                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, counters[:1])
+                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, queues[0])
         self.submit(Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
-                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, counters[1:])
+                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, queues[1])

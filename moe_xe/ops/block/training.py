@@ -7,6 +7,7 @@ import torch
 
 from ...device import queue_for
 from ...plan.block.token_sort import aligned_columns
+from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Activation, RowScale
 from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
@@ -53,7 +54,7 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
 
     rows = routing.num_pairs
     counts, pairs = empty(num_experts, dtype=torch.int32), empty(rows, dtype=torch.int32)
-    scales, counters = empty(rows, dtype=torch.float32), empty(2, dtype=torch.int32)
+    scales, queues = empty(rows, dtype=torch.float32), empty(2, QUEUE_WORDS, dtype=torch.int32)
     out = empty(num_tokens, hidden_size, dtype=x.dtype)
     z = empty(0 if recompute else rows, n13, dtype=x.dtype)
     saved = Saved(counts, pairs, scales, z)
@@ -67,11 +68,11 @@ def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
                  row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
     with finishing(queue, x.device) as used:
         launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                    tile_counters=counters.data_ptr(), num_counters=2)
-        used.append(submit(queue, gemm1, h if recompute else z, counters[:1]))
+                    queue_words=queues.data_ptr(), num_queue_words=queues.numel())
+        used += submit(queue, gemm1, h if recompute else z, queues[0])
         if not recompute:
             launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
-        used.append(submit(queue, gemm2, y[:, :hidden_size], counters[1:]))
+        used += submit(queue, gemm2, y[:, :hidden_size], queues[1])
         launch_combine(queue, routing, y, out)
     return out, saved
 

@@ -16,7 +16,7 @@ from ...runtime import Queue
 from .. import checks
 from ..autocast import autocast
 from ..checks import DTYPES, row_stride
-from ..launch import finishing, pointer_of, rows_name, target_of
+from ..launch import finishing, pointer_of, rows_name, target_of, zero_queue
 from ..plain import takes_plain_tensors
 from ..routing.token_sort import Routing, launch_combine
 from ..tuned import print_config, tuned_plan
@@ -245,15 +245,14 @@ def submit(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands
 def _submit_product(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, d_split_stride: int,
                     device: torch.device) -> tuple[torch.Tensor, ...]:
     kernel = compile_kernel(queue, grouped_outer_source(planned.problem, planned.config))
-    # in stream order: torch zeroes the counter before the launch and does not reuse it before its end
-    tile_counter = torch.zeros(1, dtype=torch.int32, device=device)
-    scratch = torch.empty(planned.num_groups * planned.scratch_bytes, dtype=torch.uint8, device=device)
+    queue_words = zero_queue(device)
+    scratch = torch.empty(planned.scratch_bytes(operands), dtype=torch.uint8, device=device)
     addresses = row_addresses(call) if isinstance(planned.config, OuterXeConfig) else None
     kernel.launch(queue, planned.num_groups, planned.group_size, (
         operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
-        tile_counter.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
+        queue_words.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
         operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
-    return tile_counter, scratch, *([] if addresses is None else [addresses])
+    return queue_words, scratch, *([] if addresses is None else [addresses])
 
 
 def row_addresses(call: OuterCall) -> torch.Tensor | None:

@@ -157,10 +157,10 @@ def _check_weights(name: str, weights, num_tokens: int, columns: int, layout: st
 
 
 def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_pairs: int, row_scales: int,
-                tile_counters: int = 0, num_counters: int = 0, zero_dropped: torch.Tensor | None = None) -> None:
+                queue_words: int = 0, num_queue_words: int = 0, zero_dropped: torch.Tensor | None = None) -> None:
     """Submits the sort and returns. The outputs are addresses of SortedTokens' arrays.
 
-    tile_counters: address of num_counters int32 that become zero.
+    queue_words: address of num_queue_words int32 that become zero: of the GEMMs' queues.
     zero_dropped: [T, H] with contiguous rows, only for one slot a token: the rows of dropped tokens become zero.
     """
     if zero_dropped is not None and routing.slots != 1:
@@ -175,7 +175,7 @@ def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_p
     groups, group_size = sort_groups(routing.num_tokens, routing.num_experts, target.is_cpu, target.cores)
     compile_kernel(queue, sort_source(problem, target.is_cpu)).launch(queue, groups, group_size, (
         *_ids(routing), *_rows("topk_weights", routing.topk_weights), *_rows("shared_weights", routing.shared_weights),
-        routing.routed_scaling_factor, tokens_per_expert, row_pairs, row_scales, tile_counters, num_counters,
+        routing.routed_scaling_factor, tokens_per_expert, row_pairs, row_scales, queue_words, num_queue_words,
         out, out_stride, out_row_bytes, routing.num_tokens, routing.num_experts))
 
 

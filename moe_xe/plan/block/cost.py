@@ -62,8 +62,9 @@ class BlockPrediction:
 def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequence[int], device: DeviceRecord) -> BlockPrediction:
     """The time of one block in its default configurations. Raises ValueError for a device that is no Xe GPU."""
     rows = sum(tokens_per_expert)
-    gate_up, down = (predict(problem, tokens_per_expert, own_kernel(problem, choose_xe_config(problem, rows, shape.num_experts, device), device),
-                             device, launches=0) for problem in shape.gemms)
+    configs = [choose_xe_config(problem, rows, shape.num_experts, device) for problem in shape.gemms]
+    gate_up, down = (predict(problem, tokens_per_expert, own_kernel(problem, config, device), device, launches=0)
+                     for problem, config in zip(shape.gemms, configs))
     kernels = block_launches(num_tokens, shape.top_k) + shape.routing
     parts = {"launches": kernels * LAUNCH_SECONDS, "route": route_seconds(shape, num_tokens, device) if shape.routing else 0.0,
              "sort": sort_seconds(shape, num_tokens, device), "gate_up": gate_up.seconds, "down": down.seconds,

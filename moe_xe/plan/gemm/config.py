@@ -10,6 +10,7 @@ from enum import Enum
 from ..problem import Dtype, GroupedGemmProblem
 
 HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the kernel
+MOST_HEIGHTS = 16                    # as a tile's record has room for
 MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
 
 
@@ -60,6 +61,8 @@ class TileConfig(ABC):
         check_fields(self)
         if not self.heights or list(self.heights) != sorted(set(self.heights), reverse=True) or self.heights[-1] < 1:
             raise ValueError(f"heights must be positive and strictly falling, got {self.heights}")
+        if len(self.heights) > MOST_HEIGHTS:
+            raise ValueError(f"there must be at most {MOST_HEIGHTS} heights, got {self.heights}")
         for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8)):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
@@ -88,6 +91,13 @@ class TileConfig(ABC):
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Global memory that one work-group needs for itself."""
         return 0
+
+    def most_records(self, problem: GroupedGemmProblem, total_rows: int, num_experts: int) -> int:
+        """Entries of the list of tiles: at least as many as there are tiles, however the rows are spread over the experts."""
+        of_rest = 1 + sum(-(-taller // height) for taller, height in zip(self.heights, self.heights[1:]))
+        experts = min(num_experts, total_rows)      # with rows
+        row_tiles = min(total_rows // self.heights[-1] + experts, total_rows // self.heights[0] + experts * of_rest)
+        return row_tiles * -(-problem.n // self.tile_width)
 
 
 @dataclass(frozen=True)

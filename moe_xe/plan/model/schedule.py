@@ -1,6 +1,6 @@
 """A host-side model of the tile queue: the tiles a launch visits, in order, and how well they fill the device.
 
-The same decomposition as sycl_kernels/include/moe_xe/queue/tile_queue.hpp, from the same constants.
+The same decomposition as sycl_kernels/include/moe_xe/queue/tile_list.hpp, from the same constants.
 """
 from __future__ import annotations
 

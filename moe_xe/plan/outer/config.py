@@ -85,6 +85,10 @@ class OuterConfig(ABC):
         """Global memory that one work-group needs for itself."""
         return 0
 
+    def most_records(self, problem: OuterProblem, total_rows: int, num_experts: int) -> int:
+        """Entries of the list of tiles: one for all tiles of an expert."""
+        return num_experts
+
 
 @dataclass(frozen=True)
 class OuterSubGroupConfig(OuterConfig):

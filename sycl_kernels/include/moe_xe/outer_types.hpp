@@ -4,8 +4,6 @@
 
 namespace moe_xe {
 
-
-
 // Base pointers, strides (in elements) and counts. problem::p, problem::q: columns of left and of right, rows and columns
 // of d. The rows of an expert may be shared out to config::splits tiles, each with a d of its own (fp32) to be summed.
 struct OuterArguments {
@@ -15,8 +13,8 @@ struct OuterArguments {
   const void* rows;            // tokens per expert, or ends, [num_experts]
   const int32* row_indices;    // [total_rows] or null: of the operand that is gathered
   const int64* row_addresses;  // [total_rows] or null: of that operand's rows, which a loop over rows had better not compute
-  int32* tile_counter;         // zero in stream order before the launch
-  void* scratch;               // config::scratch_bytes for each work-group
+  int32* queue;                // a few words, zero in stream order before the launch
+  void* scratch;               // config::scratch_bytes for each work-group, then the list of tiles
   int64 total_rows;            // no sorted row beyond is read, whatever the counts say
   int64 left_rows, right_rows;
   int64 left_stride, right_stride;

@@ -10,6 +10,7 @@ using int16 = short;
 using int32 = int;
 using int64 = long;
 static_assert(sizeof(int64) == 8);
+using Record = int32 __attribute__((ext_vector_type(4)));   // of a tile: one load
 
 enum class Dtype { bf16, f16, f32 };
 enum class WeightLayout { enk, ekn };      // [E, N, K] (PyTorch's) or [E, K, N]
@@ -36,8 +37,8 @@ struct Arguments {
   const void* rows;            // tokens per expert, or ends, [num_experts]
   const int32* row_indices;    // [total_rows] or null
   const float* row_scales;     // [total_rows] or null
-  int32* tile_counter;         // zero in stream order before the launch
-  void* scratch;               // config::scratch_bytes for each work-group
+  int32* queue;                // a few words, zero in stream order before the launch
+  void* scratch;               // config::scratch_bytes for each work-group, then the list of tiles
   int64 total_rows;            // no sorted row beyond is read or written, whatever the counts say
   int64 a_rows;                // rows of a
   int64 d_rows;                // rows of d
@@ -59,7 +60,6 @@ struct Tile {
   int rows;           // valid rows, 1..heights[variant]
   int column;         // first column; columns beyond problem::n are not computed
   int64 row;          // first row
-  int64 expert_end;   // one past the expert's last row
 };
 
 }  // namespace moe_xe

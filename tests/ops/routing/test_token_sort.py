@@ -91,16 +91,16 @@ def reference_sort(routing) -> SortedTokens:
     return SortedTokens(counts.int(), row_pairs.int(), torch.cat([scales.flatten()[order], torch.zeros(unused)]))
 
 
-def run_sort(routing, num_counters: int = 3, zero_dropped: torch.Tensor | None = None) -> SortedTokens:
+def run_sort(routing, num_queue_words: int = 3, zero_dropped: torch.Tensor | None = None) -> SortedTokens:
     """launch_sort into poisoned memory, with poison between the outputs that must stay."""
     device, guard = routing.topk_ids.device, 5
-    sizes = [routing.num_shared + routing.num_experts, routing.num_pairs, routing.num_pairs, num_counters]
+    sizes = [routing.num_shared + routing.num_experts, routing.num_pairs, routing.num_pairs, num_queue_words]
     memory = torch.full((sum(sizes) + guard * (len(sizes) + 1),), POISON, dtype=torch.int32, device=device)
     begins = [guard * (i + 1) + sum(sizes[:i]) for i in range(len(sizes))]
     parts = [memory[begin:begin + size] for begin, size in zip(begins, sizes)]
     queue = queue_for(device)
     launch_sort(queue, routing, tokens_per_expert=parts[0].data_ptr(), row_pairs=parts[1].data_ptr(),
-                row_scales=parts[2].data_ptr(), tile_counters=parts[3].data_ptr(), num_counters=num_counters,
+                row_scales=parts[2].data_ptr(), queue_words=parts[3].data_ptr(), num_queue_words=num_queue_words,
                 zero_dropped=zero_dropped)
     queue.wait()
     outside = torch.ones(len(memory), dtype=torch.bool)

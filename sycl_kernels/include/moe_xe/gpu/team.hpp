@@ -1,29 +1,27 @@
-// A GPU's team: the lanes of one sub-group walk the queue together; every sub-group of the work-group finds the same
-// tile, and one atomic a tile serves them all.
+// A GPU's team: the lanes of one work-group, and those of one sub-group, which stay together.
 #pragma once
 #include <moe_xe/types.hpp>
 #include <sycl/ext/oneapi/work_group_static.hpp>
 
 namespace moe_xe {
 
-inline sycl::ext::oneapi::experimental::work_group_static<int[2]> tile_slots;
+struct TeamMemory {
+  Record handed[2];
+  int64 sums[64];    // of each sub-group
+  int totals[32];
+  int arrived;
+};
+inline sycl::ext::oneapi::experimental::work_group_static<TeamMemory> team_memory;
 
 struct Team {
-  static constexpr int lanes = 16;
+  static constexpr int lanes = 16, sizes = sizeof(TeamMemory::totals) / sizeof(int);
   int group = int(__spirv_BuiltInWorkgroupId(0));
   int num_groups = int(__spirv_BuiltInNumWorkgroups(0));
   int sub_group = uniform(int(__spirv_BuiltInSubgroupId()));
+  int num_sub_groups = int(__spirv_BuiltInNumSubgroups());
 
   int lane() const { return int(__spirv_BuiltInSubgroupLocalInvocationId()); }
-  unsigned any_bits(unsigned bits) const {
-#pragma unroll
-    for (int step = 1; step < lanes; step *= 2) bits |= __spirv_SubgroupShuffleXorINTEL(bits, unsigned(step));
-    return bits;
-  }
-  int first_lane_where(bool condition) const {
-    const unsigned first = condition ? unsigned(lane()) : unsigned(lanes);
-    return int(__spirv_GroupUMin(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), first));
-  }
+  bool leads() const { return sub_group == 0 && lane() == 0; }    // one lane of the work-group
   template <class T> T inclusive_scan(T value) const {
     return __spirv_GroupIAdd(__spv::Scope::Subgroup, int(__spv::GroupOperation::InclusiveScan), value);
   }
@@ -32,24 +30,72 @@ struct Team {
   }
   static int uniform(int value) { return __spirv_GroupBroadcast(__spv::Scope::Subgroup, value, 0u); }
 
-  // Asked for before a tile's main loop and received after it, so that the atomic's latency is hidden. Two slots used
-  // in turn need one barrier a tile: a slot is written again only after everybody has passed the next barrier.
-  void request_tile(int32* counter) {
-    if (sub_group == 0 && lane() == 0) {
-      auto* global = (__attribute__((opencl_global)) int32*)counter;
-      slots()[turn] = __spirv_AtomicIAdd(global, int(__spv::Scope::Device), int(__spv::MemorySemanticsMask::None), 1);
-    }
+  // What the work-group's lanes wrote before, to local or global memory, all of them see behind it.
+  void barrier() const {
+    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup), all_memory);
   }
-  int receive_tile() {
-    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup),
-                           __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory);
-    const int number = uniform(slots()[turn]);
+
+  // Inclusive, over the lanes of the whole work-group; `all` becomes the sum of all.
+  int64 scan(int64 value, int64& all) const {
+    int64* sums = memory().sums;
+    const int64 end = inclusive_scan(value);
+    if (lane() == lanes - 1) sums[sub_group] = end;
+    barrier();
+    int64 before = 0, sum = 0;
+    for (int i = lane(); i < num_sub_groups; i += lanes) {
+      sum += sums[i];
+      before += i < sub_group ? sums[i] : 0;
+    }
+    barrier();
+    all = reduced(sum);
+    return end + reduced(before);
+  }
+
+  int* totals() const { return memory().totals; }   // for anybody
+  void add_shared(int* total, int value) const {
+    auto* local = (__attribute__((opencl_local)) int32*)total;
+    __spirv_AtomicIAdd(local, int(__spv::Scope::Workgroup), int(__spv::MemorySemanticsMask::None), value);
+  }
+
+  // Whether this work-group is the first one to ask.
+  bool is_first(int32* arrived) const {
+    if (leads()) memory().arrived = add(arrived, 1);
+    barrier();
+    return uniform(memory().arrived) == 0;
+  }
+  // What the work-group wrote before is seen by a lane of any other one behind its await.
+  void publish(int32* word, int32 value) const {
+    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Device), all_memory);
+    if (leads()) __spirv_AtomicStore(global(word), int(__spv::Scope::Device), release, value);
+  }
+  int32 await(int32* word) const {
+    int32 value;
+    do value = __spirv_AtomicLoad(global(word), int(__spv::Scope::Device), acquire);
+    while (value == 0);
+    return value;
+  }
+  int32 add(int32* word, int32 value) const {
+    return __spirv_AtomicIAdd(global(word), int(__spv::Scope::Device), int(__spv::MemorySemanticsMask::None), value);
+  }
+
+  // From the lane that leads to all: two slots used in turn need one barrier a record, as a slot is written again only
+  // after everybody has passed the next barrier.
+  void hand_out(Record record) const { memory().handed[turn] = record; }
+  Record receive() {
+    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup), local_memory);
+    const Record record = memory().handed[turn];
     turn ^= 1;
-    return number;
+    return Record{uniform(record.x), uniform(record.y), uniform(record.z), uniform(record.w)};
   }
 
  private:
-  static int* slots() { return *&tile_slots; }
+  static constexpr int local_memory = __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory;
+  static constexpr int all_memory = local_memory | __spv::MemorySemanticsMask::CrossWorkgroupMemory;
+  static constexpr int release = __spv::MemorySemanticsMask::Release | __spv::MemorySemanticsMask::CrossWorkgroupMemory;
+  static constexpr int acquire = __spv::MemorySemanticsMask::Acquire | __spv::MemorySemanticsMask::CrossWorkgroupMemory;
+  static TeamMemory& memory() { return *&team_memory; }
+  static __attribute__((opencl_global)) int32* global(int32* word) { return (__attribute__((opencl_global)) int32*)word; }
+  int64 reduced(int64 value) const { return broadcast(inclusive_scan(value), lanes - 1); }
   int turn = 0;
 };
 

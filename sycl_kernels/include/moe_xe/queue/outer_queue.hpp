@@ -1,41 +1,56 @@
 // The queue of the weights' gradient: every expert has the same tiles, also one without rows (its gradient is zero).
 #pragma once
-#include <moe_xe/queue/expert_walk.hpp>
+#include <moe_xe/queue/tile_list.hpp>
 #include <moe_xe/outer_types.hpp>
 
 namespace moe_xe {
 
+// The list has a record for each expert: expert, begin and end of its rows; that of a tile adds the tile's number within it.
+struct OuterRecords {
+  static constexpr Schedule schedule = Schedule::dynamic;
+  static constexpr int row_tiles = int((problem::p + config::tile_rows - 1) / config::tile_rows);
+  static constexpr int column_tiles = int((problem::q + config::tile_columns - 1) / config::tile_columns);
+  static constexpr int tiles = row_tiles * column_tiles * config::splits;
+
+  static int count(int) { return tiles; }
+
+  static Record at(const Record* list, int number) {
+    const int place = number / tiles;
+    Record record = list[place];
+    record.w = number - place * tiles;
+    return record;
+  }
+
+  static void write(Record* list, int first, int expert, int begin, int end, int lane, int) {
+    if (lane == 0) list[first / tiles] = Record{expert, begin, end, 0};
+  }
+};
+
 template <class Team> class OuterQueue {
  public:
-  OuterQueue(const OuterArguments& arguments, const Team& team) : walk(arguments, team) {}
+  OuterQueue(const OuterArguments& args, Team& team) : tiles(args, team) { tiles.open(); }
 
-  // The tile with this number; false after the last one. Numbers must not fall from call to call. Tiles that share rows
-  // are neighbours: columns run fastest within a split.
-  bool find(int number, OuterTile& tile) {
-    if (!walk.find(number)) return false;
-    const int local = number - walk.expert_first_tile;
-    const int split = local / (row_tiles * column_tiles);
-    const int place = local - split * row_tiles * column_tiles;
-    const int row = place / column_tiles;
+  void request() { tiles.request(); }
+
+  // The tile that was asked for, at first the one of the work-group's number; false after the last one. Tiles that share
+  // rows are neighbours: columns run fastest within a split.
+  bool receive(OuterTile& tile) {
+    const Record record = tiles.receive();
+    constexpr int places = OuterRecords::row_tiles * OuterRecords::column_tiles;
+    const int split = record.w / places, place = record.w - split * places;
+    const int row = place / OuterRecords::column_tiles, column = place - row * OuterRecords::column_tiles;
     // equal shares of the rows, in whole steps
-    const int64 rows = walk.expert_end - walk.expert_begin;
+    const int64 end = record.z, rows = end - record.y;
     const int64 share = (rows + config::splits * step - 1) / (config::splits * step) * step;
-    const int64 begin = walk.expert_begin + split * share, end = begin + share;
-    tile = OuterTile{walk.expert, split, row * config::tile_rows, (place - row * column_tiles) * config::tile_columns,
-                     begin < walk.expert_end ? begin : walk.expert_end, end < walk.expert_end ? end : walk.expert_end};
-    return true;
+    const int64 first = record.y + split * share, last = first + share;
+    tile = OuterTile{record.x, split, row * config::tile_rows, column * config::tile_columns, first < end ? first : end,
+                     last < end ? last : end};
+    return record.x >= 0;
   }
 
  private:
   static constexpr int step = 32;
-  static constexpr int row_tiles = int((problem::p + config::tile_rows - 1) / config::tile_rows);
-  static constexpr int column_tiles = int((problem::q + config::tile_columns - 1) / config::tile_columns);
-  struct Tiles {
-    static constexpr bool empty_experts = true;
-    static int of(int64) { return row_tiles * column_tiles * config::splits; }
-  };
-
-  ExpertWalk<Team, OuterArguments, Tiles> walk;
+  TileList<Team, OuterArguments, OuterRecords> tiles;
 };
 
 }  // namespace moe_xe

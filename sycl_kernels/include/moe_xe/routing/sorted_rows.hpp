@@ -15,8 +15,8 @@ struct SortArguments {
   int32* tokens_per_expert;     // [num_shared + num_experts]
   int32* row_pairs;             // [tokens * slots], and so is row_scales
   float* row_scales;
-  int32* tile_counters;         // [num_counters], becomes zero
-  int32 num_counters;
+  int32* queue_words;         // [num_queue_words], becomes zero
+  int32 num_queue_words;
   char* out;                    // [tokens, out_row_bytes]
   int64 out_stride;             // bytes between rows
   int64 out_row_bytes;
@@ -47,7 +47,7 @@ inline void clear_unused(const SortArguments& args, int first, int worker, int w
 
 // Counters, and the groups of the shared experts, each of which has every token; spread over `workers`.
 inline void place_shared(const SortArguments& args, int worker, int workers) {
-  for (int i = worker; i < args.num_counters; i += workers) args.tile_counters[i] = 0;
+  for (int i = worker; i < args.num_queue_words; i += workers) args.queue_words[i] = 0;
   for (int i = worker; i < problem::num_shared; i += workers) args.tokens_per_expert[i] = args.num_tokens;
 #pragma unroll 1
   for (int shared = 0; shared < problem::num_shared; ++shared)

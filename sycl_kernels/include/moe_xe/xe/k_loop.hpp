@@ -48,7 +48,7 @@ template <int variant> struct Shape {
 };
 
 inline Surface token_surface(const Arguments& args, const Tile& tile) {
-  return {args.a, k_bytes, int(tile.expert_end), int(args.a_stride) * element_bytes};
+  return {args.a, k_bytes, int(tile.row) + tile.rows, int(args.a_stride) * element_bytes};
 }
 
 // One run of the tile's columns of weights: which surface they are in, and the first one's place there.

@@ -61,7 +61,7 @@ template <int variant> class TokensByFeatures {
     const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
     if constexpr (problem::scattered) return scatter(first_output);
     const int output_bytes = size_of(problem::output);
-    const Surface surface{args.d, int(out_n) * output_bytes, int(tile.expert_end), int(args.d_stride) * output_bytes};
+    const Surface surface{args.d, int(out_n) * output_bytes, int(tile.row) + tile.rows, int(args.d_stride) * output_bytes};
     const Block block(surface, first_output, int(tile.row) + first_token, store_columns, 8, 1);
     unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
       unrolled<Part::outputs / store_columns>([&](auto j) __attribute__((always_inline)) {
