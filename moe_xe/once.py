@@ -64,6 +64,10 @@ class Once(AfterFork, Generic[Value]):
         An Exception of `make` reaches all that wait for it; who comes later tries again. A KeyboardInterrupt is the
         interrupted thread's own: another one that waits tries again.
         """
+        if self._limit is None:     # no order to keep
+            entry = self._entries.get(key)
+            if entry is not None and entry.made:
+                return entry.value
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:

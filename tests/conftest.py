@@ -6,6 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 
+from moe_xe.ops.calls import known_calls
 from moe_xe.plan.gemm.heuristics import ISA_VARIABLE
 from moe_xe.runtime import cpu_isa
 from moe_xe.tuning import default_tuner
@@ -26,6 +27,12 @@ def pytest_generate_tests(metafunc):
     own = {name for mark in metafunc.definition.iter_markers("parametrize") for name in re.findall(r"\w+", str(mark.args[0]))}
     if "device" in metafunc.fixturenames and "device" not in own:      # some mean a device of ocloc
         metafunc.parametrize("device", devices(metafunc.config), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def no_known_calls():
+    """What a test replaces, an earlier call may have done without."""
+    known_calls().clear()
 
 
 @pytest.fixture

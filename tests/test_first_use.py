@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import collections, threading, time, warnings
+import collections, sys, threading, time, warnings
 import torch
 import moe_xe
 from moe_xe import runtime
@@ -50,6 +50,7 @@ for thread in threads:
 for thread in threads:
     thread.join()
 print(sorted(made.items()), stats().compiled + stats().disk_hits, stats().memory_hits, failures)
+assert 'torch._dynamo' not in sys.modules     # which takes seconds to load
 """
 
 

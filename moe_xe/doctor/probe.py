@@ -115,6 +115,7 @@ def _with_dpctl(facts, twin: int, a, w, counts):
 
     from .. import runtime
     from ..ops.launch import Call, submit
+    from ..ops.submission import Submission
 
     try:
         import dpctl
@@ -134,8 +135,8 @@ def _with_dpctl(facts, twin: int, a, w, counts):
 
     def on_gpu():
         counter.zero_()
-        submit(queue, call, out, counter)
-        queue.wait()
+        with Submission(queue, out.device) as submission:
+            submit(submission, call, out, counter)
         return out
 
     return on_gpu

@@ -18,7 +18,8 @@ from .listing import summarize
 
 TARGETS = ("bmg", "pvc")
 WIDTH, SUB_GROUPS = 256, 32
-K = 2048                        # a multiple of every round of the loop: no rest of steps outside it
+K = 17 * 128                    # rounds of the loop, four steps or eight, after four first steps (xe/k_loop.hpp)
+FIRST_STEPS = 4
 STEP_K = 32                     # of a step, 64 bytes of bf16
 
 # rows and columns of a sub-group whose sums leave room for operands in 256 registers
@@ -27,7 +28,7 @@ SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (3
 
 HEADER = """\
 # Instructions of one sub-group, bf16, counted in machine code: target -> layout + fusions -> rows x columns -> counts.
-# step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of a tile outside the K loop.
+# step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of the loop over tiles outside that over K.
 # Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """
 
@@ -54,7 +55,8 @@ def count(problem: GroupedGemmProblem, shape: tuple[int, int], targets: tuple[st
             raise RuntimeError(f"{target} {variant_of(problem)} {shape}: {summary.spill_bytes} bytes of spills")
         steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
         yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
-               "other": (loop.instructions - loop.dpas - loop.messages) / steps, "tile": loop.around}
+               "other": (loop.instructions - loop.dpas - loop.messages) / steps,
+               "tile": round(loop.around - loop.instructions * FIRST_STEPS / steps)}
 
 
 def main() -> None:

@@ -62,8 +62,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Loop(Counts):
-    """An innermost loop that multiplies; start, end: byte offsets of its first instruction and of its branch back. around:
-    instructions of the smallest loop around it, which are executed once each time; 0 without one."""
+    """An innermost loop that multiplies; start, end: byte offsets of its first instruction and of its branch back.
+
+    around: instructions of the loop around it, or else of the kernel, without its own.
+    """
     start: int
     end: int
     around: int
@@ -145,8 +147,8 @@ def multiplying_loops(body: Sequence[Instruction]) -> tuple[Loop, ...]:
             found.append((first, last))
 
     def around(a: int, b: int) -> int:
-        outer = next(((first, last) for first, last in every if first < a and b < last), None)
-        return outer[1] - outer[0] + 1 - (b - a + 1) if outer else 0
+        outer = next(((c, d) for c, d in every if c <= a and b <= d and (c, d) != (a, b)), (0, len(body) - 1))
+        return outer[1] - outer[0] - (b - a)
 
     return tuple(Loop(**_count(body[a:b + 1]), start=body[a].address, end=body[b].address, around=around(a, b)) for a, b in sorted(found))
 

@@ -46,7 +46,13 @@ def fused_activation(experts: nn.Module) -> Fused | None:
 class _Known(NamedTuple):
     state: list
     objects: list[weakref.ref]
+    owners: list[_Owner]
     activation: Fused | None
+
+    def is_unchanged(self, experts: nn.Module) -> bool:
+        """Whether all is what it was. The state keeps what has no weak reference alive, so that nothing else gets its id."""
+        return (self.state[0] is _own_gate_function(experts) and all(owner.is_unchanged() for owner in self.owners) and
+                all(reference() is not None for reference in self.objects))
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -54,11 +60,16 @@ _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary
 
 @torch.compiler.assume_constant_result
 def _known_activation(experts: nn.Module) -> Fused | None:
-    dependencies, known = _Dependencies(experts), _known.get(experts)
-    if known is None or known.state != dependencies.state or any(reference() is None for reference in known.objects):
+    known = _known.get(experts)
+    if known is not None and known.is_unchanged(experts):
+        return known.activation
+    dependencies = _Dependencies(experts)
+    if known is not None and known.state == dependencies.state and all(reference() is not None for reference in known.objects):
+        activation = known.activation
+    else:
         activation = None if dependencies.has_tensors else _find_activation(experts)
-        known = _known[experts] = _Known(dependencies.state, dependencies.objects, activation)
-    return known.activation
+    _known[experts] = _Known(dependencies.state, dependencies.objects, dependencies.owners, activation)
+    return activation
 
 
 def _find_activation(experts: nn.Module) -> Fused | None:
@@ -82,22 +93,63 @@ _EXPERT_TENSORS = {"gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"}
 
 
+_TENSORS = "_parameters", "_buffers"
+
+
+def _own_gate_function(experts: nn.Module):
+    return type(experts)._apply_gate if experts.has_gate else None
+
+
+def _items(container: list | tuple | dict) -> tuple:
+    return tuple(container) if not isinstance(container, dict) else (*container, *container.values())
+
+
+class _Owner:
+    """Which objects the attributes of one object are, and which the items of these; not the objects' values."""
+
+    def __init__(self, owner):
+        attributes = vars(owner)
+        self._owner, self._names, self._ids = weakref.ref(owner), tuple(attributes), tuple(map(id, attributes.values()))
+        containers = {name: _items(value) for name, value in attributes.items()
+                      if isinstance(value, (list, tuple, dict)) and name not in _OF_EVERY_MODULE and name not in _TENSORS}
+        self._containers = [(name, tuple(map(id, items))) for name, items in containers.items()]
+        self._tensors = [(name, _named(attributes[name])) for name in _TENSORS if name in attributes]
+        self._is_flat = not any(isinstance(item, (list, tuple, dict)) for items in containers.values() for item in items)
+
+    def is_unchanged(self) -> bool:
+        owner = self._owner()
+        if owner is None or not self._is_flat:
+            return False
+        attributes = vars(owner)
+        return (tuple(attributes) == self._names and tuple(map(id, attributes.values())) == self._ids and
+                all(tuple(map(id, _items(attributes[name]))) == ids for name, ids in self._containers) and
+                all(_named(attributes[name]) == names for name, names in self._tensors))
+
+
+def _named(tensors: dict) -> list[str]:
+    """The names under which there is one."""
+    return [name for name, tensor in tensors.items() if tensor is not None]
+
+
 class _Dependencies:
     """What a gate may depend on: the experts' attributes, and all that is below act_fn and their other modules.
 
     state: plain values, and the ids of other objects. objects: these objects, weakly; the id of one that is gone may be
-    another's. has_tensors: whether there are others than the experts' weights and biases.
+    another's. owners: whose attributes they are. has_tensors: whether there are others than the experts' weights and biases.
     """
 
     def __init__(self, experts: nn.Module):
-        self.state, self.objects, self.has_tensors = [type(experts)._apply_gate if experts.has_gate else None], [], False
+        self.state, self.objects, self.owners, self.has_tensors = [_own_gate_function(experts)], [], [], False
         self._seen = {id(experts)}
         self._add_attributes(experts, _EXPERT_TENSORS, deep=False)
         self.state.append(self.has_tensors)
 
     def _add_attributes(self, owner, known_tensors: set[str], deep: bool) -> None:
-        for name, value in getattr(owner, "__dict__", {}).items():
-            if name in ("_parameters", "_buffers"):
+        if not hasattr(owner, "__dict__"):
+            return
+        self.owners.append(_Owner(owner))
+        for name, value in vars(owner).items():
+            if name in _TENSORS:
                 self.has_tensors |= any(tensor is not None and key not in known_tensors for key, tensor in value.items())
             elif name not in _OF_EVERY_MODULE:
                 self.state.append(name)

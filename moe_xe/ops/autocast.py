@@ -28,11 +28,10 @@ def _cast(tensor):
 
 
 def without_autocast(op):
-    """The body of an op whose first argument is a tensor: it computes with what its caller has cast, also where its backward pass
-    runs in an autocast region."""
+    """The body of an op: it computes with what its caller has cast, also where its backward pass runs in an autocast region."""
     @functools.wraps(op)
-    def body(tensor, *rest):
-        with torch.autocast(tensor.device.type, enabled=False):
-            return op(tensor, *rest)
+    def body(submission, *arguments):
+        with torch.autocast(submission.device.type, enabled=False):
+            return op(submission, *arguments)
 
     return body

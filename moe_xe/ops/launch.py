@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +17,8 @@ from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa, has_wide_dpas
 from ..plan.launch import QUEUE_WORDS, LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
-from ..runtime import Queue
 from .checks import DTYPES, check_addresses, check_same_dtype, row_stride, weight_layout
+from .submission import Submission
 from .tuned import print_config, tuned_plan
 
 
@@ -120,57 +118,39 @@ def pointer_of(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def launch(call: Call, out: torch.Tensor) -> None:
-    """Fills `out`. On xpu it returns once the kernel is submitted to torch's stream, on cpu when it is done."""
+def launch(submission: Submission, call: Call, out: torch.Tensor) -> None:
+    """Fills `out`."""
     if call.total_rows == 0 or out.shape[1] == 0 or call.w.shape[0] == 0:
         return
     check_same_dtype("w", call.w, "a", call.a)
     check_addresses(**call.reads, out=out)
-    call = _with_columns(call)
-    queue = queue_for(out.device)
-    with finishing(queue, out.device) as used:
-        used += submit(queue, call, out, zero_queue(out.device))
+    submit(submission, _with_columns(call), out, submission.zeros(QUEUE_WORDS))
 
 
-def zero_queue(device: torch.device) -> torch.Tensor:
-    """The words of one launch's queue: in stream order, torch zeroes them before the launch and does not reuse them before its end."""
-    return torch.zeros(QUEUE_WORDS, dtype=torch.int32, device=device)
-
-
-@contextmanager
-def finishing(queue: Queue, device: torch.device) -> Iterator[list]:
-    """A list for what submitted kernels use. At its end, also after an error, waits on cpu, where memory is not freed in
-    stream order."""
-    used: list = []
-    try:
-        yield used
-    finally:
-        if device.type == "cpu":
-            queue.wait()
-
-
-def submit(queue: Queue, call: Call, out: torch.Tensor, queue_words: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Submits the kernel; returns what must live until it has run (on cpu: until the queue is waited for)."""
+def submit(submission: Submission, call: Call, out: torch.Tensor, queue_words: torch.Tensor) -> None:
+    """Submits the kernel. queue_words: QUEUE_WORDS zeros."""
+    queue = submission.queue
     target = target_of(facts_of(queue))
     plan, operands = plan_call(call, out, target)
+    submission.keep(call, out)
     if call.choice.autotune:
+        submission.cannot_be_repeated()     # the tuner may know better then
+
         def run(trial: LaunchPlan) -> None:
-            with finishing(queue, out.device) as used:
-                used += _submit(queue, call, trial, operands, out.device, zero_queue(out.device))
+            with Submission(queue, out.device) as alone:
+                _submit(alone, call, trial, operands, alone.zeros(QUEUE_WORDS))
 
         plan = tuned_plan(queue, "grouped_gemm", plan, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_gemm", plan, operands)
-    return _submit(queue, call, plan, operands, out.device, queue_words)
+    _submit(submission, call, plan, operands, queue_words)
 
 
-def _submit(queue: Queue, call: Call, plan: LaunchPlan, operands: Operands, device: torch.device,
-            queue_words: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    kernel = compile_kernel(queue, grouped_gemm_source(plan.problem, plan.config))
-    scratch = torch.empty(plan.scratch_bytes(operands), dtype=torch.uint8, device=device)
-    kernel.launch(queue, plan.num_groups, plan.group_size, (
+def _submit(submission: Submission, call: Call, plan: LaunchPlan, operands: Operands, queue_words: torch.Tensor) -> None:
+    kernel = compile_kernel(submission.queue, grouped_gemm_source(plan.problem, plan.config))
+    scratch = submission.empty(plan.scratch_bytes(operands), dtype=torch.uint8)
+    submission.launch(kernel, plan.num_groups, plan.group_size, (
         operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, pointer_of(call.bias), operands.d,
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), queue_words.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
         0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))
-    return scratch, queue_words

@@ -7,6 +7,7 @@ import torch
 
 from . import checks
 from .autocast import without_autocast
+from .library import define
 from .signature import Signature
 
 __all__ = ["define_training_op", "wants_gradient"]
@@ -22,38 +23,32 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
     """Registers ``moe_xe::name(*signature, recompute) -> (out, *saved)`` and ``moe_xe::name_backward`` with torch.
 
     The first argument is the input [T, H], in whose shape and dtype the result is. gradients: the arguments that can have one.
-    forward(call, recompute) -> (out, saved). backward(grad_out, call, saved, needed) -> the gradients by name, for needed: name ->
-    bool. fake_saved(call, recompute) -> saved, as tensors without values.
+    forward(submission, call, recompute) -> (out, saved). backward(submission, grad_out, call, saved, needed) -> the gradients by
+    name, for needed: name -> bool. fake_saved(call, recompute) -> saved, as tensors without values.
     """
     count, places = len(signature), [signature.names.index(argument) for argument in gradients]
 
-    @torch.library.custom_op(f"moe_xe::{name}", mutates_args=(), device_types=("cpu", "xpu"),
-                             schema=f"({signature.schema}, bool recompute) -> (Tensor{', Tensor' * len(saved)})")
     @without_autocast
-    def op(*arguments):
+    def body(submission, *arguments):
         call = signature.unflatten(arguments[:-1])
         checks.check_addresses(**signature.tensors(call))
-        out, kept = forward(call, arguments[-1])
+        out, kept = forward(submission, call, arguments[-1])
         return out, *saved.flatten(kept)
 
-    @op.register_fake
-    def _(*arguments):
+    def fake(*arguments):
         kept = fake_saved(signature.unflatten(arguments[:-1]), arguments[-1])
         return arguments[0].new_empty(arguments[0].shape), *saved.flatten(kept)
 
-    @torch.library.custom_op(f"moe_xe::{name}_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-        f"(Tensor grad_out, {signature.schema}, {saved.schema}, bool[{len(gradients)}] needed) -> Tensor[]"))
     @without_autocast
-    def backward_op(grad_out, *arguments):
+    def backward_body(submission, grad_out, *arguments):
         """The needed gradients, in the order of `gradients`."""
         *rest, needed = arguments
         call = signature.unflatten(rest[:count])
         checks.check_addresses(grad_out=grad_out, **signature.tensors(call))     # parameters may have been freed since forward
-        found = backward(grad_out, call, saved.unflatten(rest[count:]), dict(zip(gradients, needed)))
+        found = backward(submission, grad_out, call, saved.unflatten(rest[count:]), dict(zip(gradients, needed)))
         return [found[argument] for argument, wanted in zip(gradients, needed) if wanted]
 
-    @backward_op.register_fake
-    def _(grad_out, *arguments):
+    def fake_backward(grad_out, *arguments):
         return [torch.empty_like(arguments[place]) for place, wanted in zip(places, arguments[-1]) if wanted]
 
     def setup_context(ctx, inputs, output):
@@ -79,5 +74,8 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
     def no_second_derivative(ctx, *_):
         raise RuntimeError(f"moe_xe: {name.removesuffix('_training')} has no second derivatives")
 
-    op.register_autograd(backward_rule, setup_context=setup_context)
-    backward_op.register_autograd(no_second_derivative)
+    define(name, f"({signature.schema}, bool recompute) -> (Tensor{', Tensor' * len(saved)})", body, fake)
+    backward_op = define(f"{name}_backward", f"(Tensor grad_out, {signature.schema}, {saved.schema}, bool[{len(gradients)}] needed) -> Tensor[]",
+                         backward_body, fake_backward)
+    torch.library.register_autograd(f"moe_xe::{name}", backward_rule, setup_context=setup_context)
+    torch.library.register_autograd(f"moe_xe::{name}_backward", no_second_derivative)

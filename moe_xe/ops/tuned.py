@@ -18,7 +18,7 @@ from ..runtime import Queue
 from ..tuning.key import UNREAD, skew_bucket, tuning_key
 from ..tuning.tuner import default_tuner, is_capturing
 
-__all__ = ["print_config", "tuned_plan"]
+__all__ = ["print_config", "prints_configs", "tuned_plan"]
 
 PRINT_VARIABLE = "MOE_XE_PRINT_CONFIG"
 
@@ -72,8 +72,13 @@ def _counts(rows: torch.Tensor, rows_format: str) -> list[int]:
     return counts.clamp(min=0).tolist()
 
 
+def prints_configs() -> bool:
+    """Whether MOE_XE_PRINT_CONFIG is set (and not to 0)."""
+    return os.environ.get(PRINT_VARIABLE, "0") not in ("", "0")
+
+
 def print_config(op: str, plan: LaunchPlan, operands: Operands | OuterOperands) -> None:
-    """A line on stderr if MOE_XE_PRINT_CONFIG is set (and not to 0): the call, the configuration, and who chose it."""
-    if os.environ.get(PRINT_VARIABLE, "0") not in ("", "0"):
+    """A line on stderr where configurations are printed: the call, the configuration, and who chose it."""
+    if prints_configs():
         print(f"moe_xe: {op} {plan.problem}, {operands.num_experts} experts, {operands.total_rows} rows: "
               f"{plan.config} ({plan.origin.value})", file=sys.stderr, flush=True)

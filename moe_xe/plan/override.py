@@ -9,7 +9,7 @@ from typing import TypeVar
 from .gemm.config import TileConfig
 from .outer.config import OuterConfig
 
-__all__ = ["force_config", "forced_config"]
+__all__ = ["force_config", "forced_config", "forced_configs"]
 
 Kind = TypeVar("Kind", TileConfig, OuterConfig)
 _forced: ContextVar[tuple[TileConfig | OuterConfig, ...]] = ContextVar("moe_xe_forced_configs", default=())
@@ -23,6 +23,11 @@ def force_config(*configs: TileConfig | OuterConfig) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forced_configs() -> tuple[TileConfig | OuterConfig, ...]:
+    """All of them, the innermost first."""
+    return _forced.get()
 
 
 def forced_config(kind: type[Kind]) -> Kind | None:

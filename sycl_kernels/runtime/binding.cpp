@@ -1,16 +1,20 @@
 // The Python module moe_xe._runtime, which moe_xe/runtime.py imports for everybody.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <limits>
+#include <span>
 
 #include "cpu_isa.hpp"
 #include "device.hpp"
 #include "find_device.hpp"
 #include "fork.hpp"
 #include "kernel.hpp"
+#include "launch_sequence.hpp"
 #include "native_binary.hpp"
 #include "platform.hpp"
 #include "queue.hpp"
@@ -64,8 +68,9 @@ Argument to_argument(char letter, nb::handle value) {
     return argument;
 }
 
-void launch(const Kernel& kernel, Queue& queue, std::size_t groups, std::size_t group_size,
-            const nb::tuple& values) {
+using Arguments = std::array<Argument, kMaxArguments>;
+
+std::span<const Argument> to_arguments(const Kernel& kernel, const nb::tuple& values, Arguments& arguments) {
     const std::string& signature = kernel.signature();
     const std::size_t count = values.size();
     if (count != signature.size() || count > kMaxArguments)
@@ -73,10 +78,45 @@ void launch(const Kernel& kernel, Queue& queue, std::size_t groups, std::size_t 
                               std::to_string(signature.size()) + " arguments (\"" + signature +
                               "\"), not " + std::to_string(count))
                                  .c_str());
-    std::array<Argument, kMaxArguments> arguments;
     for (std::size_t i = 0; i < count; ++i) arguments[i] = to_argument(signature[i], values[i]);
+    return std::span(arguments.data(), count);
+}
+
+void launch(const Kernel& kernel, Queue& queue, std::size_t groups, std::size_t group_size,
+            const nb::tuple& values) {
+    Arguments storage;
+    const std::span<const Argument> arguments = to_arguments(kernel, values, storage);
     const nb::gil_scoped_release no_gil;
-    kernel.launch(queue, groups, group_size, std::span(arguments.data(), count));
+    kernel.launch(queue, groups, group_size, arguments);
+}
+
+// A pointer of a sequence: argument, buffer and offset in bytes.
+using PointerNumbers = std::array<std::size_t, 3>;
+using BufferNumbers = std::tuple<std::size_t, bool, std::size_t>;
+
+void new_sequence(LaunchSequence* place, const std::vector<BufferNumbers>& numbers) {
+    std::vector<Buffer> buffers;
+    for (const auto& [bytes, written, zeroed_bytes] : numbers) buffers.push_back({bytes, written, zeroed_bytes});
+    new (place) LaunchSequence(std::move(buffers));
+}
+
+void add_launch(LaunchSequence& sequence, const Kernel& kernel, std::size_t groups, std::size_t group_size,
+                const nb::tuple& values, const std::vector<PointerNumbers>& numbers) {
+    Arguments storage;
+    const std::span<const Argument> arguments = to_arguments(kernel, values, storage);
+    std::vector<BufferPointer> pointers;
+    for (const auto& [argument, buffer, offset] : numbers) pointers.push_back({argument, buffer, offset});
+    sequence.add(kernel, groups, group_size, {arguments.begin(), arguments.end()}, std::move(pointers));
+}
+
+bool run_sequence(const LaunchSequence& sequence, Queue& queue, const nb::tuple& values, bool on_host) {
+    std::array<std::byte*, kMaxArguments> addresses;
+    const std::size_t count = values.size();
+    if (count > addresses.size()) throw nb::type_error("a sequence of launches has at most 64 buffers");
+    for (std::size_t i = 0; i < count; ++i)
+        addresses[i] = static_cast<std::byte*>(to_argument('p', values[i]).pointer);
+    const nb::gil_scoped_release no_gil;
+    return sequence.run(queue, std::span(addresses.data(), count), on_host);
 }
 
 nb::bytes binary_of(const Kernel& kernel) {
@@ -222,6 +262,17 @@ void bind_kernel(nb::module_& module) {
         .def_prop_ro("signature", &Kernel::signature);
 }
 
+void bind_launch_sequence(nb::module_& module) {
+    nb::class_<LaunchSequence>(module, "LaunchSequence", "Launches that can be made again on other memory.")
+        .def("__init__", &new_sequence, "buffers"_a,
+             "buffers: for each its bytes, whether the launches write to it, and how many bytes at its start are zeroed first.")
+        .def("add", &add_launch, "kernel"_a, "num_groups"_a, "group_size"_a, "args"_a, "pointers"_a,
+             "As Kernel.launch, later. pointers: (argument, buffer, offset in bytes), for each argument that points into a buffer.")
+        .def("run", &run_sequence, "queue"_a, "addresses"_a, "on_host"_a,
+             "Submits all, with an address for each buffer; on_host: and waits. False, with nothing done, where a written "
+             "buffer may share memory with another, or an address is null.");
+}
+
 }  // namespace
 }  // namespace moe_xe
 
@@ -240,4 +291,5 @@ NB_MODULE(_runtime, module) {
     bind_device(module);
     bind_queue(module);
     bind_kernel(module);
+    bind_launch_sequence(module);
 }

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from moe_xe.bench.numerics import difference
+from moe_xe.device import queue_for
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call, SharedWeights, launch
+from moe_xe.ops.submission import Submission
 from moe_xe.plan.gemm.config import TileConfig
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, RowScale
@@ -59,7 +61,8 @@ class Case:
         whole = torch.full((self.d_rows + 2, expected.shape[1] + self.gap), POISON, dtype=self.out_dtype)
         out = whole[1:-1, :expected.shape[1]]
         with force_config(config):
-            launch(self.call, out)
+            with Submission(queue_for(out.device), out.device) as submission:
+                launch(submission, self.call, out)
         assert (whole[[0, -1]] == POISON).all() and (whole[:, expected.shape[1]:] == POISON).all()
         unwritten = (expected == POISON).all(1)
         assert (out[unwritten] == POISON).all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_xe.nn import LoraExperts
+from moe_xe.nn import LoraExperts, gates
 from moe_xe.nn.gates import fused_activation
 
 pytest.importorskip("transformers", minversion="5.23")
@@ -86,6 +86,36 @@ def test_changes_are_followed(kind, compiled):
         torch.testing.assert_close(run(x, ids, weights), expected, rtol=1e-4, atol=1e-4)
         results.append(expected)
     assert sum((new - old).abs().max() > 1e-3 for old, new in zip(results, results[1:])) >= len(changes) - 1
+
+
+def test_an_unchanged_gate_is_not_walked_again(monkeypatch):
+    experts, walks, walk = _experts(*GPT_OSS), [], gates._Dependencies
+    wanted = fused_activation(experts)
+    monkeypatch.setattr(gates, "_Dependencies", lambda experts: walks.append(1) or walk(experts))
+    monkeypatch.setattr(gates, "_find_activation", None)
+    for _ in range(3):
+        assert fused_activation(experts) == wanted
+    assert not walks
+    experts.limit = float(str(experts.limit))       # the same number, but another object
+    for _ in range(3):
+        assert fused_activation(experts) == wanted
+    assert len(walks) == 1
+
+
+@pytest.mark.parametrize("before, change", [
+    ([1.0], lambda values: values.append(2.0)), ([1.0, 2.0], lambda values: values.__setitem__(0, 2.0)),
+    ({"a": 1.0}, lambda values: values.update(a=2.0)), ({"a": 1.0}, lambda values: values.update(b=1.0)),
+    (([1.0],), lambda values: values[0].append(2.0)), ({"a": [1.0]}, lambda values: values["a"].clear())],
+    ids=["append", "item", "update", "new key", "in a tuple", "in a dict"])
+def test_changes_inside_containers_are_followed(before, change, monkeypatch):
+    experts = _experts(*GPT_OSS)
+    experts.values = copy.deepcopy(before)
+    for _ in range(2):
+        fused_activation(experts)
+    found = []
+    monkeypatch.setattr(gates, "_find_activation", lambda experts: found.append(1))
+    change(experts.values)
+    assert fused_activation(experts) is None and len(found) == 1
 
 
 def test_another_object_at_the_same_address():

@@ -10,8 +10,9 @@ import time
 import torch
 
 import moe_xe
-from moe_xe.ops import launch
+from moe_xe.device import queue_for
 from moe_xe.ops.routing import token_sort
+from moe_xe.ops.submission import Submission
 
 SECONDS = 0.3
 EXPERTS, TOKENS, TOP_K = 5, 20001, 4
@@ -57,11 +58,11 @@ def sort():
     routing = token_sort.check_routing(ids, EXPERTS, num_shared=1)
     counts, pairs = guarded([EXPERTS + 1], torch.int32), guarded([routing.num_pairs], torch.int32)
     scales = guarded([routing.num_pairs], torch.float32)
-    queue = launch.queue_for(ids.device)
+    queue = queue_for(ids.device)
 
     def call():
-        with launch.finishing(queue, ids.device):
-            token_sort.launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(),
+        with Submission(queue, ids.device) as submission:
+            token_sort.launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(),
                                    row_scales=scales.data_ptr())
         if "gpu" not in sys.argv:   # one snapshot of the ids, whichever
             total = int(counts.sum())

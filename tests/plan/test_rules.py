@@ -12,6 +12,7 @@ from moe_xe.bench.numerics import agrees
 from moe_xe.ops import launch
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call
+from moe_xe.ops.submission import Submission
 from moe_xe.plan.gemm import heuristics
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
@@ -158,7 +159,8 @@ def gemm_is_right(config, problem: GroupedGemmProblem) -> None:
     stored = w if problem.weights is WeightLayout.enk else w.transpose(1, 2).contiguous().transpose(1, 2)
     out = torch.full((len(a), problem.out_n), float("nan"), dtype=torch.float32)
     with force_config(config):
-        launch.launch(Call(a, stored, torch.tensor(COUNTS, dtype=torch.int32), len(a), activation=problem.activation), out)
+        with Submission(launch.queue_for(out.device), out.device) as submission:
+            launch.launch(submission, Call(a, stored, torch.tensor(COUNTS, dtype=torch.int32), len(a), activation=problem.activation), out)
     sums = torch.cat([part.double() @ each.double().T for part, each in zip(a.split(COUNTS), w)])
     expected = sums if problem.activation is None else apply_activation(sums, problem.activation)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.square().mean().sqrt()))

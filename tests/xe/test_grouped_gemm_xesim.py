@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moe_xe.plan.gemm.config import Schedule
@@ -64,9 +65,20 @@ def test_garbage_counts_touch_nothing_outside(layout, gathered, counts):
     assert (case.d[:, problem.n:] == case.poison[:, problem.n:]).all()
 
 
-def test_garbage_indices_touch_nothing_outside():
-    for layout in (ENK, EKN):
-        problem = GroupedGemmProblem(136, 136, Dtype.bf16, Dtype.bf16, layout, gathered=True)
-        case = Case(problem, [20, 30, 50])
-        case.indices[::3] = [-1, 2**31 - 1] * 17
-        case.launch(config_of(problem, 64, heights=3), 3)
+@pytest.mark.parametrize("layout", [ENK, EKN])
+def test_garbage_indices_touch_nothing_outside(layout):
+    problem = GroupedGemmProblem(136, 136, Dtype.bf16, Dtype.bf16, layout, gathered=True)
+    case = Case(problem, [20, 30, 50])
+    case.indices[::3] = [-1, 2**31 - 1] * 17
+    case.launch(config_of(problem, 64, heights=3), 3)
+
+
+@pytest.mark.parametrize("layout", [ENK, EKN])
+def test_garbage_targets_are_not_written(layout):
+    problem = GroupedGemmProblem(136, 136, Dtype.bf16, Dtype.bf16, layout, scattered=True)
+    case = Case(problem, [20, 30, 50])
+    lost = case.indices[::3]
+    case.want[lost[lost >= 0]] = np.nan
+    case.indices[::3] = [-1, 2**31 - 1, -2**31, len(case.d)] * 8 + [-7, 1 << 24]
+    case.launch(config_of(problem, 64, heights=3), 3)
+    case.check()

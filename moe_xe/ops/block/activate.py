@@ -6,16 +6,17 @@ from typing import NamedTuple
 
 import torch
 
-from ...device import facts_of, queue_for
+from ...device import facts_of
 from ...jit import compile_kernel
 from ...jit.activate_source import activate_source
 from ...plan.block.activate import MAX_ROWS, ActivateProblem, activate_groups, lane_columns
 from ...plan.problem import MAX_COLUMNS, Activation, ActivationKind
-from ...runtime import Queue
 from .. import checks
 from ..checks import DTYPES, row_stride
-from ..launch import finishing, pointer_of, target_of
+from ..launch import pointer_of, target_of
+from ..library import define
 from ..plain import takes_plain_tensors
+from ..submission import Submission
 
 __all__ = ["ActivationGradients", "activate", "activate_backward", "launch_activate"]
 
@@ -72,11 +73,11 @@ def activate_backward(z: torch.Tensor, g: torch.Tensor, activation: Activation, 
     return ActivationGradients(*(next(results) if is_wanted else None for is_wanted in wanted))
 
 
-def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g: torch.Tensor | None = None,
+def launch_activate(submission: Submission, z: torch.Tensor, activation: Activation, *, g: torch.Tensor | None = None,
                     row_scales: torch.Tensor | None = None, row_pairs: torch.Tensor | None = None,
                     dz: torch.Tensor | None = None, hs: torch.Tensor | None = None,
                     dscale: torch.Tensor | None = None) -> None:
-    """Submits the kernel that fills dz, hs and dscale, those that are given, and returns.
+    """Submits the kernel that fills dz, hs and dscale, those that are given.
 
     Shapes as in `ActivationGradients`; each matrix has contiguous rows and a dtype of its own. dz may be z, and hs may be
     g: the same memory, strides and dtype. Without row_scales, hs is act(z). The arguments are checked ones; ValueError
@@ -91,14 +92,15 @@ def launch_activate(queue: Queue, z: torch.Tensor, activation: Activation, *, g:
     places = {name: (tensor.data_ptr(), row_stride(name, tensor)) for name, tensor in matrices.items()}
     dtypes = {name: DTYPES[tensor.dtype] for name, tensor in matrices.items()}
     size = z.shape[1] // 2 if activation.gated else z.shape[1]
-    target = target_of(facts_of(queue))
+    target = target_of(facts_of(submission.queue))
     problem = ActivateProblem(
         size, activation, **dtypes, dscale=dscale is not None, has_row_scales=row_scales is not None,
         has_row_pairs=row_pairs is not None,
         columns=1 if target.is_cpu else lane_columns(size, [(*places[name], dtypes[name]) for name in matrices]))
     groups, group_size = activate_groups(problem, z.shape[0], target.is_cpu, target.cores)
     absent = (None, 0)
-    compile_kernel(queue, activate_source(problem, target.isa)).launch(queue, groups, group_size, (
+    kernel = compile_kernel(submission.queue, activate_source(problem, target.isa))
+    submission.launch(kernel, groups, group_size, (
         *places["z"], *places.get("g", absent), pointer_of(row_scales), pointer_of(row_pairs), *places.get("dz", absent),
         *places.get("hs", absent), pointer_of(dscale), z.shape[0]))
 
@@ -150,43 +152,37 @@ def _hs_shape(z: torch.Tensor, gated: bool) -> tuple[int, int]:
 _ACTIVATION = "str kind, bool gated, bool interleaved, float alpha, float? limit"
 
 
-@torch.library.custom_op("moe_xe::activate", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"(Tensor z, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype) -> Tensor")
-def activate_op(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
-    h = torch.empty(_hs_shape(z, gated), dtype=out_dtype, device=z.device)
-    queue = queue_for(z.device)
-    with finishing(queue, z.device):
-        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
+def _activate(submission, z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
+    h = submission.result(*_hs_shape(z, gated), dtype=out_dtype)
+    launch_activate(submission, z, _activation(kind, gated, interleaved, alpha, limit), row_pairs=row_pairs, hs=h)
     return h
 
 
-@torch.library.custom_op("moe_xe::activate_backward", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-    f"(Tensor z, Tensor g, Tensor? row_scales, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype, bool[3] wanted) "
-    "-> Tensor[]"))
-def activate_backward_op(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
+def _activate_backward(submission, z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
     """The wanted ones of dz, hs and dscale, in this order."""
-    results = _empty_gradients(z, gated, out_dtype, wanted)
-    queue = queue_for(z.device)
-    with finishing(queue, z.device):
-        launch_activate(queue, z, _activation(kind, gated, interleaved, alpha, limit), g=g, row_scales=row_scales,
-                        row_pairs=row_pairs, **results)
+    results = {name: submission.result(*shape, dtype=dtype) for name, shape, dtype in _gradients(z, gated, out_dtype, wanted)}
+    launch_activate(submission, z, _activation(kind, gated, interleaved, alpha, limit), g=g, row_scales=row_scales,
+                    row_pairs=row_pairs, **results)
     return list(results.values())
 
 
-@torch.library.register_fake("moe_xe::activate")
-def _(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
+def _fake(z, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype):
     return z.new_empty(_hs_shape(z, gated), dtype=out_dtype)
 
 
-@torch.library.register_fake("moe_xe::activate_backward")
-def _(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
-    return list(_empty_gradients(z, gated, out_dtype, wanted).values())
+def _fake_backward(z, g, row_scales, row_pairs, kind, gated, interleaved, alpha, limit, out_dtype, wanted):
+    return [z.new_empty(shape, dtype=dtype) for _, shape, dtype in _gradients(z, gated, out_dtype, wanted)]
 
 
-def _empty_gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: list[bool]) -> dict[str, torch.Tensor]:
-    shapes = {"dz": (tuple(z.shape), dtype), "hs": (_hs_shape(z, gated), dtype), "dscale": (z.shape[:1], torch.float32)}
-    return {name: z.new_empty(shape, dtype=dtype)
-            for (name, (shape, dtype)), is_wanted in zip(shapes.items(), wanted) if is_wanted}
+def _gradients(z: torch.Tensor, gated: bool, dtype: torch.dtype, wanted: list[bool]) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of those that are wanted."""
+    kinds = ("dz", tuple(z.shape), dtype), ("hs", _hs_shape(z, gated), dtype), ("dscale", tuple(z.shape[:1]), torch.float32)
+    return [kind for kind, is_wanted in zip(kinds, wanted) if is_wanted]
+
+
+define("activate", f"(Tensor z, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype) -> Tensor", _activate, fake=_fake)
+define("activate_backward", f"(Tensor z, Tensor g, Tensor? row_scales, Tensor? row_pairs, {_ACTIVATION}, ScalarType out_dtype, "
+                            "bool[3] wanted) -> Tensor[]", _activate_backward, fake=_fake_backward)
 
 
 def _setup_context(ctx, inputs, output):

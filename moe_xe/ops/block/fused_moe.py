@@ -6,6 +6,8 @@ import torch
 from ...plan.choice.block_config import MoeConfig
 from ...plan.problem import INT32_MAX
 from .. import checks
+from ..eager import repeats
+from ..library import define
 from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
 from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call, y_dtype_of
@@ -15,6 +17,7 @@ from .training import differentiable_moe
 __all__ = ["Fusions", "SharedExpert", "fused_moe", "fused_moe_workspace_bytes"]
 
 
+@repeats
 @takes_plain_tensors
 def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
               topk_ids: torch.Tensor, *, activation: str = "silu", interleaved: bool = False, alpha: float = 1.702,
@@ -114,31 +117,27 @@ def _block_and_fusions(arguments) -> tuple[BlockCall, Fusions]:
     return BLOCK.unflatten(arguments[:len(BLOCK)]), FUSIONS.unflatten(arguments[len(BLOCK):])
 
 
-@torch.library.custom_op("moe_xe::fused_moe", mutates_args=(), device_types=("cpu", "xpu"), schema=f"({_SCHEMA}) -> Tensor")
-def fused_moe_new(*arguments):
+def _fused_moe(submission, *arguments):
     call, fusions = _block_and_fusions(arguments)
-    out = torch.empty(call.hidden_states.shape, dtype=call.hidden_states.dtype, device=call.hidden_states.device)
-    run_block(call, fusions, out, None)
+    out = submission.result(*call.hidden_states.shape, dtype=call.hidden_states.dtype)
+    run_block(submission, call, fusions, out, None)
     return out
 
 
-@torch.library.custom_op("moe_xe::fused_moe_out", mutates_args=("out", "workspace"), device_types=("cpu", "xpu"),
-                         schema=f"({_SCHEMA}, Tensor(a!) out, Tensor(b!)? workspace) -> ()")
-def fused_moe_out(*arguments):
+def _fused_moe_out(submission, *arguments):
     *rest, out, workspace = arguments
     call, fusions = _block_and_fusions(rest)
     inputs = BLOCK.tensors(call)
     checks.check_no_overlap(out, **inputs, workspace=workspace)
     if workspace is not None:
         checks.check_no_overlap(workspace, "workspace", **inputs)
-    run_block(call, fusions, out, workspace)
+    run_block(submission, call, fusions, out, workspace)
 
 
-@torch.library.register_fake("moe_xe::fused_moe")
-def _(hidden_states, *arguments):
-    return hidden_states.new_empty(hidden_states.shape)
+def _no_gradient(ctx, *_):
+    raise RuntimeError("moe_xe: the op fused_moe has no gradient; the function moe_xe.fused_moe has")
 
 
-@torch.library.register_fake("moe_xe::fused_moe_out")
-def _(*arguments):
-    return None
+define("fused_moe", f"({_SCHEMA}) -> Tensor", _fused_moe, fake=lambda hidden_states, *_: hidden_states.new_empty(hidden_states.shape))
+define("fused_moe_out", f"({_SCHEMA}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _fused_moe_out, fake=lambda *arguments: None)
+torch.library.register_autograd("moe_xe::fused_moe", _no_gradient)

@@ -5,50 +5,42 @@ from dataclasses import replace
 
 import torch
 
-from ...device import queue_for
 from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Dtype, RowScale
 from .. import checks
 from ..checks import TORCH_DTYPES, row_stride
-from ..launch import Call, SharedWeights, finishing, submit
+from ..launch import Call, SharedWeights, submit
 from ..routing.token_sort import Routing, launch_combine, launch_sort
+from ..submission import ALIGNMENT, Submission, padded
 from .activation import apply_activation
 from .call import BLOCK, BlockCall, Fusions
 
 __all__ = ["run_block", "workspace_bytes"]
 
 
-# what each piece of the workspace begins at a multiple of: a surface's base, and a page of the CPU's caches
-_ALIGNMENT = 256
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
 def _from_its_address(buffer: torch.Tensor) -> torch.Tensor:
     """The same bytes in a storage that begins with them: torch views other types at aligned offsets in a storage only."""
-    if buffer.storage_offset() % _ALIGNMENT == 0:
+    if buffer.storage_offset() % ALIGNMENT == 0:
         return buffer
     return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(buffer))
 
 
 class Workspace:
-    """Pieces of one tensor, or of torch's allocator."""
+    """Pieces of one tensor, or of what the submission allocates."""
 
-    def __init__(self, device: torch.device, buffer: torch.Tensor | None):
-        self._device, self._buffer, self._used = device, buffer, 0
+    def __init__(self, submission: Submission, buffer: torch.Tensor | None):
+        self._submission, self._buffer, self._used = submission, buffer, 0
         if buffer is not None:
-            self._buffer = _from_its_address(buffer[-buffer.data_ptr() % _ALIGNMENT:])
+            self._buffer = _from_its_address(buffer[-buffer.data_ptr() % ALIGNMENT:])
 
     def take(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         if self._buffer is None:
-            return torch.empty(shape, dtype=dtype, device=self._device)
+            return self._submission.empty(*shape, dtype=dtype)
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         piece = self._buffer[self._used:self._used + num_bytes].view(dtype).view(shape)
-        self._used += _padded(num_bytes)
+        self._used += padded(num_bytes)
         return piece
 
 
@@ -60,7 +52,7 @@ def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_
     pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * QUEUE_WORDS * _NUM_QUEUES, pairs * intermediate_size * dtype.itemsize,
               num_tokens * shared_size * dtype.itemsize,
               pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
-    return sum(map(_padded, pieces)) + _ALIGNMENT
+    return sum(map(padded, pieces)) + ALIGNMENT
 
 
 _NUM_QUEUES = 4     # one for each GEMM: routed or all, and shared experts apart
@@ -81,14 +73,14 @@ def merged_shared(call: BlockCall, fusions: Fusions) -> int:
     return shared.up_proj.shape[0] // size if fits else 0
 
 
-def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torch.Tensor | None) -> None:
-    """Fills out. On xpu it returns once all kernels are submitted, on cpu when they are done."""
+def run_block(submission: Submission, call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torch.Tensor | None) -> None:
+    """Fills out."""
     x = call.hidden_states
     num_tokens, hidden_size = x.shape
     if out.numel() == 0:
         return
     checks.check_addresses(**BLOCK.tensors(call), out=out, workspace=buffer)
-    queue, space = queue_for(x.device), Workspace(x.device, buffer)
+    space = Workspace(submission, buffer)
     num_experts = call.w13.shape[0]
     merged = merged_shared(call, fusions)
     num_shared = merged or int(call.shared is not None)
@@ -102,37 +94,28 @@ def run_block(call: BlockCall, fusions: Fusions, out: torch.Tensor, buffer: torc
     queues = space.take(_NUM_QUEUES, QUEUE_WORDS, dtype=torch.int32)
     direct = routing.slots == 1 and fusions.scatter
     # one slot a token needs no y, if stores are scattered: the workspace has none then
-    y_space = space if fusions.scatter else Workspace(x.device, None)
+    y_space = space if fusions.scatter else Workspace(submission, None)
     y = out if direct else y_space.take(routing.num_pairs, aligned_columns(hidden_size, call.y_dtype),
                                         dtype=TORCH_DTYPES[call.y_dtype])
-    with finishing(queue, x.device) as used:
-        launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                    queue_words=queues.data_ptr(), num_queue_words=queues.numel(), zero_dropped=out if direct else None)
-        stages = _Stages(queue, call, fusions, space, routing, used)
-        if merged:
-            stages.experts(y[:, :hidden_size], counts, pairs, scales, queues[:2], merged)
-        else:
-            own = num_tokens * num_shared       # rows of the shared expert, which come first
-            if num_shared:
-                stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], queues[2:])
-            stages.experts(y[:, :hidden_size], counts[num_shared:], pairs[own:], scales[own:], queues[:2], 0)
-        if not direct:
-            launch_combine(queue, routing, y, out)
+    launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                queue_words=queues.data_ptr(), num_queue_words=queues.numel(), zero_dropped=out if direct else None)
+    stages = _Stages(submission, call, fusions, space, routing)
+    if merged:
+        stages.experts(y[:, :hidden_size], counts, pairs, scales, queues[:2], merged)
+    else:
+        own = num_tokens * num_shared       # rows of the shared expert, which come first
+        if num_shared:
+            stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], queues[2:])
+        stages.experts(y[:, :hidden_size], counts[num_shared:], pairs[own:], scales[own:], queues[:2], 0)
+    if not direct:
+        launch_combine(submission, routing, y, out)
 
 
 class _Stages:
-    """The two GEMMs of one call; adds what they use to `used`."""
+    """The two GEMMs of one call."""
 
-    def __init__(self, queue, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing, used: list):
-        self.queue, self.call, self.fusions, self.space, self.routing, self.used = queue, call, fusions, space, routing, used
-
-    def submit(self, call: Call, out: torch.Tensor, queue_words: torch.Tensor) -> None:
-        self.used += [call, out, *submit(self.queue, call, out, queue_words)]
-
-    def wait(self) -> None:
-        """For what torch reads next; on xpu it does so in stream order."""
-        if self.call.hidden_states.device.type == "cpu":
-            self.queue.wait()
+    def __init__(self, submission: Submission, call: BlockCall, fusions: Fusions, space: Workspace, routing: Routing):
+        self.submission, self.call, self.fusions, self.space, self.routing = submission, call, fusions, space, routing
 
     def experts(self, y, counts, pairs, scales, queues, merged: int) -> None:
         """Rows `pairs` of the routed experts (behind those of `merged` shared ones), into the rows of y that they name."""
@@ -149,25 +132,25 @@ class _Stages:
                      row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up,
                      choice=call.choice.part("gate_up"))
         if not fusions.gather:
-            self.wait()
+            self.submission.wait()
             gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // slots], row_indices=None, gathered=False)
         if fusions.activation:
             h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
-            self.submit(gemm1, h, queues[0])
+            submit(self.submission, gemm1, h, queues[0])
         else:
             sums = torch.zeros(len(pairs), call.w13.shape[1], dtype=torch.float32, device=y.device)
-            self.submit(replace(gemm1, activation=None), sums, queues[0])
-            self.wait()
+            submit(self.submission, replace(gemm1, activation=None), sums, queues[0])
+            self.submission.wait()
             h = apply_activation(sums, call.activation).to(call.hidden_states.dtype)
         gemm2 = Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales,
                      row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, shared=down,
                      choice=call.choice.part("down"))
         if fusions.scatter:
-            self.submit(gemm2, y, queues[1])
+            submit(self.submission, gemm2, y, queues[1])
         else:
             y_sorted = torch.zeros(len(pairs), y.shape[1], dtype=torch.float32, device=y.device)
-            self.submit(replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, queues[1])
-            self.wait()
+            submit(self.submission, replace(gemm2, row_indices=None, scattered=False, row_scale=RowScale.none), y_sorted, queues[1])
+            self.submission.wait()
             if not call.weight_on_input:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0
@@ -185,7 +168,7 @@ class _Stages:
         h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
         choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
         no_routed = first.new_empty(0, 2 * size if gated else size, hidden_size)
-        self.submit(Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
+        submit(self.submission, Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
                          shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, queues[0])
-        self.submit(Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
+        submit(self.submission, Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
                          row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, queues[1])

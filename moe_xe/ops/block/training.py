@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...device import queue_for
 from ...plan.block.token_sort import aligned_columns
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Activation, RowScale
 from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
-from ..launch import Call, finishing, launch, submit
+from ..launch import Call, launch, submit
 from ..routing.token_sort import Routing, combine, launch_combine, launch_sort
 from ..signature import Signature
+from ..submission import Submission
 from ..training_op import define_training_op
 from .activate import activate_backward, launch_activate
 from .activation import apply_activation
@@ -42,42 +42,37 @@ def differentiable_moe(call: BlockCall, recompute: bool) -> torch.Tensor:
     return out if call.shared is None else out + shared_expert(call)
 
 
-def forward(call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
+def forward(submission: Submission, call: BlockCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     """The routed experts' part of the block; the launches of inference, and one more for the activation if z is kept."""
     x = call.hidden_states
     num_tokens, hidden_size = x.shape
     num_experts, n13, _ = call.w13.shape
     routing = Routing(call.topk_ids, num_experts, call.expert_map, 0, call.topk_weights, None, call.routed_scaling_factor)
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
     rows = routing.num_pairs
-    counts, pairs = empty(num_experts, dtype=torch.int32), empty(rows, dtype=torch.int32)
-    scales, queues = empty(rows, dtype=torch.float32), empty(2, QUEUE_WORDS, dtype=torch.int32)
-    out = empty(num_tokens, hidden_size, dtype=x.dtype)
-    z = empty(0 if recompute else rows, n13, dtype=x.dtype)
+    out = submission.result(num_tokens, hidden_size, dtype=x.dtype)
+    counts, pairs = submission.result(num_experts, dtype=torch.int32), submission.result(rows, dtype=torch.int32)
+    scales = submission.result(rows, dtype=torch.float32)
+    z = submission.result(0 if recompute else rows, n13, dtype=x.dtype)
     saved = Saved(counts, pairs, scales, z)
     if rows == 0 or out.numel() == 0:
         return out, saved
-    queue = queue_for(x.device)
-    h = empty(rows, call.w2.shape[2], dtype=x.dtype)
-    y = empty(rows, aligned_columns(hidden_size, call.y_dtype), dtype=TORCH_DTYPES[call.y_dtype])
+    queues = submission.empty(2, QUEUE_WORDS, dtype=torch.int32)
+    h = submission.empty(rows, call.w2.shape[2], dtype=x.dtype)
+    y = submission.empty(rows, aligned_columns(hidden_size, call.y_dtype), dtype=TORCH_DTYPES[call.y_dtype])
     gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
                  row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
-    with finishing(queue, x.device) as used:
-        launch_sort(queue, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
-                    queue_words=queues.data_ptr(), num_queue_words=queues.numel())
-        used += submit(queue, gemm1, h if recompute else z, queues[0])
-        if not recompute:
-            launch_activate(queue, z, call.activation, row_pairs=pairs, hs=h)
-        used += submit(queue, gemm2, y[:, :hidden_size], queues[1])
-        launch_combine(queue, routing, y, out)
+    launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
+                queue_words=queues.data_ptr(), num_queue_words=queues.numel())
+    submit(submission, gemm1, h if recompute else z, queues[0])
+    if not recompute:
+        launch_activate(submission, z, call.activation, row_pairs=pairs, hs=h)
+    submit(submission, gemm2, y[:, :hidden_size], queues[1])
+    launch_combine(submission, routing, y, out)
     return out, saved
 
 
-def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
+def backward(submission: Submission, grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
     """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
     x, counts, pairs, scales = call.hidden_states, saved.tokens_per_expert, saved.row_pairs, saved.row_scales
     slots = call.topk_ids.shape[1]
@@ -85,7 +80,7 @@ def backward(grad_out: torch.Tensor, call: BlockCall, saved: Saved, needed: dict
         return {name: torch.zeros_like(getattr(call, name)) for name in GRADIENTS if needed[name]}
     grad_out = grad_out.contiguous().to(x.dtype)
     gathered = {"gather_indices": pairs, "gather_divisor": slots}
-    z = saved.z if saved.z.numel() else _sums(call, saved)
+    z = saved.z if saved.z.numel() else _sums(submission, call, saved)
     on_input = call.weight_on_input
     needs_dz = needed["hidden_states"] or needed["w13"] or needed["b13"] or (on_input and needed["topk_weights"])
     wanted = {"dz": needs_dz, "hs": needed["w2"], "dscale": needed["topk_weights"] and not on_input}
@@ -121,10 +116,11 @@ def _first_gemm(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, scal
                 choice=call.choice.part("gate_up"))
 
 
-def _sums(call: BlockCall, saved: Saved) -> torch.Tensor:
+def _sums(submission: Submission, call: BlockCall, saved: Saved) -> torch.Tensor:
     """z again, as the forward pass computed it."""
     z = call.hidden_states.new_empty(len(saved.row_pairs), call.w13.shape[1])
-    launch(_first_gemm(call, saved.tokens_per_expert, saved.row_pairs, saved.row_scales, None), z)
+    launch(submission, _first_gemm(call, saved.tokens_per_expert, saved.row_pairs, saved.row_scales, None), z)
+    submission.wait()
     return z
 
 

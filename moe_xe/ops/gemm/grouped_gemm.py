@@ -10,12 +10,15 @@ from ...plan.launch import LaunchPlan
 from ...plan.problem import INT32_MAX, RowScale
 from .. import checks
 from ..autocast import autocast
+from ..eager import repeats
 from ..launch import Call, launch, plan_for
+from ..library import define
 from ..plain import takes_plain_tensors
 
 __all__ = ["explain", "grouped_gemm"]
 
 
+@repeats
 @takes_plain_tensors
 def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
                  gather_indices: torch.Tensor | None = None, gather_divisor: int = 1,
@@ -161,31 +164,26 @@ def _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_
                 rows_format=rows_format, schedule=schedule, choice=choice)
 
 
-@torch.library.custom_op("moe_xe::grouped_gemm_out", mutates_args=("out",), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()")
-def grouped_gemm_out(*arguments):
+def _grouped_gemm_out(submission, *arguments):
     *inputs, out, rows_format, schedule, choice = arguments
     call = _call(*inputs, rows_format, schedule, Choice.parse(choice))
     checks.check_no_overlap(out, **call.reads)
-    launch(call, out)
+    launch(submission, call, out)
 
 
-@torch.library.custom_op("moe_xe::grouped_gemm", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, "
-                                "bool zeros=False) -> Tensor")
-def grouped_gemm_new(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule,
-                     choice, zeros=False):
+def _grouped_gemm(submission, a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format,
+                  schedule, choice, zeros=False):
     call = _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, Choice.parse(choice))
-    out = (torch.zeros if zeros else torch.empty)(call.total_rows, call.w.shape[1], dtype=out_dtype, device=call.a.device)
-    launch(call, out)
+    out = submission.result(call.total_rows, w.shape[1], dtype=out_dtype, zeros=zeros)
+    launch(submission, call, out)
     return out
 
 
-@torch.library.register_fake("moe_xe::grouped_gemm_out")
-def _(*arguments):
-    return None
-
-
-@torch.library.register_fake("moe_xe::grouped_gemm")
-def _(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule, choice, zeros=False):
+def _fake(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule, choice, zeros=False):
     return a.new_empty(_total_rows(a, gather_indices), w.shape[1], dtype=out_dtype)
+
+
+define("grouped_gemm_out", f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()", _grouped_gemm_out,
+       fake=lambda *arguments: None)
+define("grouped_gemm", f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, bool zeros=False) -> Tensor",
+       _grouped_gemm, fake=_fake)

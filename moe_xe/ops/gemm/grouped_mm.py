@@ -9,6 +9,7 @@ from ...plan.gemm.config import TileConfig
 from ...plan.outer.config import OuterConfig
 from .. import checks
 from ..autocast import autocast
+from ..eager import repeats
 from ..plain import takes_plain_tensors
 from .grouped_gemm import dispatch, validate
 from .grouped_outer import OuterCall, dispatch as dispatch_outer, validate as validate_outer
@@ -16,6 +17,7 @@ from .grouped_outer import OuterCall, dispatch as dispatch_outer, validate as va
 __all__ = ["grouped_mm"]
 
 
+@repeats
 @takes_plain_tensors
 def grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *, offs: torch.Tensor | None = None, bias: torch.Tensor | None = None,
                out_dtype: torch.dtype | None = None, config: TileConfig | GemmConfigs | OuterConfig | None = None,

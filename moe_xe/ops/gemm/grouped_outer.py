@@ -5,20 +5,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...device import facts_of, queue_for
+from ...device import facts_of
 from ...jit import compile_kernel
 from ...jit.outer_source import grouped_outer_source
 from ...plan.choice.choice import Choice
-from ...plan.launch import LaunchPlan, Target, plan_outer
+from ...plan.launch import QUEUE_WORDS, LaunchPlan, Target, plan_outer
 from ...plan.outer.config import Gathered, OuterConfig, OuterOperands, OuterProblem, OuterXeConfig
 from ...plan.problem import INT32_MAX, Dtype, RowsFormat, WeightLayout
-from ...runtime import Queue
 from .. import checks
 from ..autocast import autocast
 from ..checks import DTYPES, row_stride
-from ..launch import finishing, pointer_of, rows_name, target_of, zero_queue
+from ..eager import repeats
+from ..launch import pointer_of, rows_name, target_of
+from ..library import define
 from ..plain import takes_plain_tensors
 from ..routing.token_sort import Routing, launch_combine
+from ..submission import Submission
 from ..tuned import print_config, tuned_plan
 
 __all__ = ["grouped_outer", "outer_product", "source_rows", "weights_gradient", "with_zero_row"]
@@ -61,6 +63,7 @@ class OuterCall:
         return self.rows.shape[0], self.left.shape[1], self.right.shape[1]
 
 
+@repeats
 @takes_plain_tensors
 def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: torch.Tensor, *,
                   gather_indices_left: torch.Tensor | None = None, gather_indices_right: torch.Tensor | None = None,
@@ -207,52 +210,53 @@ def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, target: Target) -
     return plan_outer(problem, operands, target, call.choice.config), operands
 
 
-def launch(call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None:
-    """Fills `out`. On xpu it returns once the kernels are submitted to torch's stream, on cpu when they are done."""
+def launch(submission: Submission, call: OuterCall, out: torch.Tensor, accumulate: bool = False) -> None:
+    """Fills `out`."""
     if out.numel() == 0:
         return
     if call.total_rows == 0:
+        submission.cannot_be_repeated()
         if not accumulate:
             out.zero_()
         return
     checks.check_same_dtype("right", call.right, "left", call.left)
     checks.check_addresses(**call.reads, out=out)
-    queue = queue_for(out.device)
+    queue = submission.queue
     target = target_of(facts_of(queue))
     planned, operands = plan(call, out, accumulate, target)
     if call.choice.autotune:
+        submission.cannot_be_repeated()     # the tuner may know better then
         # what is added to must not be added to twice
         trial_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device) if accumulate else out
         trial_operands = replace(operands, d=trial_out.data_ptr())
 
         def run(trial: Plan) -> None:
-            with finishing(queue, out.device) as used:
-                used.append(submit(queue, call, trial, trial_operands, trial_out))
+            with Submission(queue, out.device) as alone:
+                submit(alone, call, trial, trial_operands, trial_out)
 
         planned = tuned_plan(queue, "grouped_outer", planned, operands, target, call.rows, call.rows_format, run)
     print_config("grouped_outer", planned, operands)
-    with finishing(queue, out.device) as used:
-        used.append(submit(queue, call, planned, operands, out))
+    submit(submission, call, planned, operands, out)
 
 
-def submit(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Submits the kernels; returns what must live until they have run (on cpu: until the queue is waited for)."""
+def submit(submission: Submission, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> None:
+    """Submits the kernels."""
     if planned.config.splits == 1:
-        return _submit_product(queue, call, planned, operands, 0, out.device)
-    return _submit_parts(queue, call, planned, operands, out)
+        _submit_product(submission, call, planned, operands, 0)
+    else:
+        _submit_parts(submission, call, planned, operands, out)
 
 
-def _submit_product(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands, d_split_stride: int,
-                    device: torch.device) -> tuple[torch.Tensor, ...]:
-    kernel = compile_kernel(queue, grouped_outer_source(planned.problem, planned.config))
-    queue_words = zero_queue(device)
-    scratch = torch.empty(planned.scratch_bytes(operands), dtype=torch.uint8, device=device)
+def _submit_product(submission: Submission, call: OuterCall, planned: Plan, operands: OuterOperands, d_split_stride: int) -> None:
+    kernel = compile_kernel(submission.queue, grouped_outer_source(planned.problem, planned.config))
+    queue_words = submission.zeros(QUEUE_WORDS)
+    scratch = submission.empty(planned.scratch_bytes(operands), dtype=torch.uint8)
     addresses = row_addresses(call) if isinstance(planned.config, OuterXeConfig) else None
-    kernel.launch(queue, planned.num_groups, planned.group_size, (
+    submission.keep(addresses)
+    submission.launch(kernel, planned.num_groups, planned.group_size, (
         operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
         queue_words.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
         operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
-    return queue_words, scratch, *([] if addresses is None else [addresses])
 
 
 def row_addresses(call: OuterCall) -> torch.Tensor | None:
@@ -264,48 +268,41 @@ def row_addresses(call: OuterCall) -> torch.Tensor | None:
     return source.mul_(row_stride("operand", operand) * operand.element_size()).add_(operand.data_ptr())
 
 
-def _submit_parts(queue: Queue, call: OuterCall, planned: Plan, operands: OuterOperands,
-                  out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _submit_parts(submission: Submission, call: OuterCall, planned: Plan, operands: OuterOperands, out: torch.Tensor) -> None:
     """For tiles that share an expert's rows out: their parts of d, then the parts' sums, in order."""
     num_experts, p, q = out.shape
     splits, aligned_q = planned.config.splits, -(-q // 16) * 16     # 64 bytes, which block messages ask for
-    parts = torch.empty(num_experts, p, splits, aligned_q, dtype=torch.float32, device=out.device)
+    parts = submission.empty(num_experts, p, splits, aligned_q, dtype=torch.float32)
     to_parts = replace(operands, d=parts.data_ptr(), d_stride=parts.stride(1), d_expert_stride=parts.stride(0))
     in_float = replace(planned, problem=replace(planned.problem, output=Dtype.f32))
-    used = _submit_product(queue, call, in_float, to_parts, parts.stride(2), out.device)
+    _submit_product(submission, call, in_float, to_parts, parts.stride(2))
     no_ids = torch.empty(num_experts * p, 0, dtype=torch.int32, device=out.device)
-    launch_combine(queue, Routing(no_ids, 0, num_shared=splits), parts.view(-1, aligned_q), out.view(num_experts * p, q))
-    return *used, parts
+    launch_combine(submission, Routing(no_ids, 0, num_shared=splits), parts.view(-1, aligned_q), out.view(num_experts * p, q))
 
 
 _ARGUMENTS = ("Tensor left, Tensor right, Tensor rows, Tensor? gather_indices_left, Tensor? gather_indices_right, "
               "int gather_divisor, str rows_format, str choice")
 
 
-@torch.library.custom_op("moe_xe::grouped_outer_out", mutates_args=("out",), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, Tensor(a!) out, bool accumulate) -> ()")
-def grouped_outer_out(*arguments):
+def _grouped_outer_out(submission, *arguments):
     *inputs, choice, out, accumulate = arguments
     call = OuterCall(*inputs, Choice.parse(choice))
     checks.check_no_overlap(out, **call.reads)
-    launch(call, out, accumulate)
+    launch(submission, call, out, accumulate)
 
 
-@torch.library.custom_op("moe_xe::grouped_outer", mutates_args=(), device_types=("cpu", "xpu"),
-                         schema=f"({_ARGUMENTS}, ScalarType out_dtype) -> Tensor")
-def grouped_outer_new(*arguments):
+def _grouped_outer(submission, *arguments):
     *inputs, choice, out_dtype = arguments
     call = OuterCall(*inputs, Choice.parse(choice))
-    out = torch.empty(call.out_shape, dtype=out_dtype, device=call.left.device)
-    launch(call, out)
+    out = submission.result(*call.out_shape, dtype=out_dtype)
+    launch(submission, call, out)
     return out
 
 
-@torch.library.register_fake("moe_xe::grouped_outer_out")
-def _(*arguments):
-    return None
-
-
-@torch.library.register_fake("moe_xe::grouped_outer")
-def _(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, choice, out_dtype):
+def _fake(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, choice, out_dtype):
     return left.new_empty(rows.shape[0], left.shape[1], right.shape[1], dtype=out_dtype)
+
+
+define("grouped_outer_out", f"({_ARGUMENTS}, Tensor(a!) out, bool accumulate) -> ()", _grouped_outer_out,
+       fake=lambda *arguments: None)
+define("grouped_outer", f"({_ARGUMENTS}, ScalarType out_dtype) -> Tensor", _grouped_outer, fake=_fake)

@@ -15,6 +15,7 @@ from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..routing.token_sort import SortedTokens, combine, sort_tokens
 from ..signature import Signature
+from ..submission import Submission
 from ..training_op import define_training_op
 
 __all__ = ["GRADIENTS", "LORA", "LoraAdapter", "LoraCall"]
@@ -65,7 +66,7 @@ class Saved:
         return SortedTokens(self.tokens_per_expert, self.row_pairs, self.row_scales)
 
 
-def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
+def forward(_: Submission, call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
     """The routed experts' part of the block, [T, H]."""
     x, (num_experts, n13, _) = call.hidden_states, call.w13.shape
     nothing = x.new_empty(0, n13), x.new_empty(0, _rank(call.lora13))
@@ -84,7 +85,7 @@ def forward(call: LoraCall, recompute: bool) -> tuple[torch.Tensor, Saved]:
                       row_scales=rows.row_scales), saved
 
 
-def backward(grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
+def backward(_: Submission, grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
     """The gradients that are needed, by name, each in its argument's shape and dtype; weights' in their memory layout."""
     x, rows = call.hidden_states, saved.sorted
     counts, pairs, scales = rows

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import torch
 
-from ...device import facts_of, queue_for
+from ...device import facts_of
 from ...jit import compile_kernel
 from ...jit.route_source import route_source
 from ...plan.block.routing import MAX_EXPERTS, MAX_GROUPS, MAX_TOP_K, GroupScore, RoutingProblem, Scoring, launch_shape
 from .. import checks
-from ..launch import finishing, target_of
+from ..eager import repeats
+from ..launch import target_of
+from ..library import define
 from ..plain import takes_plain_tensors
 
 __all__ = ["route"]
@@ -16,6 +18,7 @@ __all__ = ["route"]
 _ID_BITS = {torch.int32: 32, torch.int64: 64}
 
 
+@repeats
 @takes_plain_tensors
 def route(router_logits: torch.Tensor, top_k: int, *, scoring: str = "softmax",
           correction_bias: torch.Tensor | None = None, num_groups: int = 1, topk_groups: int = 1,
@@ -91,14 +94,11 @@ def _check_choice(name: str, value, choices) -> None:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
 
 
-@torch.library.custom_op(
-    "moe_xe::route", mutates_args=(), device_types=("cpu", "xpu"),
-    schema="(Tensor router_logits, int top_k, str scoring, Tensor? correction_bias, int num_groups, int topk_groups, "
-           "str group_score, bool renormalize, float scaling_factor, ScalarType ids_dtype, bool rounded_scores=False) -> (Tensor, Tensor)")
-def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
-             scaling_factor, ids_dtype, rounded_scores=False):
+def _route(submission, router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize,
+           scaling_factor, ids_dtype, rounded_scores=False):
     tokens, num_experts = router_logits.shape
-    topk_weights, topk_ids = _results(router_logits, top_k, ids_dtype)
+    topk_weights = submission.result(tokens, top_k, dtype=torch.float32)
+    topk_ids = submission.result(tokens, top_k, dtype=ids_dtype)
     if tokens == 0:
         return topk_weights, topk_ids
     checks.check_addresses(router_logits=router_logits, correction_bias=correction_bias)
@@ -106,23 +106,21 @@ def route_op(router_logits, top_k, scoring, correction_bias, num_groups, topk_gr
         num_experts, top_k, checks.DTYPES[router_logits.dtype], Scoring(scoring),
         None if correction_bias is None else checks.DTYPES[correction_bias.dtype], num_groups, topk_groups,
         GroupScore(group_score), renormalize, _ID_BITS[ids_dtype], rounded_scores)
-    queue = queue_for(router_logits.device)
-    target = target_of(facts_of(queue))
-    kernel = compile_kernel(queue, route_source(problem, target.isa))
-    with finishing(queue, router_logits.device):
-        kernel.launch(queue, *launch_shape(tokens, target.is_cpu, target.cores), (
-            router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
-            topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
-            scaling_factor))
+    target = target_of(facts_of(submission.queue))
+    kernel = compile_kernel(submission.queue, route_source(problem, target.isa))
+    submission.launch(kernel, *launch_shape(tokens, target.is_cpu, target.cores), (
+        router_logits.data_ptr(), None if correction_bias is None else correction_bias.data_ptr(),
+        topk_weights.data_ptr(), topk_ids.data_ptr(), tokens, checks.row_stride("router_logits", router_logits),
+        scaling_factor))
     return topk_weights, topk_ids
 
 
-@torch.library.register_fake("moe_xe::route")
-def _(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize, scaling_factor,
-      ids_dtype, rounded_scores=False):
-    return _results(router_logits, top_k, ids_dtype)
-
-
-def _results(router_logits, top_k, ids_dtype):
+def _fake(router_logits, top_k, scoring, correction_bias, num_groups, topk_groups, group_score, renormalize, scaling_factor,
+          ids_dtype, rounded_scores=False):
     shape = (router_logits.shape[0], top_k)
     return router_logits.new_empty(shape, dtype=torch.float32), router_logits.new_empty(shape, dtype=ids_dtype)
+
+
+define("route", "(Tensor router_logits, int top_k, str scoring, Tensor? correction_bias, int num_groups, int topk_groups, "
+                "str group_score, bool renormalize, float scaling_factor, ScalarType ids_dtype, bool rounded_scores=False) "
+                "-> (Tensor, Tensor)", _route, fake=_fake)

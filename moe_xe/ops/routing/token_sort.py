@@ -6,17 +6,19 @@ from typing import NamedTuple
 
 import torch
 
-from ...device import facts_of, queue_for
+from ...device import facts_of
 from ...jit import compile_kernel
 from ...jit.token_sort_source import combine_source, sort_source
 from ...plan.problem import INT32_MAX, MAX_COLUMNS, Dtype
 from ...plan.block.token_sort import (MAX_EXPERTS, MAX_PAIRS, MAX_TOP_K, CombineProblem, SortProblem,
                                       combine_columns, combine_groups, sort_groups, widest_access)
-from ...runtime import Queue
 from .. import checks
 from ..checks import DTYPES, row_stride
-from ..launch import finishing, target_of
+from ..eager import repeats
+from ..launch import target_of
+from ..library import define
 from ..plain import takes_plain_tensors
+from ..submission import Submission
 
 __all__ = ["Routing", "SortedTokens", "check_routing", "combine", "launch_combine", "launch_sort", "sort_tokens"]
 
@@ -69,6 +71,7 @@ class Routing:
                                shared_weights=self.shared_weights)
 
 
+@repeats
 @takes_plain_tensors
 def sort_tokens(topk_ids: torch.Tensor, num_experts: int, *, topk_weights: torch.Tensor | None = None,
                 expert_map: torch.Tensor | None = None, num_shared: int = 0, shared_weights: torch.Tensor | None = None,
@@ -91,6 +94,7 @@ def sort_tokens(topk_ids: torch.Tensor, num_experts: int, *, topk_weights: torch
                                                       routing.num_shared, shared_weights, routing.routed_scaling_factor))
 
 
+@repeats
 @takes_plain_tensors
 def combine(y: torch.Tensor, topk_ids: torch.Tensor, num_experts: int, *, expert_map: torch.Tensor | None = None,
             num_shared: int = 0, out_dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -156,9 +160,9 @@ def _check_weights(name: str, weights, num_tokens: int, columns: int, layout: st
     row_stride(name, weights)
 
 
-def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_pairs: int, row_scales: int,
+def launch_sort(submission: Submission, routing: Routing, *, tokens_per_expert: int, row_pairs: int, row_scales: int,
                 queue_words: int = 0, num_queue_words: int = 0, zero_dropped: torch.Tensor | None = None) -> None:
-    """Submits the sort and returns. The outputs are addresses of SortedTokens' arrays.
+    """Submits the sort. The outputs are addresses of SortedTokens' arrays.
 
     queue_words: address of num_queue_words int32 that become zero: of the GEMMs' queues.
     zero_dropped: [T, H] with contiguous rows, only for one slot a token: the rows of dropped tokens become zero.
@@ -167,20 +171,22 @@ def launch_sort(queue: Queue, routing: Routing, *, tokens_per_expert: int, row_p
         raise ValueError(f"zero_dropped is for one slot a token, got {routing.slots}")
     routing.check_addresses()
     checks.check_addresses(zero_dropped=zero_dropped)
-    target = target_of(facts_of(queue))
+    submission.keep(routing)
+    target = target_of(facts_of(submission.queue))
     out, out_stride, out_row_bytes = _rows_in_bytes(zero_dropped)
     problem = SortProblem(
         routing.top_k, routing.num_shared, routing.id_bits, routing.expert_map is not None, _dtype(routing.topk_weights),
         _dtype(routing.shared_weights), 0 if zero_dropped is None else widest_access(out, out_stride, out_row_bytes))
     groups, group_size = sort_groups(routing.num_tokens, routing.num_experts, target.is_cpu, target.cores)
-    compile_kernel(queue, sort_source(problem, target.is_cpu)).launch(queue, groups, group_size, (
+    kernel = compile_kernel(submission.queue, sort_source(problem, target.is_cpu))
+    submission.launch(kernel, groups, group_size, (
         *_ids(routing), *_rows("topk_weights", routing.topk_weights), *_rows("shared_weights", routing.shared_weights),
         routing.routed_scaling_factor, tokens_per_expert, row_pairs, row_scales, queue_words, num_queue_words,
         out, out_stride, out_row_bytes, routing.num_tokens, routing.num_experts))
 
 
-def launch_combine(queue: Queue, routing: Routing, y: torch.Tensor, out: torch.Tensor) -> None:
-    """Submits the sums and returns.
+def launch_combine(submission: Submission, routing: Routing, y: torch.Tensor, out: torch.Tensor) -> None:
+    """Submits the sums.
 
     y: [T * slots, H or more], rows contiguous; columns behind H hold anything, and let a lane's last load be a whole one.
     out: [T, H], rows contiguous.
@@ -190,10 +196,12 @@ def launch_combine(queue: Queue, routing: Routing, y: torch.Tensor, out: torch.T
         return
     routing.check_addresses()
     checks.check_addresses(y=y, out=out)
-    target = target_of(facts_of(queue))
+    submission.keep(routing)
+    target = target_of(facts_of(submission.queue))
     problem = combine_problem(routing, y, out, target.is_cpu)
     groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
-    compile_kernel(queue, combine_source(problem, target.isa)).launch(queue, groups, group_size, (
+    kernel = compile_kernel(submission.queue, combine_source(problem, target.isa))
+    submission.launch(kernel, groups, group_size, (
         *_rows("y", y), *_ids(routing), *_rows("out", out), num_tokens, routing.num_experts))
 
 
@@ -230,39 +238,33 @@ def _ids(routing: Routing) -> tuple[int, int, int, int]:
 _ROUTING = "Tensor topk_ids, int num_experts"
 
 
-@torch.library.custom_op("moe_xe::sort_tokens", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-    f"({_ROUTING}, Tensor? topk_weights, Tensor? expert_map, int num_shared, Tensor? shared_weights, "
-    "float routed_scaling_factor) -> (Tensor, Tensor, Tensor)"))
-def sort_tokens_op(topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
+def _sort_tokens(submission, topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
     routing = Routing(topk_ids, num_experts, expert_map, num_shared, topk_weights, shared_weights, routed_scaling_factor)
-    device = topk_ids.device
-    tokens_per_expert = torch.empty(num_shared + num_experts, dtype=torch.int32, device=device)
-    row_pairs = torch.empty(routing.num_pairs, dtype=torch.int32, device=device)
-    row_scales = torch.empty(routing.num_pairs, dtype=torch.float32, device=device)
-    queue = queue_for(device)
-    with finishing(queue, device):
-        launch_sort(queue, routing, tokens_per_expert=tokens_per_expert.data_ptr(), row_pairs=row_pairs.data_ptr(),
-                    row_scales=row_scales.data_ptr())
+    tokens_per_expert = submission.result(num_shared + num_experts, dtype=torch.int32)
+    row_pairs = submission.result(routing.num_pairs, dtype=torch.int32)
+    row_scales = submission.result(routing.num_pairs, dtype=torch.float32)
+    launch_sort(submission, routing, tokens_per_expert=tokens_per_expert.data_ptr(), row_pairs=row_pairs.data_ptr(),
+                row_scales=row_scales.data_ptr())
     return tokens_per_expert, row_pairs, row_scales
 
 
-@torch.library.custom_op("moe_xe::combine", mutates_args=(), device_types=("cpu", "xpu"), schema=(
-    f"(Tensor y, {_ROUTING}, Tensor? expert_map, int num_shared, ScalarType out_dtype) -> Tensor"))
-def combine_op(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
-    out = torch.empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype, device=y.device)
-    queue = queue_for(y.device)
-    with finishing(queue, y.device):
-        launch_combine(queue, Routing(topk_ids, num_experts, expert_map, num_shared), y, out)
+def _combine(submission, y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
+    out = submission.result(topk_ids.shape[0], y.shape[1], dtype=out_dtype)
+    launch_combine(submission, Routing(topk_ids, num_experts, expert_map, num_shared), y, out)
     return out
 
 
-@torch.library.register_fake("moe_xe::sort_tokens")
-def _(topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
+def _fake_sort(topk_ids, num_experts, topk_weights, expert_map, num_shared, shared_weights, routed_scaling_factor):
     pairs = topk_ids.shape[0] * (topk_ids.shape[1] + num_shared)
     return (topk_ids.new_empty(num_shared + num_experts, dtype=torch.int32), topk_ids.new_empty(pairs, dtype=torch.int32),
             topk_ids.new_empty(pairs, dtype=torch.float32))
 
 
-@torch.library.register_fake("moe_xe::combine")
-def _(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
+def _fake_combine(y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
     return y.new_empty(topk_ids.shape[0], y.shape[1], dtype=out_dtype)
+
+
+define("sort_tokens", f"({_ROUTING}, Tensor? topk_weights, Tensor? expert_map, int num_shared, Tensor? shared_weights, "
+                      "float routed_scaling_factor) -> (Tensor, Tensor, Tensor)", _sort_tokens, fake=_fake_sort)
+define("combine", f"(Tensor y, {_ROUTING}, Tensor? expert_map, int num_shared, ScalarType out_dtype) -> Tensor", _combine,
+       fake=_fake_combine)

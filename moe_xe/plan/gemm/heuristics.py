@@ -39,11 +39,10 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
     halves = problem.pairs and not problem.activation.interleaved
     routed = operands.num_experts - problem.shared
     if swapped:     # each lane stores its own row of d
-        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0
-    elif problem.scattered:     # element by element
-        d_fits = True
+        d_fits = operands.d % LANE_ACCESS == 0 and operands.d_stride * out_size % LANE_ACCESS == 0 and operands.d_stride * out_size < SURFACE_LIMIT
     else:
-        d_fits = _surface_fits(operands.d, problem.out_n * out_size, operands.total_rows, operands.d_stride * out_size)
+        d_rows = operands.d_rows if problem.scattered else operands.total_rows
+        d_fits = _surface_fits(operands.d, problem.out_n * out_size, d_rows, operands.d_stride * out_size)
 
     def weights_fit(base: int, columns: int, stride: int, experts: int, expert_stride: int) -> bool:
         w_rows, w_columns = (columns, problem.k) if swapped else (problem.k, columns)

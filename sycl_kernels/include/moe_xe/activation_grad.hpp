@@ -14,9 +14,9 @@ template <class Value> inline Value passed(Value gradient, Value value, bool bel
   return gradient;
 }
 
-// x * sigmoid(u(x)) has the derivative s * (1 + x * (1 - s) * u'(x)).
-template <class Math, class Value> inline Value sigmoid_slope(Value x, Value u, Value u_slope) {
-  const Value s = sigmoid<Math>(u);
+// x * sigmoid(factor * u(x)) has the derivative s * (1 + x * (1 - s) * factor * u'(x)); u_slope: factor * u'(x).
+template <class Math, class Value> inline Value sigmoid_slope(Value x, Value u, float factor, Value u_slope) {
+  const Value s = sigmoid<Math>(u, factor);
   return s * (1.0f + x * (1.0f - s) * u_slope);
 }
 
@@ -24,15 +24,15 @@ template <class Math, class Value> inline Value sigmoid_slope(Value x, Value u, 
 template <class Math, class Value> inline Value slope(Value gate) {
   const Value x = limited(gate, false);
   Value result;
-  if constexpr (problem::act == Act::silu) result = sigmoid_slope<Math>(x, x, Value(1.0f));
+  if constexpr (problem::act == Act::silu) result = sigmoid_slope<Math>(x, x, 1.0f, Value(1.0f));
   else if constexpr (problem::act == Act::swiglu_oai)
-    result = sigmoid_slope<Math>(x, Value(problem::act_alpha * x), Value(problem::act_alpha));
+    result = sigmoid_slope<Math>(x, x, problem::act_alpha, Value(problem::act_alpha));
   else if constexpr (problem::act == Act::gelu_tanh)
-    result = sigmoid_slope<Math>(x, Value(1.59576912f * (x + 0.044715f * x * x * x)),
+    result = sigmoid_slope<Math>(x, Value(x + 0.044715f * x * x * x), 1.59576912f,
                                  Value(1.59576912f + 0.21406449f * x * x));
   else if constexpr (problem::act == Act::gelu) {
     const Value u = x * 0.70710678f, size = u < 0.0f ? -u : u;
-    result = 0.5f * (1.0f + erf<Math>(u)) + 0.39894228f * x * Math::exp(-size * size);
+    result = 0.5f * (1.0f + erf<Math>(u)) + 0.39894228f * x * Math::exp(Value(size * size), -1.0f);
   } else {
     static_assert(problem::act == Act::relu2);
     result = x < 0.0f ? Value(0.0f) : 2.0f * x;

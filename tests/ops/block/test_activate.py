@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from moe_xe.device import queue_for
 from moe_xe.ops.block import activate as module
 from moe_xe.ops.block.activate import ActivationGradients, activate, activate_backward, launch_activate
+from moe_xe.ops.submission import Submission
 from moe_xe.plan.launch import Target
 from moe_xe.plan.problem import Activation, ActivationKind
 
@@ -108,7 +109,7 @@ def run(kind: Kind, z, g, row_scales=None, row_pairs=None, gap: int = 0) -> Acti
         (z.shape[1] + gap, kind.dz), (kind.size + gap, kind.hs), (1, F32))]
     dz, hs = wholes[0][:rows, :z.shape[1]], wholes[1][:rows, :kind.size]
     queue = queue_for(z.device)
-    launch_activate(queue, z, kind.activation, g=g, row_scales=row_scales, row_pairs=row_pairs, dz=dz, hs=hs,
+    launch_activate(Submission(queue, z.device), z, kind.activation, g=g, row_scales=row_scales, row_pairs=row_pairs, dz=dz, hs=hs,
                     dscale=wholes[2][:rows, 0])
     queue.wait()
     for whole in wholes:
@@ -213,7 +214,7 @@ def test_in_place(kind, kernels, device):
     wanted = run(kind, **arguments)
     dscale = torch.full((25,), POISON, dtype=F32, device=device)
     queue = queue_for(dscale.device)
-    launch_activate(queue, **arguments, activation=kind.activation, dz=arguments["z"], hs=arguments["g"], dscale=dscale)
+    launch_activate(Submission(queue, dscale.device), **arguments, activation=kind.activation, dz=arguments["z"], hs=arguments["g"], dscale=dscale)
     queue.wait()
     for got, other in zip((arguments["z"], arguments["g"], dscale), wanted):
         assert torch.equal(got.cpu(), other)
@@ -284,7 +285,7 @@ def test_bad_input(case):
 
 def test_gradients_need_g(device):
     with pytest.raises(ValueError, match="g must be given for dz and dscale, got None"):
-        launch_activate(queue_for(device), Z.to(device), Activation(), dscale=torch.empty(4, device=device))
+        launch_activate(Submission(queue_for(device), device), Z.to(device), Activation(), dscale=torch.empty(4, device=device))
 
 
 def test_misaligned_memory():

@@ -245,7 +245,7 @@ def test_nothing_else_is_allocated(device):
     out = torch.empty(tokens, HIDDEN, dtype=BF16, device=device)
     run(block, device, out=out, workspace=workspace)
     scratch = allocations(lambda: run(block, device, out=out, workspace=workspace))
-    assert len(scratch) == (2 if device.type == "cpu" else 0)
+    assert len(scratch) == (1 if device.type == "cpu" else 0)
     taken = allocations(lambda: run(block, device, out=out))
     assert sum(taken) - sum(scratch) <= len(workspace)
 

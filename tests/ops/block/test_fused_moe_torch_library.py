@@ -81,6 +81,24 @@ def test_fake_xpu_tensors_reach_the_op(layout):
     assert results[1] is out
 
 
+@pytest.mark.parametrize("with_out", [False, True])
+def test_what_a_captured_graph_needs(with_out):
+    """torch.compile(mode="reduce-overhead") captures graphs of one device, without tensors of the CPU, whose ops name what they write to."""
+    with FakeTensorMode():
+        block = {name: torch.empty(value.shape, dtype=value.dtype, device="xpu") if isinstance(value, torch.Tensor) else value
+                 for name, value in make(dtype=BF16, weights_dtype=BF16).items()}
+        out = torch.empty_like(block["hidden_states"]) if with_out else None
+        x = block.pop("hidden_states")
+        graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x, others, out: moe_xe.fused_moe(x, **others, out=out) + 1)(x, block, out).graph
+    values = [node.meta["val"] for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    assert len(values) > 5 and all(value.device.type == "xpu" for value in values)
+    ops = [node.target for node in graph.nodes if getattr(node.target, "namespace", None) == "moe_xe"]
+    assert ops == [torch.ops.moe_xe.fused_moe_out.default if with_out else torch.ops.moe_xe.fused_moe.default]
+    written = {argument.name for argument in ops[0]._schema.arguments if argument.alias_info is not None}
+    assert written == ({"out", "workspace"} if with_out else set())
+    assert not {torch.Tag.cudagraph_unsafe, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(ops[0].tags)
+
+
 def test_both_ops_have_an_xpu_kernel():
     for name in ("moe_xe::fused_moe", "moe_xe::fused_moe_out"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")

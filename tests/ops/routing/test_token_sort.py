@@ -10,6 +10,7 @@ from moe_xe.device import queue_for
 from moe_xe.ops.routing import token_sort
 from moe_xe.ops.checks import DTYPES
 from moe_xe.ops.routing.token_sort import SortedTokens, check_routing, combine, launch_combine, launch_sort, sort_tokens
+from moe_xe.ops.submission import Submission
 from moe_xe.plan.launch import Target
 
 pytestmark = pytest.mark.usefixtures("machines_instructions")
@@ -99,7 +100,7 @@ def run_sort(routing, num_queue_words: int = 3, zero_dropped: torch.Tensor | Non
     begins = [guard * (i + 1) + sum(sizes[:i]) for i in range(len(sizes))]
     parts = [memory[begin:begin + size] for begin, size in zip(begins, sizes)]
     queue = queue_for(device)
-    launch_sort(queue, routing, tokens_per_expert=parts[0].data_ptr(), row_pairs=parts[1].data_ptr(),
+    launch_sort(Submission(queue, device), routing, tokens_per_expert=parts[0].data_ptr(), row_pairs=parts[1].data_ptr(),
                 row_scales=parts[2].data_ptr(), queue_words=parts[3].data_ptr(), num_queue_words=num_queue_words,
                 zero_dropped=zero_dropped)
     queue.wait()
@@ -191,7 +192,7 @@ def check_combine(kind, num_tokens, hidden_size, dtype, out_dtype, *, gap=0, dro
     wide = strided(y, gap)
     whole = torch.full((num_tokens, hidden_size + gap), POISON, dtype=out_dtype, device=device)
     queue = queue_for(whole.device)
-    launch_combine(queue, routing, wide, whole[:, :hidden_size])
+    launch_combine(Submission(queue, whole.device), routing, wide, whole[:, :hidden_size])
     queue.wait()
     assert torch.equal(whole[:, :hidden_size].cpu(), reference_combine(y, routing, out_dtype))
     assert (whole[:, hidden_size:] == POISON).all()
@@ -215,7 +216,7 @@ def test_combine_of_rows_beyond_two_to_the_31_elements(kernels, device):
     y.copy_(torch.randn(6, 1100))
     out = torch.full((2, 1100), POISON, dtype=BF16)
     queue = queue_for(out.device)
-    launch_combine(queue, routing, y, out)
+    launch_combine(Submission(queue, out.device), routing, y, out)
     queue.wait()
     assert torch.equal(out, reference_combine(y, routing, BF16))
 
@@ -229,7 +230,7 @@ def test_combine_of_padded_rows(kernels, device, dtype, out_dtype):
     wide[:, :333] = y
     out = torch.full((50, 334), POISON, dtype=out_dtype, device=device)
     queue = queue_for(out.device)
-    launch_combine(queue, routing, wide, out[:, :333])
+    launch_combine(Submission(queue, out.device), routing, wide, out[:, :333])
     queue.wait()
     assert torch.equal(out[:, :333].cpu(), reference_combine(y, routing, out_dtype)) and (out[:, 333] == POISON).all()
 
@@ -239,7 +240,7 @@ def test_combine_rounds_to_nearest_even_and_keeps_special_values(kernels, device
     routing = check_routing(torch.zeros(1, 1, dtype=torch.int32, device=device), 1)
     out = torch.empty(1, 5, dtype=BF16, device=device)
     queue = queue_for(out.device)
-    launch_combine(queue, routing, y, out)
+    launch_combine(Submission(queue, out.device), routing, y, out)
     queue.wait()
     assert torch.equal(out[:, :3].cpu(), torch.tensor([[1.0, 1 + 2**-6, float("inf")]], dtype=BF16))
     assert out[0, 3].isnan() and out[0, 4] == 0

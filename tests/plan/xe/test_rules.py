@@ -84,7 +84,7 @@ def test_the_kernels_assertions_agree(case):
 @pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")
 def test_prefetch_distances_have_the_same_loop():
     """Instructions were counted three steps ahead."""
-    problem = gemm(gathered=True)
+    problem = gemm(gathered=True, k=1024)
     three, eight = (summarize(kernels.build(problem, tile(64, 256, 32, 64, distance), "bmg"), "grouped_gemm").loops[0] for distance in (3, 8))
     assert (three.dpas, three.messages) == (eight.dpas, eight.messages) and three.instructions == pytest.approx(eight.instructions, rel=0.02)
 

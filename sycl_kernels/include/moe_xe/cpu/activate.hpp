@@ -6,7 +6,7 @@
 namespace moe_xe {
 
 struct Math {
-  static Floats exp(Floats x) { return __spirv_ocl_exp(x); }
+  static Floats exp(Floats x, float factor) { return __spirv_ocl_exp(factor * x); }
   static Floats reciprocal(Floats x) { return 1.0f / x; }
 };
 

@@ -9,8 +9,9 @@ namespace moe_xe {
 
 struct VectorMath {
   static Floats reciprocal(Floats x) { return 1.0f / x; }
-  // exp(x) = 2^n * exp(r), |r| <= ln(2)/2, by a polynomial of degree 6 (Cephes' coefficients), within 2 units in the last place.
-  static Floats exp(Floats x) {
+  // exp(factor * x) = 2^n * exp(r), |r| <= ln(2)/2, by a polynomial of degree 6 (Cephes' coefficients), within 2 units in the last place.
+  static Floats exp(Floats x, float factor) {
+    x *= factor;
     x = x > 88.0f ? Floats(88.0f) : x < -87.0f ? Floats(-87.0f) : x;
     constexpr float round_by = 12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number in the low bits
     const Floats shifted = x * 1.44269504f + round_by, n = shifted - round_by;

@@ -37,8 +37,8 @@ template <class T, class F> Vector<T> vector_of(F f) {
 }
 
 struct Math {
-  static Floats exp(Floats x) {
-    return vector_of<float>([x](int i) { return __spirv_ocl_exp(element(x, i)); });
+  static Floats exp(Floats x, float factor) {
+    return vector_of<float>([x, factor](int i) { return __spirv_ocl_exp(factor * element(x, i)); });
   }
   static Floats reciprocal(Floats x) { return 1.0f / x; }
 };

@@ -8,16 +8,19 @@
 namespace moe_xe {
 
 struct ScalarMath {
-  static float exp(float x) { return __spirv_ocl_native_exp2(x * 1.44269504f); }
+  static float exp(float x, float factor) { return __spirv_ocl_native_exp2(x * (factor * 1.44269504f)); }
   static float reciprocal(float x) { return __spirv_ocl_native_recip(x); }
 };
 
-// Volatile for pairs of 16-bit neighbours: IGC joins them to 32-bit messages, which an odd stride would misalign.
-inline float bias_at(const Arguments& args, int expert, int64 column, int part) {
+// A column beyond the last one has its bias: outputs there are never stored. No branches: IGC copies all sums where control
+// flow meets. Volatile for pairs of 16-bit neighbours: IGC joins them to 32-bit messages, which an odd stride would misalign.
+inline float bias_at(const Arguments& args, int expert, int column, int part) {
   constexpr bool alone = problem::pairs == Pairs::interleaved && problem::bias != Dtype::f32;
   using Bias = Element<problem::bias>;
-  const std::conditional_t<alone, volatile Bias, Bias>* biases = biases_of(args, expert);
-  return column < out_n && biases ? widened<problem::bias>(biases[weight_column(column, part)]) : 0.0f;
+  const int routed = expert - problem::shared;
+  const auto* biases = static_cast<const std::conditional_t<alone, volatile Bias, Bias>*>(args.bias) + (routed < 0 ? 0 : routed) * args.bias_stride;
+  const float bias = widened<problem::bias>(biases[weight_column(column < out_n ? column : int(out_n) - 1, part)]);
+  return routed < 0 ? 0.0f : bias;
 }
 
 // One output; `up` and `up_bias` count where columns are pairs.

@@ -4,18 +4,21 @@
 
 namespace moe_xe {
 
+// Indices are 32 bits, and so is what is computed from them: a count beyond allows them all.
+inline unsigned index_limit(int64 count) { return count < 0xFFFFFFFF ? unsigned(count) : 0xFFFFFFFFu; }
+
 // The row of `a` of a sorted row. Whatever an index says, a row of `a` is read.
 inline int64 source_row(const Arguments& args, int64 sorted_row) {
   if constexpr (!problem::gathered) return sorted_row;
-  const int64 row = unsigned(args.row_indices[sorted_row]) / unsigned(problem::slots);
-  return row < args.a_rows ? row : args.a_rows - 1;
+  const unsigned row = unsigned(args.row_indices[sorted_row]) / unsigned(problem::slots), last = index_limit(args.a_rows - 1);
+  return row < last ? row : last;
 }
 
 // The row of `d` of a sorted row; -1 for an index outside, which is not written.
 inline int64 target_row(const Arguments& args, int64 sorted_row) {
   if constexpr (!problem::scattered) return sorted_row;
-  const int64 row = unsigned(args.row_indices[sorted_row]);
-  return row < args.d_rows ? row : -1;
+  const unsigned row = unsigned(args.row_indices[sorted_row]);
+  return row < index_limit(args.d_rows) ? int64(row) : -1;
 }
 
 inline float scale_of(const Arguments& args, int64 sorted_row) {

@@ -13,12 +13,15 @@ namespace moe_xe {
 class PieceAddresses {
  public:
   PieceAddresses() = default;
-  // Addresses 0..15 and 16..31.
-  [[gnu::always_inline]] PieceAddresses(int64 low, int64 high) {
-    asm volatile("{\n.decl PACKED v_type=G type=Q num_elts=32 alias=<%0,0>\n"
-                 ".decl LOW v_type=G type=Q num_elts=16 alias=<%1,0>\n.decl HIGH v_type=G type=Q num_elts=16 alias=<%2,0>\n"
-                 "mov (M1_NM,16) PACKED(0,0)<1> LOW(0,0)<1;1,0>\nmov (M1_NM,16) PACKED(2,0)<1> HIGH(0,0)<1;1,0>\n}\n"
-                 : "=rw"(packed) : "rw"(low), "rw"(high));
+  // Of rows 8 * `eight` and on of the 16 rows whose addresses the lanes have.
+  template <int eight> [[gnu::always_inline]] static PieceAddresses of(int64 rows, int lane) {
+    PieceAddresses pieces;
+    asm volatile("{\n.decl PACKED v_type=G type=UD num_elts=64 alias=<%0,0>\n.decl ROWS v_type=G type=UD num_elts=32 alias=<%1,0>\n"
+                 "mov (M1_NM,16) PACKED(0,0)<2> ROWS(%2,0)<2;4,0>\nmov (M1_NM,16) PACKED(0,1)<2> ROWS(%2,1)<2;4,0>\n"
+                 "mov (M1_NM,16) PACKED(2,0)<2> ROWS(%2,8)<2;4,0>\nmov (M1_NM,16) PACKED(2,1)<2> ROWS(%2,9)<2;4,0>\n}\n"
+                 : "=rw"(pieces.packed) : "rw"(rows), "P"(eight));
+    pieces.move(int64(lane % 4 * 8));
+    return pieces;
   }
   template <int bytes> [[gnu::always_inline]] void move() {
     asm volatile("{\n.decl PACKED v_type=G type=Q num_elts=32 alias=<%0,0>\n"
@@ -88,17 +91,23 @@ template <int count, class Function> [[gnu::always_inline]] inline void unrolled
   unrolled(function, std::make_integer_sequence<int, count>{});
 }
 
-// c += a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.
-template <class Rows> [[gnu::always_inline]] inline void dpas(vec<float, 8>& c, Rows a, vec<int32, 8> b) {
+// c += a * b, or c = a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.
+template <bool starts = false, class Rows> [[gnu::always_inline]] inline void dpas(vec<float, 8>& c, Rows a, vec<int32, 8> b) {
   static_assert(sizeof(Rows) == 16);
-#define MOE_XE_DPAS(type)                                              \
+#define MOE_XE_DPAS(type, written, sums)                               \
   asm("{\n.decl ROWS v_type=G type=UD num_elts=64 alias=<%1,0>\n"      \
       ".decl COLUMNS v_type=G type=UD num_elts=128 alias=<%2,0>\n"     \
       ".decl SUMS v_type=G type=F num_elts=128 alias=<%0,0>\n"         \
-      "dpas." type "." type ".8.8 (M1,16) SUMS.0 SUMS.0 COLUMNS.0 ROWS(0,0)\n}\n" : "+rw"(c) : "rw"(a), "rw"(b))
-  if constexpr (problem::input == Dtype::bf16) MOE_XE_DPAS("bf");
-  else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS("hf");
-  else MOE_XE_DPAS("tf32");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
+      "dpas." type "." type ".8.8 (M1,16) SUMS.0 " sums " COLUMNS.0 ROWS(0,0)\n}\n" : written "rw"(c) : "rw"(a), "rw"(b))
+#define MOE_XE_DPAS_OF(type)                                           \
+  do {                                                                 \
+    if constexpr (starts) MOE_XE_DPAS(type, "=", "%%null.0");              \
+    else MOE_XE_DPAS(type, "+", "SUMS.0");                             \
+  } while (false)
+  if constexpr (problem::input == Dtype::bf16) MOE_XE_DPAS_OF("bf");
+  else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS_OF("hf");
+  else MOE_XE_DPAS_OF("tf32");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
+#undef MOE_XE_DPAS_OF
 #undef MOE_XE_DPAS
 }
 

@@ -12,6 +12,7 @@ extern "C" __attribute__((sycl_device)) int* __builtin_IB_subgroup_createBlock2D
     int block_height, int blocks);
 extern "C" __attribute__((sycl_device)) void __builtin_IB_subgroup_addBlock2DAddressPayloadBlockX(int*, int);
 extern "C" __attribute__((sycl_device)) void __builtin_IB_subgroup_addBlock2DAddressPayloadBlockY(int*, int);
+extern "C" __attribute__((sycl_device)) void __builtin_IB_subgroup_setBlock2DAddressPayloadBlockY(int*, int);
 
 // A matrix in memory. Block loads give zeros outside [0, width) x [0, height), block stores leave it untouched. The
 // base is 64-byte aligned, the pitch a multiple of 16 bytes, the width at least 64 bytes.
@@ -32,6 +33,7 @@ class Block {
             x, y, width, height, count)) {}
   [[gnu::always_inline]] void move_x(int by) const { __builtin_IB_subgroup_addBlock2DAddressPayloadBlockX(payload, by); }
   [[gnu::always_inline]] void move_y(int by) const { __builtin_IB_subgroup_addBlock2DAddressPayloadBlockY(payload, by); }
+  [[gnu::always_inline]] void set_y(int y) const { __builtin_IB_subgroup_setBlock2DAddressPayloadBlockY(payload, y); }
 
   // `height` rows of 64 bytes as two dpas operands A: 32 bytes of all rows, then the other 32 bytes.
   template <int height, int x, int y> [[gnu::always_inline]] vec<int16, 2 * height> load_rows() const {
@@ -75,8 +77,11 @@ class Block {
     asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d32.16x8nn"
                  :: "rw"(rows), "rw.u"(payload), "P"(x), "P"(y));
   }
-
-  // One row of 16 32-bit elements.
+  // One row of 16 or 32 16-bit elements, or of 16 32-bit elements.
+  template <int x, int y, int count> [[gnu::always_inline]] void store_row(vec<int16, count> row) const {
+    asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d16.%4x1nn"
+                 :: "rw"(row), "rw.u"(payload), "P"(x), "P"(y), "P"(count * 16));
+  }
   template <int x, int y> [[gnu::always_inline]] void store_row(float row) const {
     asm volatile("lsc_store_block2d.ugm (M1,1) flat[%1+(%2,%3)] %0:d32.16x1nn"
                  :: "rw"(row), "rw.u"(payload), "P"(x), "P"(y));

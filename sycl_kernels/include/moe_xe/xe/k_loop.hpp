@@ -19,17 +19,19 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
-// A round is `unroll` steps: step<ahead, tail>() for each, then end_round(). `tail` says that the step's rows
-// end before 64 bytes. The last round may be shorter.
+// Steps of 64 bytes, and how many of them come before the rounds of `unroll`: at least one, which starts the sums.
+inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = (whole_steps - 1) % unroll + 1;
+
+// step<ahead, first, tail>(): `ahead` steps behind the last move; `first`: there are no sums yet; `tail`: the rows end
+// before 64 bytes. move<steps>() follows so many steps.
 template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
-  constexpr int rounds = (k_steps - (tail_bytes > 0)) / unroll, rest = k_steps - rounds * unroll;
-  for (int round = 0; round < rounds; ++round) {
-    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false>(); });
-    work.end_round();
+  unrolled<first_steps>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, ahead == 0, false>(); });
+  if constexpr (k_steps > first_steps) work.template move<first_steps>();
+  for (int round = 0; round < (whole_steps - first_steps) / unroll; ++round) {
+    unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false, false>(); });
+    work.template move<unroll>();
   }
-  unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
-    work.template step<ahead, (tail_bytes > 0 && ahead == rest - 1)>();
-  });
+  if constexpr (tail_bytes > 0) work.template step<0, false, true>();
 }
 
 // The geometry of one tile height: which part of the tile a sub-group computes.
@@ -39,12 +41,16 @@ template <int variant> struct Shape {
   static constexpr int columns = config::sub_group_columns[variant];  // weights' columns of a sub-group
   static constexpr int outputs = paired ? columns / 2 : columns;
   static constexpr int across = config::tile_width / columns;         // sub-groups side by side
-  static constexpr int sub_groups = height / rows * across;           // the others of the work-group have no part
+  static constexpr int down = height / rows;                          // and below each other
+  static constexpr int sub_groups = down * across;                    // the others of the work-group have no part
   // Where gates and up values are halves of the weights, a sub-group's columns are two runs; else one.
   static constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, run_columns = columns / runs;
 
   static int first_row(int sub_group) { return sub_group / across * rows; }
   static int first_column(int sub_group) { return sub_group % across * run_columns; }
+  static int first_output(const Tile& tile, int sub_group) {
+    return (paired ? tile.column / 2 : tile.column) + sub_group % across * outputs;
+  }
 };
 
 inline Surface token_surface(const Arguments& args, const Tile& tile) {
@@ -64,7 +70,8 @@ inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
   const bool is_shared = problem::shared > 0 && tile.expert < problem::shared;
   const int64 first = reinterpret_cast<int64>(args.shared_w), second = reinterpret_cast<int64>(args.shared_up);
   const int64 shared_base = (run ? second : first) + tile.expert * args.shared_expert_stride * element_bytes;
-  const int64 routed_base = reinterpret_cast<int64>(args.w) + (tile.expert - problem::shared) * args.w_expert_stride * element_bytes;
+  const int64 routed_expert = unsigned(tile.expert - problem::shared);
+  const int64 routed_base = reinterpret_cast<int64>(args.w) + routed_expert * args.w_expert_stride * element_bytes;
   const int64 base = is_shared ? shared_base : routed_base;
   const int shared_stride = int(args.shared_stride), routed_stride = int(args.w_stride);
   const int pitch = (is_shared ? shared_stride : routed_stride) * element_bytes;
@@ -78,23 +85,27 @@ inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
 
 // Address of the token of one of the tile's rows. Rows past the tile's last repeat it.
 inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
-  const int64 source = source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
-  return reinterpret_cast<int64>(args.a) + source * args.a_stride * element_bytes;
+  const unsigned source = unsigned(source_row(args, tile.row + (row < tile.rows ? row : tile.rows - 1)));
+  return reinterpret_cast<int64>(args.a) + int64(source) * unsigned(args.a_stride * element_bytes);
 }
 
 // Prefetch of the tile's weights, 64-byte lines shared out evenly: in [E, N, K] a line is a step of one column, in
-// [E, K, N] a row of K has several and a step has several rows.
+// [E, K, N] a row of K has several and a step has several rows. Sub-groups below each other share their own columns, so that
+// nobody needs those whose columns are all beyond N.
 template <int variant> class WeightPrefetch {
  public:
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
-      : WeightPrefetch(weight_run(args, tile, sub_group / run_sub_groups), sub_group % run_sub_groups) {}
+      : WeightPrefetch(weight_run(args, tile, part_of(sub_group) / run_sub_groups), part_of(sub_group) % run_sub_groups) {}
   template <int ahead> [[gnu::always_inline]] void step() const {
     unrolled<messages>([&](auto i) __attribute__((always_inline)) {
       if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
       else block.template prefetch<rows, ahead * x_per_step, i * rows>();
     });
   }
-  [[gnu::always_inline]] void end_round() const { move(unroll); }
+  template <int steps> [[gnu::always_inline]] void move() const {
+    if constexpr (rows_are_k) block.move_y(steps * step_elements);
+    else block.move_x(steps * x_per_step);
+  }
 
  private:
   using Part = Shape<variant>;
@@ -106,16 +117,18 @@ template <int variant> class WeightPrefetch {
   static_assert(lines * Part::sub_groups == config::tile_width && rows * messages == lines);
   static_assert(!rows_are_k || (down * rows == step_elements && run_sub_groups % down == 0));
 
+  static int part_of(int sub_group) {
+    constexpr int sharers = Part::down / Part::runs;     // of a sub-group's columns of one run
+    if constexpr (Part::down % Part::runs > 0) return sub_group;
+    const int row = sub_group / Part::across, column = sub_group % Part::across;
+    return row / sharers * run_sub_groups + column * sharers + row % sharers;
+  }
+
   [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
       : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
               rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    move(config::prefetch_distance);
-  }
-
-  [[gnu::always_inline]] void move(int steps) const {
-    if constexpr (rows_are_k) block.move_y(steps * step_elements);
-    else block.move_x(steps * x_per_step);
+    move<config::prefetch_distance>();
   }
 
   Block block;
@@ -127,12 +140,12 @@ template <int variant> class TokenPrefetch {
   [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
       : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    block.move_x(config::prefetch_distance * x_per_step);
+    move<config::prefetch_distance>();
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
     block.template prefetch<rows, ahead * x_per_step, 0>();
   }
-  [[gnu::always_inline]] void end_round() const { block.move_x(unroll * x_per_step); }
+  template <int steps> [[gnu::always_inline]] void move() const { block.move_x(steps * x_per_step); }
 
  private:
   static constexpr int rows = (Shape<variant>::height + Shape<variant>::sub_groups - 1) / Shape<variant>::sub_groups;
@@ -149,7 +162,7 @@ template <int variant> class GatheredTokenPrefetch {
     }
     for (int step_ahead = 0; step_ahead < config::prefetch_distance; step_ahead += unroll) {
       unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-      end_round();
+      move<unroll>();
     }
   }
   template <int ahead> [[gnu::always_inline]] void step() const {
@@ -157,8 +170,8 @@ template <int variant> class GatheredTokenPrefetch {
       for (int i = 0; i < vectors; ++i) prefetch_lines<ahead * step_bytes>(address[i] + offset);
   }
   // The last rounds fetch the end of the rows again: nothing past a row may be touched.
-  [[gnu::always_inline]] void end_round() {
-    offset += unroll * step_bytes;
+  template <int steps> [[gnu::always_inline]] void move() {
+    offset += steps * step_bytes;
     if (offset > last_offset) offset = last_offset;
   }
 

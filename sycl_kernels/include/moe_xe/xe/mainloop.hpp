@@ -23,7 +23,9 @@ class Mainloop {
   template <int variant> [[gnu::always_inline]] void run_variant(const Tile& tile) const {
     if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
       if (tile.variant != variant) return run_variant<variant + 1>(tile);
-    if (sub_group >= Shape<variant>::sub_groups) return;
+    using Part = Shape<variant>;
+    const bool idle = sub_group >= Part::sub_groups || Part::first_row(sub_group) >= tile.rows || Part::first_output(tile, sub_group) >= out_n;
+    if (idle) return;
     SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));
     loop_over_k(product);
     product.store();

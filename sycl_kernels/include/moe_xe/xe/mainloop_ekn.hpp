@@ -10,27 +10,26 @@ namespace moe_xe {
 template <int variant> class TokensByFeatures {
   using Part = Shape<variant>;
   static constexpr int row_blocks = Part::rows / 8, column_blocks = Part::columns / 16;
+  static constexpr int vectors = (Part::rows + 15) / 16;    // of 16 lanes, one for each row
   static constexpr int run_blocks = column_blocks / Part::runs, out_blocks = Part::outputs / 16;
   static constexpr int store_columns = problem::output == Dtype::f32 || out_blocks == 1 ? 16 : 32;
 
  public:
   [[gnu::always_inline]] TokensByFeatures(const Arguments& args, const Tile& tile, int sub_group, int lane)
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
-        first_feature(Part::first_column(sub_group)),
+        first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights{weights_block(0), weights_block(Part::runs - 1)},
         tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
-    for (auto& blocks : sums)
-      for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
-      for (int i = 0; i < row_blocks; ++i) {
-        const int token = first_token + i * 8 + lane / 4;
-        pieces[i] = PieceAddresses(gathered_token(args, tile, token) + lane % 4 * 8,
-                                   gathered_token(args, tile, token + 4) + lane % 4 * 8);
-      }
+      unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
+        const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane);
+        pieces[2 * v] = PieceAddresses::of<0>(rows, lane);
+        if constexpr (2 * v + 1 < row_blocks) pieces[2 * v + 1] = PieceAddresses::of<1>(rows, lane);
+      });
   }
 
-  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+  template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
     vec<int32, 8> features[column_blocks][2];
     load_features<ahead>(features);
     vec<int16, 8> token_values[row_blocks][2];
@@ -41,25 +40,24 @@ template <int variant> class TokensByFeatures {
       if constexpr (problem::gathered) gather_tokens<ahead, tail, half>(token_values);
       unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
         unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-          dpas(sums[i][j], token_values[i][half], features[j][half]);
+          dpas<first && half == 0>(sums[i][j], token_values[i][half], features[j][half]);
         });
       });
     });
   }
 
-  [[gnu::always_inline]] void end_round() {
-    for (int run = 0; run < Part::runs; ++run) weights[run].move_y(unroll * step_elements);
+  template <int steps> [[gnu::always_inline]] void move() {
+    for (int run = 0; run < Part::runs; ++run) weights[run].move_y(steps * step_elements);
     if constexpr (problem::gathered)
-      for (auto& addresses : pieces) addresses.template move<unroll * step_bytes>();
-    else tokens.move_x(unroll * x_per_step);
-    weight_prefetch.end_round();
-    token_prefetch.end_round();
+      for (auto& addresses : pieces) addresses.template move<steps * step_bytes>();
+    else tokens.move_x(steps * x_per_step);
+    weight_prefetch.template move<steps>();
+    token_prefetch.template move<steps>();
   }
 
   [[gnu::always_inline]] void store() {
     finish();
-    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
-    if constexpr (problem::scattered) return scatter(first_output);
+    if constexpr (problem::scattered) return scatter();
     const int output_bytes = size_of(problem::output);
     const Surface surface{args.d, int(out_n) * output_bytes, int(tile.row) + tile.rows, int(args.d_stride) * output_bytes};
     const Block block(surface, first_output, int(tile.row) + first_token, store_columns, 8, 1);
@@ -134,41 +132,50 @@ template <int variant> class TokensByFeatures {
   // Sums become outputs, in place: output block j of the rows is column block j.
   [[gnu::always_inline]] void finish() {
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
-    const int first_output = (paired ? tile.column / 2 : tile.column) + (woven ? first_feature / 2 : first_feature);
-    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-      const int row = first_token + i * 8 + lane % 8;
-      const float scale = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
-      unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
-        float bias = 0.0f, up_bias = 0.0f;
-        if constexpr (problem::has_bias) {
-          bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 0);
-          if constexpr (paired) up_bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 1);
-        }
+    float scales[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      const int row = first_token + v * 16 + lane;
+      scales[v] = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
+    }
+    unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
+      float bias = 0.0f, up_bias = 0.0f;
+      if constexpr (problem::has_bias) {
+        bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 0);
+        if constexpr (paired) up_bias = bias_at(args, tile.expert, first_output + j * 16 + lane, 1);
+      }
+      unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
         vec<float, 8> gate = sums[i][j], up = sums[i][paired && !woven ? j + out_blocks : j];
         if constexpr (woven) unweave(sums[i][2 * j], sums[i][2 * j + 1], gate, up);
         unrolled<8>([&](auto r) __attribute__((always_inline)) {
           float row_scale = 1.0f;
-          if constexpr (problem::row_scale != RowScale::none) row_scale = __spirv_GroupBroadcast(__spv::Scope::Subgroup, scale, unsigned(r));
+          if constexpr (problem::row_scale != RowScale::none) row_scale = __spirv_GroupBroadcast(__spv::Scope::Subgroup, scales[i / 2], unsigned(i % 2 * 8 + r));
           sums[i][j][int(r)] = output_of(gate[int(r)], up[int(r)], bias, up_bias, row_scale);
         });
       });
     });
   }
 
-  // One row at a time to its own place.
-  [[gnu::always_inline]] void scatter(int first_output) const {
-    using Element = std::conditional_t<problem::output == Dtype::f32, float, int16>;
-    unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-      const int row = first_token + i * 8 + lane % 8;
-      const int64 target_of_lane = row < tile.rows ? target_row(args, tile.row + row) : -1;
-      unrolled<8>([&](auto r) __attribute__((always_inline)) {
-        const int64 target = __spirv_GroupBroadcast(__spv::Scope::Subgroup, target_of_lane, unsigned(r));
-        Element* d = static_cast<Element*>(args.d) + target * args.d_stride;
-        unrolled<out_blocks>([&](auto j) __attribute__((always_inline)) {
-          const int column = first_output + j * 16 + lane;
-          if (target < 0 || column >= out_n) return;
-          if constexpr (problem::output == Dtype::f32) d[column] = sums[i][j][int(r)];
-          else d[column] = round_to_output(sums[i][j][int(r)]);
+  // One row at a time to its own place. The surface has neither the rows of wrong indices nor columns beyond N.
+  [[gnu::always_inline]] void scatter() const {
+    const int output_bytes = size_of(problem::output);
+    const Surface surface{args.d, int(out_n) * output_bytes, int(args.d_rows), int(args.d_stride) * output_bytes};
+    const Block block(surface, first_output, 0, store_columns, 1, 1);
+    unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
+      const int row = first_token + v * 16 + lane;
+      const int targets = row < tile.rows ? args.row_indices[tile.row + row] : -1;
+      unrolled<(Part::rows < 16 ? 8 : 16)>([&](auto l) __attribute__((always_inline)) {
+        constexpr int i = 2 * v + l / 8, r = l % 8;
+        block.set_y(__spirv_GroupBroadcast(__spv::Scope::Subgroup, targets, unsigned(l)));
+        unrolled<Part::outputs / store_columns>([&](auto j) __attribute__((always_inline)) {
+          if constexpr (problem::output == Dtype::f32) {
+            block.template store_row<j * 16, 0>(sums[i][j][r]);
+          } else {
+            constexpr int blocks = store_columns / 16;
+            vec<int16, blocks> values;
+#pragma unroll
+            for (int b = 0; b < blocks; ++b) values[b] = round_to_output(sums[i][j * blocks + b][r]);
+            block.template store_row<j * store_columns, 0>(values);
+          }
         });
       });
     });
@@ -176,7 +183,7 @@ template <int variant> class TokensByFeatures {
 
   const Arguments& args;
   const Tile& tile;
-  int lane, first_token, first_feature;
+  int lane, first_token, first_feature, first_output;
   Block weights[2], tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;

@@ -13,21 +13,20 @@ template <int variant> class FeaturesByTokens {
   static constexpr int feature_blocks = Part::columns / 8, token_blocks = Part::rows / 16;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
   static constexpr int run_loads = Part::run_columns / load_rows;
+  static constexpr bool whole_pieces = out_n % Part::outputs == 0;   // N cuts no sub-group's outputs
 
  public:
   [[gnu::always_inline]] FeaturesByTokens(const Arguments& args, const Tile& tile, int sub_group, int lane)
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
-        first_feature(Part::first_column(sub_group)),
+        first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights{weights_block(0), weights_block(Part::runs - 1)},
         tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
-    for (auto& blocks : sums)
-      for (auto& block : blocks) block = 0.0f;
     if constexpr (problem::gathered)
       for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
   }
 
-  template <int ahead, bool tail> [[gnu::always_inline]] void step() {
+  template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
     vec<int16, 2 * load_rows> features[Part::columns / load_rows];
     unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
       features[i] = weights[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
@@ -44,33 +43,31 @@ template <int variant> class FeaturesByTokens {
       unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
         unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
           constexpr int blocks = load_rows / 8;
-          dpas(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
+          dpas<first && half == 0>(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
         });
       });
     });
   }
 
-  [[gnu::always_inline]] void end_round() {
-    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(unroll * x_per_step);
+  template <int steps> [[gnu::always_inline]] void move() {
+    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(steps * x_per_step);
     if constexpr (problem::gathered)
-      for (auto& address : token) address += unroll * step_bytes;
-    else tokens.move_x(unroll * x_per_step / 2);
-    weight_prefetch.end_round();
-    token_prefetch.end_round();
+      for (auto& address : token) address += steps * step_bytes;
+    else tokens.move_x(steps * x_per_step / 2);
+    weight_prefetch.template move<steps>();
+    token_prefetch.template move<steps>();
   }
 
   [[gnu::always_inline]] void store() {
-    finish();
     constexpr int piece = Part::outputs < 16 || problem::output == Dtype::f32 ? 8 : 16;  // features a message
-    const int first_output = (paired ? tile.column / 2 : tile.column) + first_feature_out();
+    finish();
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
-      const int row = first_token + j * 16 + lane;
-      if (row >= tile.rows) return;
-      const int64 target = target_row(args, tile.row + row);
-      if (problem::scattered && target < 0) return;
-      const int64 element = target * args.d_stride + first_output;
+      const int row = j * 16 + lane;
+      if (first_token + row >= tile.rows) return;
+      char* target = target_of(row);
+      if (problem::scattered && !target) return;
       unrolled<Part::outputs / piece>([&](auto i) __attribute__((always_inline)) {
-        store_piece<piece, i * piece, j>(element + i * piece, first_output + i * piece);
+        store_piece<piece, i * piece, j>(target, first_output + i * piece);
       });
     });
   }
@@ -93,8 +90,15 @@ template <int variant> class FeaturesByTokens {
     return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
   }
 
-  // First of the sub-group's outputs, relative to the tile's.
-  int first_feature_out() const { return problem::pairs == Pairs::interleaved ? first_feature / 2 : first_feature; }
+  // The row of d of one of the sub-group's rows, or null. A row has fewer than 2^24 bytes.
+  [[gnu::always_inline]] char* target_of(int row) const {
+    char* d = static_cast<char*>(args.d);
+    const unsigned row_bytes = unsigned(args.d_stride) * size_of(problem::output);
+    const int64 sorted_row = tile.row + first_token;
+    if constexpr (!problem::scattered) return d + sorted_row * int64(row_bytes) + unsigned(row) * row_bytes;
+    const int64 target = target_row(args, sorted_row + row);
+    return target < 0 ? nullptr : d + int64(unsigned(target)) * row_bytes;
+  }
 
   // Sums become outputs, in place: output f of a token is at feature f.
   [[gnu::always_inline]] void finish() {
@@ -105,11 +109,10 @@ template <int variant> class FeaturesByTokens {
       scales[j] = scale_of(args, tile.row + (row < tile.rows ? row : tile.rows - 1));
     });
     constexpr int lanes = Part::outputs < 16 ? Part::outputs : 16;
-    const int first_output = (paired ? tile.column / 2 : tile.column) + first_feature_out();
     unrolled<Part::outputs / lanes>([&](auto i) __attribute__((always_inline)) {
       float bias = 0.0f, up_bias = 0.0f;    // of the lane's output
       if constexpr (problem::has_bias) {
-        const int64 column = first_output + i * lanes + lane % lanes;
+        const int column = first_output + i * lanes + lane % lanes;
         bias = bias_at(args, tile.expert, column, 0);
         if constexpr (paired) up_bias = bias_at(args, tile.expert, column, 1);
       }
@@ -129,10 +132,10 @@ template <int variant> class FeaturesByTokens {
   }
 
   // `count` consecutive features of one token block; a last piece that N cuts goes element by element.
-  template <int count, int feature, int j> [[gnu::always_inline]] void store_piece(int64 element, int column) const {
+  template <int count, int feature, int j> [[gnu::always_inline]] void store_piece(char* row, int column) const {
     using Element = std::conditional_t<problem::output == Dtype::f32, float, int16>;
     using Piece = vec<Element, count> __attribute__((aligned(16)));
-    Element* d = static_cast<Element*>(args.d) + element;
+    Element* d = reinterpret_cast<Element*>(row) + column;
     vec<Element, count> values;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -140,7 +143,7 @@ template <int variant> class FeaturesByTokens {
       if constexpr (problem::output == Dtype::f32) values[i] = sum;
       else values[i] = round_to_output(sum);
     }
-    if (column + count <= out_n) {
+    if (whole_pieces || column + count <= out_n) {
       *reinterpret_cast<Piece*>(d) = values;
     } else if constexpr (out_n % count != 0) {
 #pragma unroll
@@ -151,7 +154,7 @@ template <int variant> class FeaturesByTokens {
 
   const Arguments& args;
   const Tile& tile;
-  int lane, first_token, first_feature;
+  int lane, first_token, first_feature, first_output;
   Block weights[2], tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;

@@ -1,0 +1,22 @@
+"""Budgets: instructions of a 32x64 sub-group tile outside the K loop, on bmg in xesim."""
+from __future__ import annotations
+
+import pytest
+
+from . import case
+from .case import EKN, ENK, missing
+from .tile_cost import problem_of, tile_cost
+
+pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
+
+BUDGETS = {"plain": 400, "silu of halves": 700, "scattered f32": 700, "scattered bf16": 700, "scattered f32, bias": 700,
+           "swiglu of neighbours, bias": 1700}
+LIKE_OTHERS = ("scattered bf16", "swiglu of neighbours, bias")
+
+
+@pytest.mark.parametrize("layout", [ENK, EKN])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind in LIKE_OTHERS)) for kind in BUDGETS])
+def test_ends_of_a_tile(kind, layout):
+    cost = tile_cost(problem_of(kind, layout))
+    case.REPORT.append(f"{kind}, {layout.value}, 32x64: {cost}")
+    assert 0 < cost.tile <= BUDGETS[kind]
