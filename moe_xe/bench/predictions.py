@@ -7,6 +7,7 @@ import torch
 
 from ..device import facts_of, queue_for
 from ..ops.launch import target_of
+from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
 from ..plan.gemm.config import TileConfig, XeConfig
 from ..plan.gemm.heuristics import cpu_config
 from ..plan.model.cost import own_kernel, predict, predict_cpu
@@ -76,3 +77,10 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
     return Case(device.name, model.name, n, k, tokens, sum(rows), describe(config), 1e3 * prediction.seconds, prediction.tflops,
                 prediction.roofline_share, prediction.bound_by,
                 {part: 1e3 * seconds for part, seconds in {**prediction.parts, "tail": prediction.tail}.items()})
+
+
+def predict_model_block(model: workloads.Model, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
+                        y: Dtype | None = None) -> BlockPrediction:
+    """The model's whole block with its routing, in default configurations. Raises ValueError for a device that is no Xe GPU."""
+    shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, dtype, layout, y)
+    return predict_block(shape, tokens, rows_of(model, tokens), device)

@@ -1,4 +1,5 @@
-"""Other people's measurements (plan/model/data/published.yaml) beside what the cost model predicts for their kernels."""
+"""Other people's measurements (plan/model/data/published.yaml) beside what the cost model predicts for their kernels, and their layers
+beside what it predicts for moe_xe's."""
 from __future__ import annotations
 
 import functools
@@ -10,6 +11,7 @@ from importlib.resources import files
 import torch
 import yaml
 
+from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
 from ..plan.gemm.config import Schedule, XeConfig
 from ..plan.model import cost as cost_model
 from ..plan.model.devices import DeviceRecord, find_record
@@ -76,10 +78,18 @@ def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_mo
     return name, measured, predictions[len(predictions) // 2]
 
 
+def _rows_of_layer(case: dict) -> list[int]:
+    model = workloads.Model("", case["hidden"], case["shard"] // 2, case["experts"], case["top_k"])
+    return workloads.routed_rows(model, case["tokens"], torch.Generator().manual_seed(case["tokens"]))
+
+
+def _name_of_layer(case: dict) -> str:
+    return "layer of {tokens} tokens, {experts} experts, top {top_k}, {hidden} x {shard}".format(**case)
+
+
 def _compare_layer(device: DeviceRecord, case: dict) -> tuple[str, float, float, str]:
     tokens, hidden, shard = case["tokens"], case["hidden"], case["shard"]
-    model = workloads.Model("", hidden, shard // 2, case["experts"], case["top_k"])
-    rows = workloads.routed_rows(model, tokens, torch.Generator().manual_seed(tokens))
+    rows = _rows_of_layer(case)
     fused = "fused" in case["kernels"][0]
     gemms = [cost_model.predict(_problem(*shape), rows, kernel(name), device, 0) for shape, name in
              zip([(shard, hidden, Activation() if fused else None), (hidden, shard // 2)], case["kernels"])]
@@ -89,8 +99,7 @@ def _compare_layer(device: DeviceRecord, case: dict) -> tuple[str, float, float,
     copies = 2 * elements / (device.bandwidth * 1e9)
     launches = case["launches"] * cost_model.LAUNCH_SECONDS
     parts = {"launch": launches, "copies": copies} | {gemm.bound_by: gemm.seconds for gemm in gemms}
-    name = f"layer of {tokens} tokens, {case['experts']} experts, top {case['top_k']}, {hidden} x {shard}"
-    return name, case["ms"] / 1e3, launches + copies + sum(gemm.seconds for gemm in gemms), max(parts, key=parts.get)
+    return _name_of_layer(case), case["ms"] / 1e3, launches + copies + sum(gemm.seconds for gemm in gemms), max(parts, key=parts.get)
 
 
 def comparisons() -> Iterator[Comparison]:
@@ -104,3 +113,32 @@ def comparisons() -> Iterator[Comparison]:
         device = find_record(group["device"])
         for case in group["cases"]:
             yield Comparison(group["source"], device.name, *_compare_layer(device, case))
+
+
+@dataclass(frozen=True)
+class BlockComparison:
+    """The published time of a whole layer, in seconds, and what moe_xe's block of the same size is expected to take."""
+    source: str
+    device: str
+    case: str
+    measured: float
+    ours: BlockPrediction
+
+    @property
+    def speedup(self) -> float:
+        return self.measured / self.ours.seconds
+
+
+def block_comparisons(y: Dtype | None = None) -> Iterator[BlockComparison]:
+    """Every published layer, routing included, with rows of this type before they are summed."""
+    for group in _data()["layers"]:
+        device = find_record(group["device"])
+        for case in group["cases"]:
+            shape = BlockShape(case["hidden"], case["shard"] // 2, case["experts"], case["top_k"], y=y)
+            ours = predict_block(shape, case["tokens"], _rows_of_layer(case), device)
+            yield BlockComparison(group["source"], device.name, _name_of_layer(case), case["ms"] / 1e3, ours)
+
+
+def mean_speedup(comparisons: list[BlockComparison]) -> float:
+    """The geometric mean of peer / ours."""
+    return statistics.geometric_mean(comparison.speedup for comparison in comparisons)

@@ -1,4 +1,4 @@
-"""moe-xe predict: how long the grouped GEMM would take on a device that is not here."""
+"""moe-xe predict: how long the grouped GEMM, or a block, would take on a device that is not here."""
 import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Optional
@@ -20,16 +20,27 @@ def predict(
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     layout: Annotated[WeightLayout, typer.Option(help="Order of the weights in memory.")] = WeightLayout.enk,
     gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries.")] = False,
+    block: Annotated[bool, typer.Option("--block", help="The whole block: launches, routing, sort, both GEMMs, sum.")] = False,
+    y_dtype: Annotated[Optional[str], typer.Option(help="With --block: of the rows that are summed, fp32 or --dtype.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries; with --block, "
+                                                        "of their layers, beside moe_xe's predicted block.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write a picture (PNG).")] = None,
 ):
-    """Predicted time of both GEMMs of each model, from the cost model (docs/choosing.md). Nothing is run on the device."""
+    """Predicted time of both GEMMs of each model, or of its block, from the cost model (docs/choosing.md). Nothing is run on the device."""
     try:
         if plot:
             from ..bench.plot import require_matplotlib
             require_matplotlib()
-        if check:
+        if block:
+            from .predict_block import check_blocks, predict_blocks
+            _one_of("--dtype", dtype, DTYPES)
+            y = None if y_dtype is None else _one_of("--y-dtype", y_dtype, {"fp32": Dtype.f32, dtype: DTYPES[dtype]})
+            if check:
+                check_blocks(y, json)
+            else:
+                predict_blocks(_device(device), _models(model), _token_counts(tokens), DTYPES[dtype], layout, y, json)
+        elif check:
             _check(json, plot)
         else:
             _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, json, plot)
@@ -50,16 +61,26 @@ def _models(text: str) -> list:
     return found
 
 
-def _predict(device, models, token_counts, dtype, layout, gathered, json, plot):
-    from ..bench.predictions import device_record, predict_case
+def _one_of(option: str, name: str, values: dict):
+    if name not in values:
+        raise typer.BadParameter(f"expected {' or '.join(values)}, got {name!r}", param_hint=option)
+    return values[name]
 
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"expected {' or '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
+
+def _device(name: str):
+    from ..bench.predictions import device_record
+
     try:
-        record = device_record(device)
+        return device_record(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device")
-    cases = [predict_case(model, gemm, count, record, DTYPES[dtype], layout, gathered)
+
+
+def _predict(device, models, token_counts, dtype, layout, gathered, json, plot):
+    from ..bench.predictions import predict_case
+
+    input, record = _one_of("--dtype", dtype, DTYPES), _device(device)
+    cases = [predict_case(model, gemm, count, record, input, layout, gathered)
              for model in models for gemm in (0, 1) for count in token_counts]
     if plot:
         from ..bench.plot_predictions import plot_cases

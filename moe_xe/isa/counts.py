@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
 from ..plan.gemm.config import Schedule, XeConfig
-from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
+from ..plan.model.cost import variant_of
+from ..plan.problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
+from ..plan.xe.rules import sub_group_reason
 from . import ocloc, spirv
 from .kernels import LARGE_GRF
 from .listing import summarize
@@ -25,16 +27,23 @@ SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (3
           WeightLayout.ekn: ((8, 16), (8, 32), (8, 64), (16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64))}
 
 HEADER = """\
-# Instructions of one sub-group, bf16, counted in machine code: target -> layout [+ gathered] -> rows x columns -> counts.
+# Instructions of one sub-group, bf16, counted in machine code: target -> layout + fusions -> rows x columns -> counts.
 # step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of the loop over tiles outside that over K.
 # Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """
 
+# What is counted for both layouts: plain and gathered rows, and the two GEMMs of a block.
+FUSIONS = ({}, {"gathered": True}, {"gathered": True, "slots": 8, "activation": Activation()},
+           {"scattered": True, "row_scale": RowScale.outputs})
 
-def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets: tuple[str, ...] = TARGETS) -> Iterator[dict]:
+
+def problems() -> list[GroupedGemmProblem]:
+    return [GroupedGemmProblem(2 * WIDTH, K, Dtype.bf16, Dtype.bf16, layout, **fusions) for layout in SHAPES for fusions in FUSIONS]
+
+
+def count(problem: GroupedGemmProblem, shape: tuple[int, int], targets: tuple[str, ...] = TARGETS) -> Iterator[dict]:
     """One entry of the table for each target. Raises RuntimeError for a shape that spills."""
     rows, columns = shape
-    problem = GroupedGemmProblem(2 * WIDTH, K, Dtype.bf16, Dtype.bf16, layout, gathered=gathered)
     config = XeConfig(heights=(SUB_GROUPS * columns // WIDTH * rows,), tile_width=WIDTH, raster_group=8, min_fill_eighths=7,
                       schedule=Schedule.dynamic, sub_group_rows=(rows,), sub_group_columns=(columns,), prefetch_distance=3)
     root = sources_dir()
@@ -43,7 +52,7 @@ def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets:
         summary = summarize(ocloc.build(image, target, LARGE_GRF), KERNEL_NAME)
         loop, = summary.loops
         if summary.spill_bytes:
-            raise RuntimeError(f"{target} {layout.value} {shape}: {summary.spill_bytes} bytes of spills")
+            raise RuntimeError(f"{target} {variant_of(problem)} {shape}: {summary.spill_bytes} bytes of spills")
         steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
         yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
                "other": (loop.instructions - loop.dpas - loop.messages) / steps,
@@ -52,12 +61,11 @@ def count(layout: WeightLayout, gathered: bool, shape: tuple[int, int], targets:
 
 def main() -> None:
     table: dict[str, dict[str, dict[str, dict]]] = {target: {} for target in TARGETS}
-    for layout, shapes in SHAPES.items():
-        for gathered in (False, True):
-            for shape in shapes:
-                for target, entry in zip(TARGETS, count(layout, gathered, shape)):
-                    variant = layout.value + (" gathered" if gathered else "")
-                    table[target].setdefault(variant, {})["{}x{}".format(*shape)] = entry
+    for problem in problems():
+        for shape in SHAPES[problem.weights]:
+            if sub_group_reason(problem, *shape) is None:
+                for target, entry in zip(TARGETS, count(problem, shape)):
+                    table[target].setdefault(variant_of(problem), {})["{}x{}".format(*shape)] = entry
     print(HEADER, end="")
     for target, variants in table.items():
         print(f"{target}:")

@@ -48,5 +48,6 @@ def combine_source(problem: CombineProblem, isa: str | None) -> KernelSource:
 
 def combine_constants(problem: CombineProblem) -> list[str]:
     """The lines of its namespace `problem`."""
-    return [*_slots(problem), f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns};",
+    return [*_slots(problem),
+            f"inline constexpr int hidden_size = {problem.hidden_size}, columns = {problem.columns}, stored = {problem.stored};",
             f"inline constexpr Dtype input = Dtype::{problem.input.value}, output = Dtype::{problem.output.value};"]

@@ -173,7 +173,7 @@ def _first_of(experts: nn.Module) -> str:
 def _options_of(experts: nn.Module) -> dict:
     """What `lora_moe` is to compute for them, as they are now."""
     if isinstance(experts, Experts):
-        options = {name: getattr(experts, name) for name in ("activation", "alpha", "limit", "interleaved", "weight_on_input")}
+        options = {name: getattr(experts, name) for name in ("activation", "alpha", "limit", "interleaved", "weight_on_input", "y_dtype")}
         transposed = experts.transposed
     else:
         fused, transposed = fused_activation(experts), experts.is_transposed

@@ -9,6 +9,7 @@ import torch
 from ..plan.problem import Dtype, WeightLayout
 
 DTYPES = {torch.bfloat16: Dtype.bf16, torch.float16: Dtype.f16, torch.float32: Dtype.f32}
+TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in DTYPES.items()}
 _DTYPE_NAMES = "bfloat16, float16 or float32"
 FLOAT32_MAX, FLOAT32_TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 

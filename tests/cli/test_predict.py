@@ -1,4 +1,5 @@
 import json
+import statistics
 
 import pytest
 from typer.testing import CliRunner
@@ -25,6 +26,27 @@ def test_both_gemms_of_each_model(device, layout):
     for case in report["cases"]:
         assert set(case) == FIELDS and 0 < case["roofline"] <= 1 and case["bound_by"] in case["parts_ms"]
         assert case["ms"] >= max(value for part, value in case["parts_ms"].items() if part not in ("latency", "issue", "L1", "tail")) * 0.999
+
+
+@pytest.mark.parametrize("y_dtype, size", [(None, 2), ("fp32", 4), ("bf16", 2)])
+def test_blocks(y_dtype, size):
+    arguments = ["--block", "--device", "b60", "--model", "qwen3", "--tokens", "1,1024"] + (["--y-dtype", y_dtype] if y_dtype else [])
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert report["predicted"] is True and [block["tokens"] for block in report["blocks"]] == [1, 1024]
+    for block in report["blocks"]:
+        assert block["ms"] == pytest.approx(sum(block["parts_ms"].values()))
+        assert set(block["parts_ms"]) == {"launches", "route", "sort", "gate_up", "down", "combine"} and block["launches"] >= 2
+        assert block["y_bytes"] == 8 * block["tokens"] * 2048 * size
+    output = run(*arguments).output
+    assert "PREDICTED, not measured" in output and "launches" in output and "qwen3-30b-a3b" in output
+
+
+def test_blocks_beside_published_layers():
+    report = json.loads(run("--block", "--check", "--json").stdout)
+    speedups = [layer["measured_ms"] / layer["ms"] for layer in report["layers"]]
+    assert len(speedups) == 49 and [layer["speedup"] for layer in report["layers"]] == pytest.approx(speedups)
+    assert report["mean_speedup"] == pytest.approx(statistics.geometric_mean(speedups))
+    assert f"geometric mean of 49 layers: {report['mean_speedup']:.2f}" in run("--block", "--check").output
 
 
 def test_more_tokens_take_longer():
@@ -61,7 +83,9 @@ def test_a_picture_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("arguments, named", [(("--device", "a770"), "--device"), (("--device", "max"), "--device"), (("--model", "gpt-9"), "--model"),
                                               (("--model", "qwen3,"), "--model"), (("--tokens", "0"), "--tokens"), (("--tokens", "x"), "--tokens"),
-                                              (("--dtype", "int8"), "--dtype"), (("--layout", "nek"), "--layout")])
+                                              (("--dtype", "int8"), "--dtype"), (("--layout", "nek"), "--layout"),
+                                              (("--block", "--dtype", "int8"), "--dtype"), (("--block", "--y-dtype", "fp16"), "--y-dtype"),
+                                              (("--block", "--device", "cpu"), "--device")])
 def test_wrong_options_are_named(arguments, named):
     result = run(*arguments)
     assert result.exit_code == 2 and named in result.output

@@ -15,7 +15,7 @@ from moe_xe.jit.token_sort_source import combine_source, sort_source
 from moe_xe.ops.checks import DTYPES
 from moe_xe.ops.routing.token_sort import Routing, SortedTokens
 from moe_xe.plan.problem import Dtype
-from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, combine_groups, sort_groups
+from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, combine_columns, combine_groups, sort_groups
 
 from ..ops.routing.test_token_sort import (BF16, F16, F32, KINDS, POISON, local_experts, make_routing, make_rows, reference_combine,
                                    reference_sort, strided)
@@ -96,15 +96,24 @@ def test_rows_of_dropped_tokens_become_zero(dtype, columns, gap, access):
     assert torch.equal(out._base, before)
 
 
-# four columns a lane or one; parts of a work-group, and several for a token
-@pytest.mark.parametrize("hidden_size, gap, columns", [(4, 4, 4), (1100, 0, 4), (333, 0, 1), (37, 3, 1)])
-@pytest.mark.parametrize("kind, dtype, out_dtype", [(KINDS[1], F32, BF16), (KINDS[4], BF16, F16), (KINDS[0], F16, F32)], ids=str)
-def test_combine(kind, dtype, out_dtype, hidden_size, gap, columns):
+# y's gap behind each row, which may be read if `whole`; the output's gap; what a lane loads and stores. Vectors that are whole, end behind
+# the last column, or are not aligned; parts of a work-group, and several for a token
+@pytest.mark.parametrize("hidden_size, y_gap, out_gap, whole, accesses", [
+    (16, 16, 8, False, (16, 16)), (1100, 0, 0, False, (8, 8)), (1100, 4, 0, True, (16, 8)), (333, 0, 0, False, (0, 0)),
+    (334, 2, 0, True, (16, 4)), (333, 3, 0, True, (16, 0)), (5, 11, 11, True, (16, 0)), (4112, 0, 0, False, (16, 16))])
+@pytest.mark.parametrize("kind, dtype, out_dtype", [
+    (KINDS[1], F32, BF16), (KINDS[2], BF16, BF16), (KINDS[4], BF16, F16), (KINDS[0], F16, F32)], ids=str)
+def test_combine(kind, dtype, out_dtype, hidden_size, y_gap, out_gap, whole, accesses):
+    """accesses: bytes of a load and of a store of two-byte elements, 0 for single elements."""
     routing = make_routing(kind, 9, 7, gap=1, dropped=0.3)
-    y = strided(make_rows(routing, hidden_size, dtype, "cpu"), gap)
-    out = strided(torch.full((9, hidden_size), POISON, dtype=out_dtype), gap)
+    y = strided(make_rows(routing, hidden_size, dtype, "cpu"), y_gap)
+    out = strided(torch.full((9, hidden_size), POISON, dtype=out_dtype), out_gap)
+    columns, stored = combine_columns((0, y.stride(0), hidden_size + y_gap * whole), DTYPES[dtype], (0, out.stride(0), hidden_size),
+                                      DTYPES[out_dtype])
+    if dtype is BF16:
+        assert (columns, stored) == tuple(max(access // 2, 1) for access in accesses)
     problem = CombineProblem(hidden_size, DTYPES[dtype], DTYPES[out_dtype], routing.top_k, routing.num_shared, routing.id_bits,
-                             routing.expert_map is not None, columns)
+                             routing.expert_map is not None, columns, stored)
     run(combine_source(problem, isa=None), *combine_groups(problem, 9, is_cpu=False, cores=20),
         [*rows(y), *ids(routing), *rows(out), np.int32(9), np.int32(7)], seed=hidden_size)
     assert torch.equal(out, reference_combine(y, routing, out_dtype))
@@ -113,7 +122,9 @@ def test_combine(kind, dtype, out_dtype, hidden_size, gap, columns):
 
 SORTS = [SortProblem(8, weights=Dtype.bf16), SortProblem(1, 0, 64, True, zero_access=16),
          SortProblem(64, 1, 64, True, Dtype.bf16, Dtype.bf16)]
-COMBINES = [CombineProblem(2880, Dtype.f32, Dtype.bf16, 8, columns=4), CombineProblem(2880, Dtype.f32, Dtype.f32, 64, 1, 64, True, columns=4)]
+COMBINES = [CombineProblem(2880, Dtype.bf16, Dtype.bf16, 8, columns=8, stored=8),
+            CombineProblem(2880, Dtype.f32, Dtype.f32, 64, 1, 64, True, columns=4, stored=4),
+            CombineProblem(333, Dtype.f16, Dtype.f16, 7, columns=8)]
 
 
 @pytest.mark.few(2)
@@ -123,3 +134,11 @@ def test_no_spills(problem, device):
     source = sort_source(problem, is_cpu=False) if isinstance(problem, SortProblem) else combine_source(problem, isa=None)
     summary = summarize(build(source, device), source.name)
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
+
+
+@pytest.mark.parametrize("device", ["bmg", "pvc"])
+def test_combine_loads_each_row_once_at_full_width(device):
+    for dtype in (Dtype.bf16, Dtype.f32):
+        problem = CombineProblem(2048, dtype, Dtype.bf16, 8, columns=16 // dtype.size, stored=16 // dtype.size)
+        kinds = summarize(build(combine_source(problem, isa=None), device), "combine").message_kinds
+        assert kinds["load.ugm.d32x4.a64"] == 8 and kinds[f"store.ugm.d32x{8 // dtype.size}.a64"] == 1

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
+from ...plan.block.token_sort import default_y_dtype
 from ...plan.choice.block_config import MoeConfig
 from ...plan.choice.choice import Choice
-from ...plan.problem import Activation, ActivationKind
+from ...plan.problem import Activation, ActivationKind, Dtype
 from .. import checks
 from ..autocast import autocast
 from ..gemm.grouped_gemm import logical_weights
 from ..routing.token_sort import check_routing
 from ..signature import Signature
 
-__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "block_call"]
+__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "block_call", "y_dtype_of"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Fusions:
 class BlockCall:
     """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I].
 
-    choice: of configurations, its parts "gate_up" and "down" are for the two GEMMs.
+    y_dtype: of the second GEMM's rows, where they are summed by a launch of their own. choice: of configurations, its parts
+    "gate_up" and "down" are for the two GEMMs.
     """
     hidden_states: torch.Tensor
     w13: torch.Tensor
@@ -61,6 +63,7 @@ class BlockCall:
     activation: Activation
     routed_scaling_factor: float
     weight_on_input: bool
+    y_dtype: Dtype
     choice: Choice = Choice()
 
 
@@ -69,7 +72,7 @@ FUSIONS = Signature(Fusions)
 
 
 def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, interleaved, alpha, limit, b13, b2, expert_map, shared,
-               routed_scaling_factor, weight_on_input, weight_layout, config, autotune) -> BlockCall:
+               routed_scaling_factor, weight_on_input, weight_layout, y_dtype, config, autotune) -> BlockCall:
     """Of the arguments of `fused_moe`, under torch.autocast; checks all that can be known without the device."""
     choice = Choice.of(config, autotune, MoeConfig)
     hidden_states, w13, w2 = autocast(hidden_states, w13, w2)
@@ -117,7 +120,17 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
                              expert_map=expert_map, **({} if shared is None else {f"shared.{k}": v for k, v in vars(shared).items()}))
     checks.row_stride("hidden_states", hidden_states)
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routing.routed_scaling_factor,
-                     weight_on_input, choice)
+                     weight_on_input, y_dtype_of(y_dtype, hidden_states.dtype), choice)
+
+
+def y_dtype_of(y_dtype, hidden_states: torch.dtype) -> Dtype:
+    """Of this argument of `fused_moe`, for hidden states of this type."""
+    own = checks.DTYPES[hidden_states]
+    if y_dtype is None:
+        return default_y_dtype(own)
+    if y_dtype not in (torch.float32, hidden_states):
+        raise TypeError(f"y_dtype must be torch.float32 or hidden_states' {hidden_states}, got {y_dtype}")
+    return checks.DTYPES[y_dtype]
 
 
 def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool) -> None:

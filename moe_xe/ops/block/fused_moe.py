@@ -10,7 +10,7 @@ from ..eager import repeats
 from ..library import define
 from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
-from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call
+from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call, y_dtype_of
 from .stages import run_block, workspace_bytes
 from .training import differentiable_moe
 
@@ -25,7 +25,8 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
               out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
-              config: MoeConfig | None = None, autotune: bool = False, fusions: Fusions | None = None) -> torch.Tensor:
+              y_dtype: torch.dtype | None = None, config: MoeConfig | None = None, autotune: bool = False,
+              fusions: Fusions | None = None) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
@@ -38,6 +39,9 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     weight_on_input: the weights scale the first GEMM's input (Llama-4) instead of the second's output.
     out: [T, H] in hidden_states' dtype, to write to; shares no memory with the inputs. workspace: uint8, at least
     `fused_moe_workspace_bytes` long and apart from all else, for everything in between; by default torch's allocator is asked.
+    y_dtype: of the experts' weighted rows, [T * k, H], which lie in memory until they are summed in float32: float32, or
+    hidden_states' dtype, in which they take half the time and memory and are rounded once more (docs/block.md). By default
+    bfloat16 for bfloat16; else float32, as float16 rows may overflow although their sum would not.
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights, biases, topk_weights and the shared expert; in training the shared expert
@@ -47,11 +51,12 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     Under torch.autocast, hidden_states, w13, w2 and the shared expert's projections are cast to its dtype, which the
     result then has.
 
-    Returns out, or a new [T, H]: float32 sums, rounded once. Raises TypeError or ValueError naming the argument.
+    Returns out, or a new [T, H]: sums in float32, rounded once. Raises TypeError or ValueError naming the argument.
     """
     call = block_call(hidden_states, w13, w2, topk_weights, topk_ids, activation=activation, interleaved=interleaved, alpha=alpha,
                       limit=limit, b13=b13, b2=b2, expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
-                      weight_on_input=weight_on_input, weight_layout=weight_layout, config=config, autotune=autotune)
+                      weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, config=config,
+                      autotune=autotune)
     checks.check_flags(recompute=recompute)
     if wants_gradient(call, BLOCK):
         if out is not None or workspace is not None:
@@ -77,17 +82,19 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
 
 
 def fused_moe_workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int, *,
-                              dtype: torch.dtype = torch.bfloat16, shared_intermediate_size: int = 0) -> int:
+                              dtype: torch.dtype = torch.bfloat16, shared_intermediate_size: int = 0,
+                              y_dtype: torch.dtype | None = None) -> int:
     """Bytes of a workspace that is enough for `fused_moe` on up to so many tokens.
 
-    shared_intermediate_size: I_s of the shared expert, if there is one. On the CPU device the kernels' own scratch still
-    comes from torch's allocator.
+    shared_intermediate_size: I_s of the shared expert, if there is one. y_dtype: as in `fused_moe`. On the CPU device
+    the kernels' own scratch still comes from torch's allocator.
     """
     checks.check_dtype("dtype", dtype)
     sizes = [checks.check_count(name, size, least, INT32_MAX) for name, size, least in (
         ("num_tokens", num_tokens, 0), ("top_k", top_k, 0), ("hidden_size", hidden_size, 0), ("intermediate_size", intermediate_size, 1),
         ("num_experts", num_experts, 0))]
-    return workspace_bytes(*sizes, dtype, checks.check_count("shared_intermediate_size", shared_intermediate_size, 0, INT32_MAX))
+    shared_size = checks.check_count("shared_intermediate_size", shared_intermediate_size, 0, INT32_MAX)
+    return workspace_bytes(*sizes, dtype, shared_size, y_dtype_of(y_dtype, dtype))
 
 
 def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
@@ -98,7 +105,7 @@ def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
     num_tokens, hidden_size = call.hidden_states.shape
     shared_size = 0 if call.shared is None else call.shared.up_proj.shape[0]
     needed = workspace_bytes(num_tokens, call.topk_ids.shape[1], hidden_size, call.w2.shape[2], call.w2.shape[0],
-                             call.hidden_states.dtype, shared_size)
+                             call.hidden_states.dtype, shared_size, call.y_dtype)
     if not checks.holds(workspace.shape[0] >= needed):
         raise ValueError(f"workspace must have at least {needed} bytes (fused_moe_workspace_bytes), got {workspace.shape[0]}")
 

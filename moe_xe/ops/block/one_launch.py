@@ -18,11 +18,12 @@ Plan = tuple[OneLaunch, Operands, Operands]     # with the operands of the first
 
 
 def plan_block(target: Target, routing: Routing, gate_up: Call, down: Call, y: torch.Tensor, out: torch.Tensor) -> Plan | None:
-    """What would be launched, or None where the block takes several launches. y: where the second GEMM's results go, may be out."""
+    """What would be launched, or None where the block takes several launches. y: where the second GEMM's results go, perhaps in
+    a few more columns; may be out."""
     first, first_operands = plan_call(gate_up, down.a, target)
-    second, second_operands = plan_call(down, y, target)
+    second, second_operands = plan_call(down, y[:, :out.shape[1]], target)
     sort = sort_problem(routing, zero_dropped=out if y is out else None)
-    combine = combine_problem(routing, second_operands.d, second_operands.d_stride, second.problem.output, out, target.is_cpu)
+    combine = combine_problem(routing, y, out, target.is_cpu)
     block = plan_one_launch(first, second, sort, combine, routing.num_tokens, first_operands.num_experts)
     return None if block is None else (block, first_operands, second_operands)
 

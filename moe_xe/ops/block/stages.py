@@ -7,11 +7,12 @@ import torch
 
 from ...device import facts_of
 from ...plan.block.one_launch import few_pairs
+from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
 from ...plan.launch import QUEUE_WORDS
-from ...plan.problem import RowScale
+from ...plan.problem import Dtype, RowScale
 from .. import checks
-from ..checks import DTYPES, row_stride
+from ..checks import TORCH_DTYPES, row_stride
 from ..launch import Call, SharedWeights, submit, target_of
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 from ..submission import ALIGNMENT, Submission, padded
@@ -47,12 +48,13 @@ class Workspace:
 
 
 def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int,
-                    dtype: torch.dtype, shared_size: int) -> int:
+                    dtype: torch.dtype, shared_size: int, y_dtype: Dtype) -> int:
     """An upper bound of what `run_block` takes with all fusions on."""
     copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
     pairs = num_tokens * (top_k + copies)
     pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * QUEUE_WORDS * _NUM_QUEUES, pairs * intermediate_size * dtype.itemsize,
-              num_tokens * shared_size * dtype.itemsize, 4 * pairs * hidden_size if pairs > num_tokens else 0]
+              num_tokens * shared_size * dtype.itemsize,
+              pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
     return sum(map(padded, pieces)) + ALIGNMENT
 
 
@@ -96,7 +98,8 @@ def run_block(submission: Submission, call: BlockCall, fusions: Fusions, out: to
     direct = routing.slots == 1 and fusions.scatter
     # one slot a token needs no y, if stores are scattered: the workspace has none then
     y_space = space if fusions.scatter else Workspace(submission, None)
-    y = out if direct else y_space.take(routing.num_pairs, hidden_size, dtype=torch.float32)
+    y = out if direct else y_space.take(routing.num_pairs, aligned_columns(hidden_size, call.y_dtype),
+                                        dtype=TORCH_DTYPES[call.y_dtype])
     stages = _Stages(submission, call, fusions, space, routing)
     own = num_tokens * (num_shared - merged)       # rows of a shared expert with launches of its own, which come first
     gemms = stages.gemms(counts[num_shared - merged:], pairs[own:], scales[own:], merged)
@@ -107,10 +110,10 @@ def run_block(submission: Submission, call: BlockCall, fusions: Fusions, out: to
     launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                 queue_words=queues.data_ptr(), num_queue_words=queues.numel(), zero_dropped=out if direct else None)
     if own:
-        stages.shared(y, counts[:1], pairs[:own], scales[:own], queues[2:])
-    stages.experts(y, *gemms, queues[:2])
+        stages.shared(y[:, :hidden_size], counts[:1], pairs[:own], scales[:own], queues[2:])
+    stages.experts(y[:, :hidden_size], *gemms, queues[:2])
     if not direct:
-        launch_combine(submission, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+        launch_combine(submission, routing, y, out)
 
 
 class _Stages:
@@ -163,7 +166,7 @@ class _Stages:
             if not call.weight_on_input:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0
-            y[pairs[used].long()] = y_sorted[used]
+            y[pairs[used].long()] = y_sorted[used].to(y.dtype)
 
     def shared(self, y, counts, pairs, scales, queues) -> None:
         """The shared expert with launches of its own."""

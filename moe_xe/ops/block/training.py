@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...plan.block.token_sort import aligned_columns
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Activation, RowScale
-from ..checks import DTYPES
+from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..launch import Call, launch, submit
@@ -56,7 +57,8 @@ def forward(submission: Submission, call: BlockCall, recompute: bool) -> tuple[t
     if rows == 0 or out.numel() == 0:
         return out, saved
     queues = submission.empty(2, QUEUE_WORDS, dtype=torch.int32)
-    h, y = submission.empty(rows, call.w2.shape[2], dtype=x.dtype), submission.empty(rows, hidden_size, dtype=torch.float32)
+    h = submission.empty(rows, call.w2.shape[2], dtype=x.dtype)
+    y = submission.empty(rows, aligned_columns(hidden_size, call.y_dtype), dtype=TORCH_DTYPES[call.y_dtype])
     gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
                  row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
@@ -65,8 +67,8 @@ def forward(submission: Submission, call: BlockCall, recompute: bool) -> tuple[t
     submit(submission, gemm1, h if recompute else z, queues[0])
     if not recompute:
         launch_activate(submission, z, call.activation, row_pairs=pairs, hs=h)
-    submit(submission, gemm2, y, queues[1])
-    launch_combine(submission, routing, y=y.data_ptr(), y_stride=hidden_size, y_dtype=DTYPES[y.dtype], out=out)
+    submit(submission, gemm2, y[:, :hidden_size], queues[1])
+    launch_combine(submission, routing, y, out)
     return out, saved
 
 

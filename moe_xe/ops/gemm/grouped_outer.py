@@ -277,8 +277,7 @@ def _submit_parts(submission: Submission, call: OuterCall, planned: Plan, operan
     in_float = replace(planned, problem=replace(planned.problem, output=Dtype.f32))
     _submit_product(submission, call, in_float, to_parts, parts.stride(2))
     no_ids = torch.empty(num_experts * p, 0, dtype=torch.int32, device=out.device)
-    launch_combine(submission, Routing(no_ids, 0, num_shared=splits), y=parts.data_ptr(), y_stride=parts.stride(2),
-                   y_dtype=Dtype.f32, out=out.view(num_experts * p, q))
+    launch_combine(submission, Routing(no_ids, 0, num_shared=splits), parts.view(-1, aligned_q), out.view(num_experts * p, q))
 
 
 _ARGUMENTS = ("Tensor left, Tensor right, Tensor rows, Tensor? gather_indices_left, Tensor? gather_indices_right, "

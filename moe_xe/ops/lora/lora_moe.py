@@ -23,8 +23,8 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
              activation: str = "silu", interleaved: bool = False, alpha: float = 1.702, limit: float | None = None,
              b13: torch.Tensor | None = None, b2: torch.Tensor | None = None, expert_map: torch.Tensor | None = None,
              shared: SharedExpert | None = None, routed_scaling_factor: float = 1.0, weight_on_input: bool = False,
-             weight_layout: str = "enk", recompute: bool = True, config: MoeConfig | None = None,
-             autotune: bool = False) -> torch.Tensor:
+             weight_layout: str = "enk", recompute: bool = True, y_dtype: torch.dtype | None = None,
+             config: MoeConfig | None = None, autotune: bool = False) -> torch.Tensor:
     """`fused_moe` with ``w13[e] + lora13.scaling * lora13.b[e] @ lora13.a[e]`` for w13, and w2 likewise, never formed.
 
     lora13: a [E, r, H], b [E, 2I or I, r]. lora2: a [E, r, I], b [E, H, r]. b's rows are in the order of the weights' rows,
@@ -41,7 +41,7 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
     """
     options = dict(activation=activation, interleaved=interleaved, alpha=alpha, limit=limit, b13=b13, b2=b2,
                    expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
-                   weight_on_input=weight_on_input, weight_layout=weight_layout, config=config, autotune=autotune)
+                   weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, config=config, autotune=autotune)
     if lora13 is None and lora2 is None:
         return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, **options)
     block = block_call(hidden_states, w13, w2, topk_weights, topk_ids, **options)

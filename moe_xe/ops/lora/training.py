@@ -10,6 +10,7 @@ from ...plan.choice.choice import Choice
 from ..block.activate import activate, activate_backward
 from ..block.call import BlockCall
 from ..block.training import topk_gradient
+from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
 from ..routing.token_sort import SortedTokens, combine, sort_tokens
@@ -80,7 +81,8 @@ def forward(_: Submission, call: LoraCall, recompute: bool) -> tuple[torch.Tenso
     saved = Saved(*rows, *(nothing if recompute else (z, low)))
     del z
     low2 = None if call.lora2 is None else grouped_gemm(h, call.lora2.a, rows.tokens_per_expert, autotune=call.choice.autotune)
-    return _to_tokens(call, rows, h, low2, call.w2, call.lora2, call.choice.part("down"), bias=call.b2, row_scales=rows.row_scales), saved
+    return _to_tokens(call, rows, h, low2, call.w2, call.lora2, call.choice.part("down"), TORCH_DTYPES[call.y_dtype], bias=call.b2,
+                      row_scales=rows.row_scales), saved
 
 
 def backward(_: Submission, grad_out: torch.Tensor, call: LoraCall, saved: Saved, needed: dict[str, bool]) -> dict[str, torch.Tensor]:
@@ -142,13 +144,14 @@ def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: 
 
 
 def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, low: torch.Tensor | None, w: torch.Tensor,
-               adapter: LoraAdapter | None, choice: Choice, **options) -> torch.Tensor:
-    """Sorted rows times the adapted weights, summed for each token: [T, N]. low: the rows times the adapter's a.
+               adapter: LoraAdapter | None, choice: Choice, y_dtype: torch.dtype = torch.float32, **options) -> torch.Tensor:
+    """Sorted rows times the adapted weights, summed for each token: [T, N]. low: the rows times the adapter's a. y_dtype: of
+    the rows before they are summed.
 
     The two products are summed apart, so that only one of them is there for every pair.
     """
     def summed(left, weights, out_dtype, **more):
-        y = grouped_gemm(left, weights, rows.tokens_per_expert, scatter_indices=rows.row_pairs, out_dtype=torch.float32, **more)
+        y = grouped_gemm(left, weights, rows.tokens_per_expert, scatter_indices=rows.row_pairs, out_dtype=y_dtype, **more)
         return combine(y, block.topk_ids, block.w13.shape[0], expert_map=block.expert_map, out_dtype=out_dtype)
 
     dtype = sorted_rows.dtype

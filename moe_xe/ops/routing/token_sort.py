@@ -182,23 +182,24 @@ def launch_sort(submission: Submission, routing: Routing, *, tokens_per_expert: 
         out, out_stride, out_row_bytes, routing.num_tokens, routing.num_experts))
 
 
-def launch_combine(submission: Submission, routing: Routing, *, y: int, y_stride: int, y_dtype: Dtype, out: torch.Tensor) -> None:
+def launch_combine(submission: Submission, routing: Routing, y: torch.Tensor, out: torch.Tensor) -> None:
     """Submits the sums.
 
-    y: address of [T * slots, H] of y_dtype, rows y_stride elements apart. out: [T, H] with contiguous rows.
+    y: [T * slots, H or more], rows contiguous; columns behind H hold anything, and let a lane's last load be a whole one.
+    out: [T, H], rows contiguous.
     """
-    num_tokens, hidden_size = out.shape
+    num_tokens = out.shape[0]
     if out.numel() == 0:
         return
     routing.check_addresses()
-    checks.check_addresses(out=out)
+    checks.check_addresses(y=y, out=out)
     submission.keep(routing)
     target = target_of(facts_of(submission.queue))
-    problem = combine_problem(routing, y, y_stride, y_dtype, out, target.is_cpu)
+    problem = combine_problem(routing, y, out, target.is_cpu)
     groups, group_size = combine_groups(problem, num_tokens, target.is_cpu, target.cores)
     kernel = compile_kernel(submission.queue, combine_source(problem, target.isa))
     submission.launch(kernel, groups, group_size, (
-        y, y_stride, *_ids(routing), out.data_ptr(), row_stride("out", out), num_tokens, routing.num_experts))
+        *_rows("y", y), *_ids(routing), *_rows("out", out), num_tokens, routing.num_experts))
 
 
 def sort_problem(routing: Routing, zero_dropped: torch.Tensor | None = None) -> SortProblem:
@@ -207,12 +208,13 @@ def sort_problem(routing: Routing, zero_dropped: torch.Tensor | None = None) -> 
                        _dtype(routing.shared_weights), 0 if zero_dropped is None else widest_access(*_rows_in_bytes(zero_dropped)))
 
 
-def combine_problem(routing: Routing, y: int, y_stride: int, y_dtype: Dtype, out: torch.Tensor, is_cpu: bool) -> CombineProblem:
-    """What the sums are compiled for; y, y_stride, y_dtype and out as for `launch_combine`."""
-    hidden_size, out_dtype = out.shape[1], DTYPES[out.dtype]
-    columns = 1 if is_cpu else combine_columns(hidden_size, y, y_stride, y_dtype, out.data_ptr(), row_stride("out", out), out_dtype)
-    return CombineProblem(hidden_size, y_dtype, out_dtype, routing.top_k, routing.num_shared, routing.id_bits,
-                          routing.expert_map is not None, columns)
+def combine_problem(routing: Routing, y: torch.Tensor, out: torch.Tensor, is_cpu: bool) -> CombineProblem:
+    """What the sums are compiled for; y and out as for `launch_combine`."""
+    (y_row, input), (out_row, output) = ((_rows(name, rows), DTYPES[rows.dtype]) for name, rows in (("y", y), ("out", out)))
+    hidden_size = out.shape[1]
+    columns = (1, 1) if is_cpu else combine_columns((*y_row, y.shape[1]), input, (*out_row, hidden_size), output)
+    return CombineProblem(hidden_size, input, output, routing.top_k, routing.num_shared, routing.id_bits,
+                          routing.expert_map is not None, *columns)
 
 
 def _dtype(tensor: torch.Tensor | None) -> Dtype | None:
@@ -250,10 +252,8 @@ def _sort_tokens(submission, topk_ids, num_experts, topk_weights, expert_map, nu
 
 
 def _combine(submission, y, topk_ids, num_experts, expert_map, num_shared, out_dtype):
-    checks.check_addresses(y=y)
     out = submission.result(topk_ids.shape[0], y.shape[1], dtype=out_dtype)
-    launch_combine(submission, Routing(topk_ids, num_experts, expert_map, num_shared), y=y.data_ptr(), y_stride=row_stride("y", y),
-                   y_dtype=DTYPES[y.dtype], out=out)
+    launch_combine(submission, Routing(topk_ids, num_experts, expert_map, num_shared), y, out)
     return out
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..problem import Dtype
 
 LANES = 16
+LANE_BYTES = 16           # of a lane's widest access
 MAX_TOP_K = 64            # gpu/sort_tokens.hpp keeps a token's slots in one word
 MAX_PAIRS = 2**30         # kernels count pairs and work-items in int32, and step beyond the last one
 MAX_EXPERTS = 2**20
@@ -33,7 +34,8 @@ class SortProblem:
 
 @dataclass(frozen=True)
 class CombineProblem:
-    """What the sum of a token's slots is compiled for. columns: consecutive ones that a GPU's lane loads at once."""
+    """What the sum of a token's slots is compiled for. columns, stored: consecutive ones that a GPU's lane loads and stores
+    at once."""
     hidden_size: int
     input: Dtype
     output: Dtype
@@ -42,6 +44,7 @@ class CombineProblem:
     id_bits: int = 32
     has_expert_map: bool = False
     columns: int = 1
+    stored: int = 1
 
 
 def widest_access(*byte_multiples: int) -> int:
@@ -49,11 +52,23 @@ def widest_access(*byte_multiples: int) -> int:
     return next(size for size in (16, 8, 4, 2) if all(value % size == 0 for value in byte_multiples))
 
 
-def combine_columns(hidden_size: int, y: int, y_stride: int, input: Dtype, out: int, out_stride: int, output: Dtype) -> int:
-    """4 where that many columns of y and of out are aligned in every row, else 1. y, out: addresses; strides in elements."""
-    aligned = (y % (4 * input.size) == 0 and out % (4 * output.size) == 0 and
-               all(value % 4 == 0 for value in (hidden_size, y_stride, out_stride)))
-    return 4 if aligned else 1
+def default_y_dtype(hidden_states: Dtype) -> Dtype:
+    """Of the rows that are summed for each token. bfloat16 has float32's range, and its rounding adds about as much error as
+    the result's own; a float16 row may overflow although the sum would not."""
+    return Dtype.bf16 if hidden_states is Dtype.bf16 else Dtype.f32
+
+
+def aligned_columns(columns: int, dtype: Dtype) -> int:
+    """So many or a few more, for rows that a lane's widest loads divide."""
+    unit = LANE_BYTES // dtype.size
+    return -(-columns // unit) * unit
+
+
+def combine_columns(y_row: tuple[int, int, int], input: Dtype, out_row: tuple[int, int, int], output: Dtype) -> tuple[int, int]:
+    """How many columns a lane loads, and stores, at once; rows by address, stride and columns, these two in elements."""
+    loads, stores = (widest_access(address, stride * dtype.size, columns * dtype.size) // dtype.size
+                     for (address, stride, columns), dtype in ((y_row, input), (out_row, output)))
+    return loads, min(loads, stores)
 
 
 def sort_groups(num_tokens: int, num_experts: int, is_cpu: bool, cores: int) -> tuple[int, int]:

@@ -86,8 +86,9 @@ def counted_instructions() -> dict:
 
 
 def variant_of(problem: GroupedGemmProblem) -> str:
-    """The kernel that instructions were counted for."""
-    return problem.weights.value + (" gathered" if problem.gathered else "")
+    """The kernel that instructions were counted for, in plan/model/data/instructions.yaml."""
+    fused = " gathered" * problem.gathered + " pairs" * (problem.gathered and problem.pairs) + " scattered" * problem.scattered
+    return problem.weights.value + fused
 
 
 def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceRecord) -> Kernel:

@@ -19,7 +19,8 @@ template <Dtype dtype> Element<dtype> rounded(float value) {
   if constexpr (dtype == Dtype::bf16) {
     const unsigned bits = __builtin_bit_cast(unsigned, value);
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return Element<dtype>(is_nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    const unsigned nearest = bits + 0x7fffu + (bits >> 16 & 1u);
+    return Element<dtype>((is_nan ? bits | 0x400000u : nearest) >> 16);
   } else {
     return Element<dtype>(value);
   }

@@ -32,7 +32,7 @@ def activated(sums, activation, gated, interleaved, alpha, limit):
 
 def reference(hidden_states, w13, w2, topk_weights, topk_ids, *, activation="silu", interleaved=False, alpha=1.702, limit=None,
               b13=None, b2=None, expert_map=None, shared=None, routed_scaling_factor=1.0, weight_on_input=False,
-              weight_layout="enk") -> torch.Tensor:
+              weight_layout="enk", y_dtype=None) -> torch.Tensor:
     """[T, H]: one expert after the other, in float64."""
     x, out = hidden_states.double(), torch.zeros(hidden_states.shape, dtype=torch.float64)
     if weight_layout == "ekn":

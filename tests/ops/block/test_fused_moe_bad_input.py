@@ -140,7 +140,7 @@ def test_out_that_requires_a_gradient():
 
 
 def test_workspace_bytes():
-    with pytest.raises(TypeError, match="dtype must be bfloat16, float16 or float32, got torch.float64"):
+    with pytest.raises(TypeError, match="^dtype must be bfloat16, float16 or float32, got torch.float64"):
         moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float64)
 
 

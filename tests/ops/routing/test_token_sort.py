@@ -192,7 +192,7 @@ def check_combine(kind, num_tokens, hidden_size, dtype, out_dtype, *, gap=0, dro
     wide = strided(y, gap)
     whole = torch.full((num_tokens, hidden_size + gap), POISON, dtype=out_dtype, device=device)
     queue = queue_for(whole.device)
-    launch_combine(Submission(queue, whole.device), routing, y=wide.data_ptr(), y_stride=hidden_size + gap, y_dtype=DTYPES[dtype], out=whole[:, :hidden_size])
+    launch_combine(Submission(queue, whole.device), routing, wide, whole[:, :hidden_size])
     queue.wait()
     assert torch.equal(whole[:, :hidden_size].cpu(), reference_combine(y, routing, out_dtype))
     assert (whole[:, hidden_size:] == POISON).all()
@@ -207,12 +207,40 @@ def test_combine(hidden_size, kind, dtype, out_dtype, kernels, device, num_token
     check_combine(kind, num_tokens, hidden_size, dtype, out_dtype, gap=gap, dropped=dropped, device=device)
 
 
+@pytest.mark.cpu_device     # most of this memory is never touched
+def test_combine_of_rows_beyond_two_to_the_31_elements(kernels, device):
+    routing = make_routing((3, 0, torch.int32, None, None, False), 2, 11, dropped=0.0, device=device)
+    stride = 2**29 - 8
+    y = torch.empty(5 * stride + 1100, dtype=BF16).as_strided((6, 1100), (stride, 1))
+    assert 5 * stride > 2**31
+    y.copy_(torch.randn(6, 1100))
+    out = torch.full((2, 1100), POISON, dtype=BF16)
+    queue = queue_for(out.device)
+    launch_combine(Submission(queue, out.device), routing, y, out)
+    queue.wait()
+    assert torch.equal(out, reference_combine(y, routing, BF16))
+
+
+@pytest.mark.parametrize("dtype, out_dtype", [(BF16, BF16), (F32, F16)], ids=str)
+def test_combine_of_padded_rows(kernels, device, dtype, out_dtype):
+    """Loads of whole vectors reach into the padding, which is not summed."""
+    routing = make_routing(KINDS[2], 50, 11, dropped=0.3, device=device)
+    y = make_rows(routing, 333, dtype, device)
+    wide = torch.full((len(y), 336), float("nan"), dtype=dtype, device=device)
+    wide[:, :333] = y
+    out = torch.full((50, 334), POISON, dtype=out_dtype, device=device)
+    queue = queue_for(out.device)
+    launch_combine(Submission(queue, out.device), routing, wide, out[:, :333])
+    queue.wait()
+    assert torch.equal(out[:, :333].cpu(), reference_combine(y, routing, out_dtype)) and (out[:, 333] == POISON).all()
+
+
 def test_combine_rounds_to_nearest_even_and_keeps_special_values(kernels, device):
     y = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, float("inf"), float("nan"), -0.0]], device=device)
     routing = check_routing(torch.zeros(1, 1, dtype=torch.int32, device=device), 1)
     out = torch.empty(1, 5, dtype=BF16, device=device)
     queue = queue_for(out.device)
-    launch_combine(Submission(queue, out.device), routing, y=y.data_ptr(), y_stride=5, y_dtype=DTYPES[F32], out=out)
+    launch_combine(Submission(queue, out.device), routing, y, out)
     queue.wait()
     assert torch.equal(out[:, :3].cpu(), torch.tensor([[1.0, 1 + 2**-6, float("inf")]], dtype=BF16))
     assert out[0, 3].isnan() and out[0, 4] == 0

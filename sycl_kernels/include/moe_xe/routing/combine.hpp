@@ -69,7 +69,33 @@ inline void combine(const CombineArguments& args) {
 
 #else
 
-template <Dtype dtype> using Columns = Element<dtype> __attribute__((ext_vector_type(problem::columns)));
+// A lane's columns of a row: elements as they lie in memory, and the same bits in the widest unit that all of them fill.
+constexpr int lane_bytes = problem::columns * int(sizeof(Element<problem::input>));
+template <class T, int count> using Vector = T __attribute__((ext_vector_type(count)));
+using Columns = Vector<Element<problem::input>, problem::columns>;
+using Unit = std::conditional_t<lane_bytes % 4 == 0, unsigned, unsigned short>;
+using Units = Vector<Unit, lane_bytes / int(sizeof(Unit))>;
+
+inline float column_of(Units units, int i) {
+  if constexpr (problem::input == Dtype::bf16 && sizeof(Unit) == 4)   // half a word: one instruction each
+    return __builtin_bit_cast(float, i % 2 ? units[i / 2] & 0xffff0000u : units[i / 2] << 16);
+  else return widened<problem::input>(__builtin_bit_cast(Columns, units)[i]);
+}
+
+// A lane's sums, as many at once as problem::stored says; those beyond the last column are left out. Single elements are
+// volatile, as they would else be joined to wider stores that the address is not aligned for.
+inline void store_columns(const float (&sums)[problem::columns], Element<problem::output>* row, int column) {
+  using Stored = std::conditional_t<problem::stored == 1, volatile Element<problem::output>,
+                                    Vector<Element<problem::output>, problem::stored>>;
+#pragma unroll
+  for (int first = 0; first < problem::columns; first += problem::stored) {
+    Vector<Element<problem::output>, problem::stored> values;
+#pragma unroll
+    for (int i = 0; i < problem::stored; ++i) values[i] = rounded<problem::output>(sums[first + i]);
+    if (problem::hidden_size % problem::columns != 0 && column + first >= problem::hidden_size) continue;
+    *reinterpret_cast<Stored*>(row + column + first) = __builtin_bit_cast(std::remove_cv_t<Stored>, values);
+  }
+}
 
 // A piece of the work is a token, or a part of its columns; a work-group does it at once.
 constexpr int pieces_of_token = config::row_groups;
@@ -79,19 +105,25 @@ inline void combine_piece(const CombineArguments& args, const Team& team, int pi
   const int lane = (part * int(__spirv_BuiltInNumSubgroups()) + team.sub_group) * Team::lanes + team.lane();
   const int column = lane * problem::columns;
   if (column >= problem::hidden_size) return;
+  std::conditional_t<(problem::top_k > 32), unsigned long, unsigned> dropped = 0;   // a bit for each routed slot
+  int64 some_row = problem::num_shared > 0 ? problem::top_k * args.y_stride : 0, next_row = 0;
+#pragma unroll
+  for (int slot = 0; slot < problem::top_k; ++slot, next_row += args.y_stride)
+    if (args.has(token, slot)) some_row = next_row;
+    else dropped |= decltype(dropped)(1) << slot;
+  const Element<problem::input>* row = args.row(token, 0) + column;
+  const Element<problem::input>* const read_anyway = row + some_row;
   float sums[problem::columns] = {};
 #pragma unroll 16
-  for (int slot = 0; slot < slots; ++slot) {
-    // a dropped slot reads the first slot's row once more and adds nothing: without a branch, all loads are in flight
-    const bool adds = args.has(token, slot);
-    const auto values = *reinterpret_cast<const Columns<problem::input>*>(args.row(token, adds ? slot : 0) + column);
+  for (int slot = 0; slot < slots; ++slot, row += args.y_stride) {
+    // a dropped slot reads a row that is read anyway, and adds nothing: without a branch, all loads are in flight
+    const bool drops = slot < problem::top_k && (dropped >> slot & 1);
+    const Units values = *reinterpret_cast<const Units*>(drops ? read_anyway : row);
+    const Units added = drops ? Units(0) : values;
 #pragma unroll
-    for (int i = 0; i < problem::columns; ++i) sums[i] += adds ? widened<problem::input>(values[i]) : 0.f;
+    for (int i = 0; i < problem::columns; ++i) sums[i] += column_of(added, i);
   }
-  Columns<problem::output> rounded_sums;
-#pragma unroll
-  for (int i = 0; i < problem::columns; ++i) rounded_sums[i] = rounded<problem::output>(sums[i]);
-  *reinterpret_cast<Columns<problem::output>*>(args.out + token * args.out_stride + column) = rounded_sums;
+  store_columns(sums, args.out + token * args.out_stride, column);
 }
 
 inline void combine(const CombineArguments& args) {

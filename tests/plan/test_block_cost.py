@@ -1,0 +1,84 @@
+"""The predicted time of a block: what it adds up, and what makes it shorter or longer."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moe_xe.bench.published import block_comparisons, mean_speedup
+from moe_xe.plan.block import launches as block_launches_module
+from moe_xe.plan.block.cost import BlockShape, combine_seconds, predict_block
+from moe_xe.plan.block.launches import block_launches
+from moe_xe.plan.block.token_sort import aligned_columns, combine_columns, default_y_dtype
+from moe_xe.plan.model.cost import LAUNCH_SECONDS, own_kernel, predict
+from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.problem import Dtype
+from moe_xe.plan.xe.candidates import choose_xe_config
+
+B60 = record_named("b60")
+QWEN3 = BlockShape(2048, 768, 128, 8)
+ROWS = [512] * 128      # 8192 tokens
+
+
+def test_a_block_is_the_sum_of_its_parts():
+    block = predict_block(QWEN3, 8192, ROWS, B60)
+    gemms = [predict(problem, ROWS, own_kernel(problem, choose_xe_config(problem, 65536, 128, B60), B60), B60, launches=0).seconds
+             for problem in QWEN3.gemms]
+    assert (block.parts["gate_up"], block.parts["down"]) == tuple(gemms)
+    assert block.launches == 5 and block.parts["launches"] == 5 * LAUNCH_SECONDS
+    assert block.seconds == pytest.approx(sum(block.parts.values())) and all(seconds > 0 for seconds in block.parts.values())
+    without = predict_block(replace(QWEN3, routing=False), 8192, ROWS, B60)
+    assert without.launches == 4 and without.parts["route"] == 0 and without.parts["down"] == block.parts["down"]
+
+
+def test_rows_in_sixteen_bits_are_half_the_traffic():
+    own, wide = (predict_block(replace(QWEN3, y=y), 8192, ROWS, B60) for y in (None, Dtype.f32))
+    assert (own.y_bytes, wide.y_bytes) == (65536 * 2048 * 2, 65536 * 2048 * 4)
+    saved = {part: wide.parts[part] - own.parts[part] for part in own.parts}
+    assert saved["combine"] == pytest.approx(own.y_bytes / (B60.bandwidth * 1e9), rel=0.05)
+    assert saved["down"] > 0 and saved["gate_up"] == saved["sort"] == saved["launches"] == 0
+
+
+def test_what_one_expert_a_token_does_not_have():
+    """Its results are the block's."""
+    one = replace(QWEN3, top_k=1)
+    assert one.y_dtype is Dtype.bf16 and replace(one, dtype=Dtype.f16).y_dtype is Dtype.f16
+    assert combine_seconds(one, 8192, B60) == 0 and predict_block(one, 8192, [64] * 128, B60).launches == 4
+
+
+@pytest.mark.parametrize("most, launches", [(0, 4), (15, 4), (16, 1), (17, 1)])
+def test_few_pairs_can_be_one_launch(monkeypatch, most, launches):
+    monkeypatch.setattr(block_launches_module, "ONE_LAUNCH_PAIRS", most)
+    assert block_launches(2, 8) == launches
+
+
+def test_launches():
+    assert block_launches(8192, 8) == 4 and block_launches(8192, 1) == 3
+
+
+def test_the_default_type_of_rows():
+    assert [default_y_dtype(dtype) for dtype in (Dtype.bf16, Dtype.f16, Dtype.f32)] == [Dtype.bf16, Dtype.f32, Dtype.f32]
+
+
+@pytest.mark.parametrize("columns, dtype, aligned", [(1, Dtype.bf16, 8), (333, Dtype.f16, 336), (333, Dtype.f32, 336), (2048, Dtype.bf16, 2048)])
+def test_rows_that_loads_divide(columns, dtype, aligned):
+    assert aligned_columns(columns, dtype) == aligned
+
+
+@pytest.mark.parametrize("y_row, input, out_row, output, expected", [
+    ((0, 2048, 2048), Dtype.bf16, (0, 2048, 2048), Dtype.bf16, (8, 8)),
+    ((0, 2048, 2048), Dtype.f32, (0, 2048, 2048), Dtype.bf16, (4, 4)),
+    ((0, 2048, 2048), Dtype.bf16, (0, 2048, 2048), Dtype.f32, (8, 4)),
+    ((0, 336, 336), Dtype.bf16, (0, 333, 333), Dtype.bf16, (8, 1)),        # padded rows
+    ((0, 336, 333), Dtype.bf16, (0, 336, 336), Dtype.bf16, (1, 1)),        # whose padding is not to be read
+    ((4, 2048, 2048), Dtype.bf16, (8, 2048, 2048), Dtype.bf16, (2, 2)),
+    ((16, 2048, 2048), Dtype.f32, (2, 2048, 2048), Dtype.f16, (4, 1))])
+def test_accesses_of_the_sum(y_row, input, out_row, output, expected):
+    assert combine_columns(y_row, input, out_row, output) == expected
+
+
+def test_published_layers():
+    """What docs/choosing.md says of today's blocks; `moe-xe predict --block --check` prints each."""
+    found = list(block_comparisons())
+    assert len(found) == 49 and all(comparison.ours.seconds > 0 for comparison in found)
+    assert 1.15 < mean_speedup(found) < 1.4 and mean_speedup(found) > mean_speedup(list(block_comparisons(Dtype.f32))) + 0.03
