@@ -1,7 +1,7 @@
 """Calls moe_xe while another thread rewrites what the kernels read: results may be wrong, but nothing outside is touched.
 
 Memory behind what a kernel writes is a canary; a wilder access ends the process. Prints "intact".
-Arguments: sort, gemms, and gpu for its kernels, on the CPU device.
+Arguments: sort, gemms, block, and gpu for its kernels, on the CPU device.
 """
 import sys
 import threading
@@ -89,13 +89,24 @@ def gemms():
     while_rewritten(indices, some, lambda: moe_xe.grouped_outer(a, right, counts, out=d, gather_indices_left=indices))
 
 
+def block():
+    """Few tokens: work-groups of one launch, which must not wait for what never comes."""
+    tokens, hidden, size = 60, 50, 37
+    ids = torch.zeros(tokens, TOP_K, dtype=torch.int32)
+    some = [torch.randint(-1, EXPERTS + 1, ids.shape, dtype=torch.int32), torch.full_like(ids, EXPERTS - 1), torch.full_like(ids, -1)]
+    x, w13, w2 = torch.randn(tokens, hidden), torch.randn(EXPERTS, 2 * size, hidden), torch.randn(EXPERTS, hidden, size)
+    weights, out = torch.rand(tokens, TOP_K), guarded([tokens, hidden], torch.float32)
+    workspace = guarded([moe_xe.fused_moe_workspace_bytes(tokens, TOP_K, hidden, size, EXPERTS, dtype=torch.float32)], torch.uint8)
+    while_rewritten(ids, some, lambda: moe_xe.fused_moe(x, w13, w2, weights, ids, out=out, workspace=workspace))
+
+
 memories: list[tuple[torch.Tensor, int]] = []
 if "gpu" in sys.argv:
     from dataclasses import replace
 
     target_of = token_sort.target_of
     token_sort.target_of = lambda facts: replace(target_of(facts), is_cpu=False, isa=None)
-for what in (sort, gemms):
+for what in (sort, gemms, block):
     if what.__name__ in sys.argv:
         what()
 print("intact" if intact() else "overwritten")

@@ -17,9 +17,10 @@ from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.ops.block import one_launch
 from moe_xe.ops.block.call import BLOCK, Fusions
 from moe_xe.ops.block.stages import Workspace, _Stages, merged_shared
+from moe_xe.ops.checks import TORCH_DTYPES
 from moe_xe.ops.routing.token_sort import Routing
 from moe_xe.plan.block.one_launch import OneLaunch, plan_one_launch
-from moe_xe.plan.block.token_sort import CombineProblem, SortProblem
+from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, aligned_columns
 from moe_xe.plan.gemm.heuristics import Family, generic_config
 from moe_xe.plan.launch import LaunchPlan, Target
 from moe_xe.plan.model.devices import record_named
@@ -61,7 +62,8 @@ class Block:
         rows = poison(shared + experts, dtype=torch.int32), poison(pairs, dtype=torch.int32), poison(pairs, dtype=F32)
         self.gemms = _Stages(None, call, Fusions(), space, self.routing).gemms(*rows, shared)
         self.out = poison(tokens, call.w13.shape[2], dtype=call.hidden_states.dtype)
-        self.y = self.out if self.routing.slots == 1 else poison(pairs, self.out.shape[1], dtype=F32)
+        columns = aligned_columns(self.out.shape[1], call.y_dtype)
+        self.y = self.out if self.routing.slots == 1 else poison(pairs, columns, dtype=TORCH_DTYPES[call.y_dtype])
         self.board = torch.zeros(OneLaunch.board_words(len(rows[0])), dtype=torch.int32)
         self.tensors = [*BLOCK.tensors(call).values(), *rows, self.gemms[1].a, self.y, self.out, self.board, weights]
         self.plan = one_launch.plan_block(B580, self.routing, *self.gemms, self.y, self.out)

@@ -32,8 +32,8 @@ def launch_block(submission: Submission, plan: Plan, routing: Routing, gate_up: 
     """Submits the kernel."""
     block, first, second = plan
     routing.check_addresses()
-    print_config("fused_moe gate_up", block.gate_up, first)
-    print_config("fused_moe down", block.down, second)
+    print_config("grouped_gemm", block.gate_up, first)
+    print_config("grouped_gemm", block.down, second)
     submission.keep(routing, gate_up, down, out)
     kernel = compile_kernel(submission.queue, block_source(block))
     submission.launch(kernel, block.gate_up.num_groups, block.group_size, arguments(
