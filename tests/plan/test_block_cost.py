@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from moe_xe.bench.published import block_comparisons, mean_speedup
-from moe_xe.plan.block import launches as block_launches_module
-from moe_xe.plan.block.cost import BlockShape, combine_seconds, predict_block
-from moe_xe.plan.block.launches import block_launches
+from moe_xe.plan.block.cost import BlockShape, block_launches, combine_seconds, predict_block
+from moe_xe.plan.block.one_launch import MOST_PAIRS
 from moe_xe.plan.block.token_sort import aligned_columns, combine_columns, default_y_dtype
 from moe_xe.plan.model.cost import LAUNCH_SECONDS, own_kernel, predict
 from moe_xe.plan.model.devices import record_named
@@ -46,14 +45,10 @@ def test_what_one_expert_a_token_does_not_have():
     assert combine_seconds(one, 8192, B60) == 0 and predict_block(one, 8192, [64] * 128, B60).launches == 4
 
 
-@pytest.mark.parametrize("most, launches", [(0, 4), (15, 4), (16, 1), (17, 1)])
-def test_few_pairs_can_be_one_launch(monkeypatch, most, launches):
-    monkeypatch.setattr(block_launches_module, "ONE_LAUNCH_PAIRS", most)
-    assert block_launches(2, 8) == launches
-
-
 def test_launches():
     assert block_launches(8192, 8) == 4 and block_launches(8192, 1) == 3
+    assert block_launches(MOST_PAIRS // 8, 8) == block_launches(1, 1) == 1 and block_launches(MOST_PAIRS // 8 + 1, 8) == 4
+    assert predict_block(QWEN3, 1, [1] * 8 + [0] * 120, B60).launches == 2
 
 
 def test_the_default_type_of_rows():

@@ -11,7 +11,7 @@ from ..model.cost import LAUNCH_SECONDS, Prediction, overlapped, own_kernel, pre
 from ..model.devices import DeviceRecord
 from ..problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 from ..xe.candidates import choose_xe_config
-from .launches import block_launches
+from .one_launch import few_pairs
 from .token_sort import LANE_BYTES, LANES, default_y_dtype
 
 
@@ -57,6 +57,12 @@ class BlockPrediction:
     @property
     def seconds(self) -> float:
         return sum(self.parts.values())
+
+
+def block_launches(num_tokens: int, top_k: int) -> int:
+    """Kernels of a block with all fusions, without its routing: one for few pairs; else sort, two GEMMs and the sum over slots, which
+    one slot does not need."""
+    return 1 if few_pairs(num_tokens, top_k) else 3 + (top_k > 1)
 
 
 def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequence[int], device: DeviceRecord) -> BlockPrediction:
