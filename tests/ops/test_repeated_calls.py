@@ -560,20 +560,23 @@ def test_the_blocks_launches_are_waited_for_once(monkeypatch):
     assert len(waits) == 1      # the runtime's own, in the sequence
 
 
-def test_what_launches_use_lives_until_they_are_waited_for(monkeypatch):
+@pytest.mark.parametrize("one_launch", [True, False])
+def test_what_launches_use_lives_until_they_are_waited_for(one_launch, monkeypatch):
     """Here the factors of a shared expert that becomes two, which are copied for it."""
     case = every_op()["fused_moe"]
     arguments = {name: value for name, value in case.arguments.items() if name not in ("out", "workspace")}
     size, hidden = arguments["w2"].shape[2], arguments["w2"].shape[1]
     arguments["shared"] = moe_xe.SharedExpert(torch.randn(2 * size, hidden), torch.randn(hidden, 2 * size), torch.randn(2 * size, hidden),
                                               torch.rand(len(arguments["topk_ids"])))
-    factors, alive, sort, wait = [], [], stages.launch_sort, Queue.wait
+    arguments["fusions"] = moe_xe.Fusions(launches=one_launch)
+    factors, alive, make, wait = [], [], stages.Routing, Queue.wait
 
-    def sorting(submission, routing, **options):
+    def routing_of(*values):
+        routing = make(*values)
         factors.append(weakref.ref(routing.shared_weights))
-        sort(submission, routing, **options)
+        return routing
 
-    monkeypatch.setattr(stages, "launch_sort", sorting)
+    monkeypatch.setattr(stages, "Routing", routing_of)
     monkeypatch.setattr(Queue, "wait", lambda queue: alive.append(factors[0]() is not None) or wait(queue))
     first = moe_xe.fused_moe(**arguments)
     assert alive == [True] and factors[0]() is None
