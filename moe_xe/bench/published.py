@@ -130,11 +130,11 @@ class BlockComparison:
 
 
 def block_comparisons(y: Dtype | None = None) -> Iterator[BlockComparison]:
-    """Every published layer, routing included, with rows of this type before they are summed."""
+    """Every published layer, with rows of this type before they are summed. Their experts are given, so ours are, too."""
     for group in _data()["layers"]:
         device = find_record(group["device"])
         for case in group["cases"]:
-            shape = BlockShape(case["hidden"], case["shard"] // 2, case["experts"], case["top_k"], y=y)
+            shape = BlockShape(case["hidden"], case["shard"] // 2, case["experts"], case["top_k"], y=y, routing=False)
             ours = predict_block(shape, case["tokens"], _rows_of_layer(case), device)
             yield BlockComparison(group["source"], device.name, _name_of_layer(case), case["ms"] / 1e3, ours)
 

@@ -31,6 +31,8 @@ class Mainloop {
     SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));
     loop_over_k(product);
     product.store();
+    // Else the compiler would store for all heights in one place, and copy the sums there.
+    asm volatile("" : : "P"(variant));
   }
 
   const Arguments& args;
