@@ -102,8 +102,12 @@ class Submission:
         return self._scratch[-1]
 
     def zeros(self, length: int) -> torch.Tensor:
-        """int32 zeros, in stream order: they are not used again before the launches' end."""
-        self._zeroed.append(torch.zeros(length, dtype=torch.int32, device=self.device))
+        """int32 zeros, in order of the queue, which may not be torch's stream: they are not used again before the launches' end."""
+        if self.device.type == "cpu":
+            self._zeroed.append(torch.zeros(length, dtype=torch.int32))
+        else:
+            self._zeroed.append(torch.empty(length, dtype=torch.int32, device=self.device))
+            self.queue.zero(self._zeroed[-1].data_ptr(), self._zeroed[-1].nbytes)
         return self._zeroed[-1]
 
     def keep(self, *objects: object) -> None:

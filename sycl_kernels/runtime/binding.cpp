@@ -242,6 +242,8 @@ void bind_queue(nb::module_& module) {
         .def_prop_ro("context_id", &Queue::context_id)
         .def_prop_ro("device_id", &Queue::device_id)
         .def_prop_ro("device", [](const Queue& queue) { return facts_of(queue.sycl().get_device()); })
+        .def("zero", [](Queue& queue, std::uintptr_t address, std::size_t bytes) { queue.zero(reinterpret_cast<void*>(address), bytes); },
+             "address"_a, "num_bytes"_a, WithoutGil(), "Submits the writing of zeros to memory that the device reaches.")
         .def("wait", &Queue::wait, WithoutGil(),
              "Waits for everything submitted. Raises AsyncError.");
 }

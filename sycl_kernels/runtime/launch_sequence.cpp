@@ -65,7 +65,7 @@ void LaunchSequence::zero(Queue& queue, std::span<std::byte* const> addresses, b
         if (on_host)
             std::memset(addresses[i], 0, bytes);
         else
-            sycl::ext::oneapi::experimental::memset(queue.sycl(), addresses[i], 0, bytes);
+            queue.zero(addresses[i], bytes);
     }
 }
 

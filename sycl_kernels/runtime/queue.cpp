@@ -93,6 +93,11 @@ std::size_t Queue::device_id() const {
     return std::hash<sycl::device>{}(queue_.get_device());
 }
 
+void Queue::zero(void* memory, std::size_t bytes) {
+    enter_runtime();
+    sycl::ext::oneapi::experimental::memset(queue_, memory, 0, bytes);
+}
+
 void Queue::wait() {
     enter_runtime();
     queue_.wait_and_throw();

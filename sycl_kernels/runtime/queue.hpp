@@ -43,6 +43,9 @@ public:
     std::size_t context_id() const;
     std::size_t device_id() const;
 
+    // Submits the writing of zeros.
+    void zero(void* memory, std::size_t bytes);
+
     // Waits for everything submitted. Throws AsyncError for errors on a queue
     // made here; those of a shared queue go to its owner's handler.
     void wait();

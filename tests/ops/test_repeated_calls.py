@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import moe_xe
-from moe_xe.device import on_queue
+from moe_xe.device import on_queue, queue_for
 from moe_xe.ops import calls as calls_module, launch as launch_module
 from moe_xe.ops.block import stages
 from moe_xe.ops.calls import Calls, Known, known_calls
@@ -477,6 +477,18 @@ def test_another_queue(gemm, repeats, monkeypatch):
         known_calls().put(key, known)
     assert torch.equal(moe_xe.grouped_gemm(**gemm), wanted) and len(used) == 2      # of another context: planned again
     assert torch.equal(moe_xe.grouped_gemm(**gemm), wanted) and len(used) == 3
+
+
+def test_zeros(device, monkeypatch):
+    """On xpu they are written in order of the launches' queue, which may not be torch's stream."""
+    device = torch.device(device)
+    torch.full((5,), 7, dtype=torch.int32, device=device)      # whose memory may come again
+    queue = queue_for(device)
+    if device.type == "xpu":
+        monkeypatch.setattr(torch, "zeros", None)
+    words = Submission(queue, device).zeros(5)
+    queue.wait()
+    assert words.cpu().tolist() == [0] * 5
 
 
 # ------------------------------------------------------------------------------------------------- threads, limits, failures
