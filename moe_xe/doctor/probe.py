@@ -116,6 +116,7 @@ def _with_dpctl(facts, twin: int, a, w, counts):
     from .. import runtime
     from ..ops.launch import Call, submit
     from ..ops.submission import Submission
+    from ..plan.launch import QUEUE_WORDS
 
     try:
         import dpctl
@@ -130,13 +131,22 @@ def _with_dpctl(facts, twin: int, a, w, counts):
         copy = torch.frombuffer(dpctl.memory.MemoryUSMShared(tensor.nbytes, queue=theirs), dtype=tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor)
 
-    call = Call(shared(a), shared(w), shared(counts), sum(COUNTS))
-    counter, out = shared(torch.zeros(1, dtype=torch.int32)), shared(torch.zeros(sum(COUNTS), N).to(a.dtype))
+    class InSharedMemory(Submission):
+        """What its launches use in between is USM, too."""
+
+        def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+            memory = shared(torch.empty(shape, dtype=dtype))
+            self.keep(memory)
+            return memory
+
+        def zeros(self, length: int) -> torch.Tensor:
+            return self.empty(length, dtype=torch.int32).zero_()
+
+    call, out = Call(shared(a), shared(w), shared(counts), sum(COUNTS)), shared(torch.zeros(sum(COUNTS), N).to(a.dtype))
 
     def on_gpu():
-        counter.zero_()
-        with Submission(queue, out.device) as submission:
-            submit(submission, call, out, counter)
+        with InSharedMemory(queue, out.device) as submission:
+            submit(submission, call, out, submission.zeros(QUEUE_WORDS))
         return out
 
     return on_gpu
