@@ -41,6 +41,7 @@ def test_blocks(y_dtype, size):
     assert "PREDICTED, not measured" in output and "launches" in output and "qwen3-30b-a3b" in output
 
 
+@pytest.mark.full
 def test_blocks_beside_published_layers():
     report = json.loads(run("--block", "--check", "--json").stdout)
     speedups = [layer["measured_ms"] / layer["ms"] for layer in report["layers"]]

@@ -117,6 +117,7 @@ def test_few_tokens(tokens, experts, layout):
     check(arguments(tokens, experts, weight_layout=layout, bias=(F32, BF16)))
 
 
+@pytest.mark.full
 def test_many_experts_and_tokens_without_any():
     check(arguments(5, 512, 7), groups=(7,))
     block = arguments(12, 512, 7)

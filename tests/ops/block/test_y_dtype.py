@@ -57,6 +57,7 @@ def test_a_float16_row_may_overflow_where_its_sum_does_not(device):
     assert_right(out, reference(**rest))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fusions", [Fusions(), Fusions(scatter=False)], ids=["fused", "no scatter"])
 @pytest.mark.parametrize("shared", [0, INTERMEDIATE, INTERMEDIATE + 4])
 def test_shared_experts_have_rows_of_it_too(shared, fusions, device):
