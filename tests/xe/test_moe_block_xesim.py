@@ -161,9 +161,14 @@ OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit
 GPT_OSS = dict(hidden=2880, size=2880, experts=32, top_k=4, activation=OAI, bias=Dtype.bf16)
 
 
+# Its two main loops need 256 bytes more than PVC's registers.
+KNOWN = (WeightLayout.ekn, 64, GPT_OSS, "pvc")
+SPILLS = [pytest.mark.xfail(strict=True, reason="256 bytes of spills")]
+
+
 @pytest.mark.parametrize("layout, tokens, options, device", [
     (WeightLayout.enk, 1, {}, "bmg"), (WeightLayout.enk, 1, GPT_OSS, "pvc"),
-    *(pytest.param(layout, tokens, options, device, marks=pytest.mark.full) for layout in WeightLayout for tokens in (1, 64)
+    *(pytest.param(layout, tokens, options, device, marks=[pytest.mark.full, *SPILLS * ((layout, tokens, options, device) == KNOWN)]) for layout in WeightLayout for tokens in (1, 64)
       for options in ({}, GPT_OSS, dict(shared=1), dict(generic=True)) for device in ("bmg", "pvc", "lnl-m", "ptl-h"))],
     ids=lambda value: value if isinstance(value, str) else str(value))
 def test_no_spills(layout, tokens, options, device):
