@@ -1,7 +1,6 @@
 """fused_moe against one expert after the other in float64. Most tests share sizes, and so kernels."""
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from moe_xe import Fusions, fused_moe_workspace_bytes
 from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference, run
+from .case import HIDDEN, INTERMEDIATE, assert_right, assert_threads_agree, check, make, make_shared, moved, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 LAYOUTS = ["enk", "ekn"]
@@ -286,19 +285,7 @@ def test_any_size(device, hidden, intermediate, layout, gated, dtype):
 def test_several_threads(device):
     blocks = [make(20 * (1 + index), 3 + index) for index in range(4)]
     expected = [run(block, device) for block in blocks]
-    failures = []
-
-    def work(index: int) -> None:
-        for _ in range(10):
-            if not torch.equal(run(blocks[index], device), expected[index]):
-                failures.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(blocks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    assert_threads_agree(lambda block: run(block, device), blocks, expected, 10)
 
 
 @pytest.mark.parametrize("options", [

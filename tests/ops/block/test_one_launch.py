@@ -1,7 +1,6 @@
 """The block in one launch against the same block in four, bit by bit."""
 from __future__ import annotations
 
-import threading
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from moe_xe import Fusions
 from moe_xe.ops.block import stages
 from moe_xe.ops.calls import known_calls
 
-from .case import INTERMEDIATE, assert_right, make, make_shared, reference, run
+from .case import INTERMEDIATE, assert_right, assert_threads_agree, make, make_shared, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 BIASES = (F32, F32)
@@ -99,17 +98,4 @@ def test_many_runs_of_several_threads(device):
     """Work-groups of several launches at once wait for their own only."""
     blocks = [make(tokens, 12) for tokens in (1, 2, 5, 17)]
     expected = [run(block, device, FOUR) for block in blocks]
-    rounds = 200 if device.type == "cpu" else 5
-    failures = []
-
-    def work(index: int) -> None:
-        for _ in range(rounds):
-            if not torch.equal(run(blocks[index], device), expected[index]):
-                failures.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(blocks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    assert_threads_agree(lambda block: run(block, device), blocks, expected, rounds=200 if device.type == "cpu" else 5)

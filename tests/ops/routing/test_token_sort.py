@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from moe_xe.device import queue_for
 from moe_xe.ops.routing import token_sort
-from moe_xe.ops.checks import DTYPES
 from moe_xe.ops.routing.token_sort import SortedTokens, check_routing, combine, launch_combine, launch_sort, sort_tokens
 from moe_xe.ops.submission import Submission
 from moe_xe.plan.launch import Target
