@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from moe_xe.jit.token_sort_source import combine_source, sort_source
+from moe_xe.ops.checks import DTYPES
 from moe_xe.plan.block.cost import combine_instructions, route_instructions, sort_instructions
 from moe_xe.plan.block.routing import RoutingProblem
 from moe_xe.plan.block.token_sort import LANE_BYTES, CombineProblem, combine_groups, sort_groups
 from moe_xe.plan.problem import Dtype
 
-from ..ops.routing.test_token_sort import BF16, DTYPES, F32, make_routing, make_rows
+from ..ops.routing.test_token_sort import BF16, F32, make_routing, make_rows
 from .case import missing
 from .test_route_xesim import routed
 from .test_token_sort_xesim import build, ids, rows, sort_problem
