@@ -28,7 +28,7 @@ def check_group(format: str, group) -> tuple[int, int]:
         raise TypeError(f"group must be (gn, gk), as {format} has none of its own, got None")
     if group is None:
         return own
-    if not isinstance(group, (tuple, list)) or len(group) != 2 or not all(isinstance(length, int) for length in group):
+    if not isinstance(group, (tuple, list)) or len(group) != 2 or not all(map(_is_int, group)):
         raise TypeError(f"group must be two ints (gn, gk), got {group!r}")
     group = tuple(group)
     if min(group) < 1:
@@ -82,11 +82,17 @@ def _check_tensor(name: str, tensor, dims: int, layout: str) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if tensor.is_nested else f'layout {tensor.layout}'}")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions {layout}, got {shape_of(tensor)}")
-    strides = tensor.stride()
-    dense = dims == 1 or strides[1] == tensor.shape[2] or tensor.shape[1] <= 1
-    if not dense or strides[-1] != 1 and tensor.shape[-1] > 1:
-        raise ValueError(f"{name} must be contiguous{' within an expert' if dims == 3 else ''}, got strides {list(strides)}: "
+    if not _is_contiguous(tensor):
+        raise ValueError(f"{name} must be contiguous{' within an expert' if dims == 3 else ''}, got strides {list(tensor.stride())}: "
                          f"call its contiguous()")
+
+
+def _is_contiguous(tensor: torch.Tensor) -> bool:
+    """Within an expert; of [E], as it is."""
+    strides, sizes = tensor.stride(), tensor.shape
+    if strides[-1] != 1 and sizes[-1] > 1:
+        return False
+    return len(sizes) == 1 or strides[1] == max(sizes[2], 1) or sizes[1] <= 1
 
 
 def _check_beside(codes: torch.Tensor, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
@@ -94,6 +100,10 @@ def _check_beside(codes: torch.Tensor, name: str, tensor: torch.Tensor, shape: t
         raise ValueError(f"{name} must be {list(shape)} for codes {list(codes.shape)}, got {shape_of(tensor)}")
     if tensor.device != codes.device:
         raise ValueError(f"{name} must be on the codes' device {codes.device}, got {tensor.device}")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _either(dtypes) -> str:
