@@ -158,7 +158,7 @@ def _base_layer_put_in(module, state_dict, prefix, *_) -> None:
 
 def _check_weights(experts: nn.Module, first: str) -> None:
     for name in (first, "down_proj"):
-        checks.check_weights_dtype(f"experts.{name}", getattr(experts, name))
+        checks.check_weight_type(f"experts.{name}", getattr(experts, name))
 
 
 def _first_of(experts: nn.Module) -> str:

@@ -55,7 +55,7 @@ class Experts(nn.Module):
                 shared: SharedExpert | None = None) -> torch.Tensor:
         """[T, H] -> [T, H]; topk_weights and topk_ids: [T, k]."""
         for name in ("gate_up_proj", "down_proj"):
-            checks.check_weights_dtype(f"experts.{name}", getattr(self, name))
+            checks.check_weight_type(f"experts.{name}", getattr(self, name))
         return fused_moe(
             hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
