@@ -31,7 +31,7 @@ class QuantizedWeight:
     (1, 16) for nvfp4.
     transposed: the weight is [E, K, N], the transpose of what the codes say.
 
-    Codes, scales and zeros are contiguous within an expert. A plain value: nothing is copied, and it is a node of torch's pytrees.
+    All are contiguous, codes within an expert. A plain value: nothing is copied, and it is a node of torch's pytrees.
     Raises TypeError or ValueError naming the field.
     """
     codes: torch.Tensor

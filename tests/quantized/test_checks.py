@@ -35,7 +35,9 @@ BAD = [
     (dict(scales=RIGHT.scales.to(torch.uint8)), TypeError, "scales must be .* for uint4, got torch.uint8"),
     (dict(scales=RIGHT.scales[:, :2].clone()), ValueError, r"scales must be \[3, 3, 3\] for codes \[3, 5, 35\], got float16\[3, 2, 3\]"),
     (dict(scales=RIGHT.scales[:2]), ValueError, r"scales must be \[3, 3, 3\] for codes \[3, 5, 35\], got float16\[2, 3, 3\]"),
-    (dict(scales=RIGHT.scales.mT), ValueError, "scales must be contiguous within an expert"),
+    (dict(scales=RIGHT.scales.mT), ValueError, r"scales must be contiguous, got strides \[9, 1, 3\]: call its contiguous\(\)"),
+    (dict(scales=RIGHT.scales.repeat(2, 1, 1)[::2]), ValueError, r"scales must be contiguous, got strides \[18, 3, 1\]"),
+    (dict(zeros=RIGHT.zeros[:1].expand(3, 3, 3)), ValueError, r"zeros must be contiguous, got strides \[0, 3, 1\]"),
     (dict(scales=RIGHT.scales.to("meta")), ValueError, "scales must be on the codes' device cpu, got meta"),
     (dict(zeros=8), TypeError, "zeros must be a torch.Tensor .* got int"),
     (dict(zeros=RIGHT.zeros.float()), TypeError, "zeros must have the scales' dtype torch.float16, got torch.float32"),
@@ -70,7 +72,7 @@ def test_an_own_group_need_not_be_said():
     assert moe_xe.QuantizedWeight(weight.codes, weight.scales, format="nvfp4").group == (1, 16)
 
 
-def test_one_row_or_column_has_no_stride():
-    codes, scales = torch.zeros(3, 8, 6, dtype=torch.uint8), torch.ones(3, 4, 4)
-    moe_xe.QuantizedWeight(codes[:, :1], scales[:, :1, :1], format="int4", group=(8, 32))
-    moe_xe.QuantizedWeight(codes[:, :4].contiguous(), scales.mT[:, :, :1], format="int4", group=(1, 32))
+def test_experts_codes_may_lie_apart_and_one_row_or_byte_has_no_stride():
+    codes, scales = torch.zeros(3, 8, 6, dtype=torch.uint8), torch.ones(3, 1, 1)
+    for part in (codes[:, :4], codes[:, :1], codes[:, :1, :1], codes.mT[:, :, :1]):
+        moe_xe.QuantizedWeight(part, scales, format="int4", group=(8, 32))

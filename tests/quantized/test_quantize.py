@@ -93,6 +93,15 @@ def test_scales_are_the_largest_over_the_largest(format, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("format", ["int4", "uint4", "int8"])
+def test_scales_among_the_smallest_cut_nothing(format, dtype):
+    limits = torch.finfo(dtype)
+    w = (torch.arange(1, 40) / 3 * limits.tiny * limits.eps * LARGEST[format]).view(1, -1, 1) * torch.tensor([1.0, -0.4])
+    weight = quantize(w, format, (1, 2), scale_dtype=dtype)
+    assert (abs(dense(weight) - w.double().numpy()) <= parts(weight)[2] / 2 * ROUNDING).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("format", ["int4", "uint4", "int8"])
 def test_zeros(format, dtype):
     w = dense_weight((2, 7, 70), seed=2).abs() - 0.3
     weight = quantize(w, format, (3, 16), scale_dtype=dtype, symmetric=False)
