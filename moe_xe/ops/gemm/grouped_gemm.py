@@ -128,7 +128,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
     if out is not None:
         checks.check_out(out, (total_rows, n), out_dtype)
         checks.check_no_gradient(out, **{a_name: a, **tensors_of(w_name, w)}, bias=bias, row_scales=row_scales)
-    return _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, choice)
+    return _call(Inputs(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor), rows_format, schedule, choice)
 
 
 def dispatch(call: Call, out_dtype: torch.dtype | None, out: torch.Tensor | None, zeros: bool = False) -> torch.Tensor:
@@ -148,11 +148,11 @@ class Inputs:
     a: torch.Tensor
     w: Weight
     rows: torch.Tensor
-    bias: torch.Tensor | None
-    gather_indices: torch.Tensor | None
-    scatter_indices: torch.Tensor | None
-    row_scales: torch.Tensor | None
-    gather_divisor: int
+    bias: torch.Tensor | None = None
+    gather_indices: torch.Tensor | None = None
+    scatter_indices: torch.Tensor | None = None
+    row_scales: torch.Tensor | None = None
+    gather_divisor: int = 1
 
 
 INPUTS = Signature(Inputs)
