@@ -125,9 +125,9 @@ def test_quantised_weights(calls, monkeypatch):
     codes = []
     counted = block_models.run_fused
 
-    def run_fused(family, weights, *arguments):
+    def run_fused(family, weights, *arguments, **options):
         codes.append(weights.w13)
-        return counted(family, replace(weights, w13=torch.empty(0)), *arguments)
+        return counted(family, replace(weights, w13=torch.empty(0)), *arguments, **options)
 
     monkeypatch.setattr(block_models, "run_fused", run_fused)
     result = run("--model", "mixtral", "--tokens", 1, "--scale", 64, "--weights", "mxfp4,dense")
