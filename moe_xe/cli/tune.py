@@ -15,7 +15,7 @@ def tune(
     model: Annotated[str, typer.Option(help="Comma-separated: qwen3, llama4, gpt-oss, deepseek, mixtral.")] = "qwen3",
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,16,256,1024",
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16",
-    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or quantised as checkpoints are: mxfp4, int4, fp8, int8.")] = "dense",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
     device: Annotated[Optional[str], typer.Option(help="cpu or xpu; default: xpu where torch finds one.")] = None,
     scale: Annotated[float, typer.Option(min=1, help="Divides hidden and intermediate sizes, each then the nearest "
                                                      "multiple of 64; experts and top-k stay.")] = 1.0,
