@@ -96,7 +96,7 @@ def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_mo
     predicted = _median(device, _problem(n, k), layers, kernel(case["kernel"]), case["launches"])
     flops = statistics.median(2 * sum(rows) * n * k for rows in layers)
     measured = case["ms"] / 1e3 if "ms" in case else flops / case["tflops"] / 1e12
-    name = f"{case['kernel']}, {experts} x {case['rows']} rows, {n} x {k} {case.get('name', '')}".strip()
+    name = f"{case['kernel']}, {experts} x {case['rows']} rows, {n}x{k} {case.get('name', '')}".strip()
     return name, measured, predicted, _own_seconds(device, case, layers)
 
 
