@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 
 import torch
 
 from ..nn.gates import first_projection, fused_activation, own_gate
+from ..nn.quantized import weight_of
 from ..ops import checks
 from ..ops.autocast import autocast
 from ..ops.block.fused_moe import fused_moe
@@ -14,14 +17,20 @@ from ..ops.gemm.grouped_gemm import grouped_gemm
 from ..ops.routing.token_sort import sort_tokens
 from ..plan.choice.block_config import MoeConfig
 from ..plan.choice.choice import Choice
+from ..quantized.stored import method_of
+from ..quantized.weight import QuantizedWeight
 
-__all__ = ["experts_forward", "fused_activation", "register"]
+__all__ = ["experts_forward", "fused_activation", "load_quantized", "register"]
 
+_HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"
 _NEEDS = "moe_xe.integrations.transformers needs transformers >= 5.23 (pip install 'moe_xe[transformers]')"
 
 
 def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None:
-    """Makes ``experts_implementation="moe_xe"`` known to Transformers. Calling it again changes only these arguments.
+    """Makes ``experts_implementation="moe_xe"`` known to Transformers, of dense and FP8 experts, and the models that `load_quantized` loads and
+    their save_pretrained saves to `from_pretrained`. Calling it again changes only these arguments.
+
+    FP8 experts (Transformers' FP8Experts) are read in place; activations stay in 16 bits, whatever activation scheme the checkpoint names.
 
     config, autotune: as in `fused_moe`, for all experts; modules with gates of their own take only the latter.
     ImportError if Transformers is missing, or so old that its experts do not say all that `experts_forward` asks of them.
@@ -31,6 +40,7 @@ def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None
     except ImportError as error:
         raise ImportError(f"{_NEEDS}, which is not installed") from error
     try:
+        from transformers.integrations.finegrained_fp8 import FP8ExpertsInterface
         from transformers.integrations.moe import ExpertsInterface, use_experts_implementation
     except ImportError as error:
         raise ImportError(f"{_NEEDS}, found {__version__}") from error
@@ -38,7 +48,46 @@ def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None
         raise ImportError(f"{_NEEDS}, found {__version__}")
     Choice.of(config, autotune, MoeConfig)      # raises here, not in a model
     forward = functools.partial(experts_forward, config=config, autotune=autotune) if config or autotune else experts_forward
-    ExpertsInterface.register("moe_xe", forward)
+    for interface in (ExpertsInterface, FP8ExpertsInterface):
+        interface.register("moe_xe", forward)
+    from . import quantizer  # noqa: F401: registers itself
+
+
+def load_quantized(model: str | os.PathLike, *, model_class: type | None = None, **options):
+    """A checkpoint whose experts are quantised, as a model whose experts are: their weights stay `QuantizedWeight`s, on xpu and on cpu.
+
+    model: a folder or a model's name on the hub, in safetensors: gpt-oss' MXFP4, FP8 (blocks or tensors), compressed-tensors (int4, int8, FP8,
+    MXFP4 and NVFP4), GPTQ, AWQ or AutoRound; docs/quantised-models.md has the table. model_class: AutoModelForCausalLM by default. options: of its
+    from_pretrained, such as dtype and device_map.
+
+    Experts are read weight by weight, once all else is loaded; no dense copy of them exists at any time. Other weights that are quantised in the
+    checkpoint, such as attention's, become dense, in the model's dtype. Activations are not quantised. save_pretrained saves codes and
+    scales, and from_pretrained loads them again once `register` was called.
+
+    ImportError as `register`. ValueError for a checkpoint without a quantization_config or of another method, for act-order (desc_act=True), and for
+    experts that Transformers does not let be chosen.
+    """
+    if "moe_xe" not in getattr(sys.modules.get("transformers.integrations.moe"), "ALL_EXPERTS_FUNCTIONS", ()):
+        register()
+    import transformers
+
+    if (implementation := options.setdefault("experts_implementation", "moe_xe")) != "moe_xe":
+        raise ValueError(f'experts_implementation must be "moe_xe", which alone can compute them, got {implementation!r}')
+    for name in ("config", "quantization_config", "state_dict", "tp_plan", "distributed_config"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} must be left out, got {type(options[name]).__name__}")
+    hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    config = transformers.AutoConfig.from_pretrained(model, **hub_options)
+    owner = next((part for part in (config, config.get_text_config()) if getattr(part, "quantization_config", None)), None)
+    if owner is None:
+        raise ValueError(f"model must have a quantization_config in its config.json, {model} has none: from_pretrained loads it")
+    checkpoint = dict(owner.quantization_config)
+    del owner.quantization_config
+    if checkpoint.get("quant_method") != "moe_xe":      # what moe_xe saved is loaded as it is
+        method_of(checkpoint)
+        checkpoint = {"quant_method": "moe_xe", "checkpoint": checkpoint}
+    config.quantization_config = checkpoint
+    return (model_class or transformers.AutoModelForCausalLM).from_pretrained(model, config=config, **options)
 
 
 def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
@@ -50,10 +99,11 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     the module's own gate. Differentiable in hidden_states, top_k_weights and the module's parameters.
     """
     first = first_projection(experts)
-    w13, w2 = getattr(experts, first), experts.down_proj
+    w13, w2 = (weight_of(experts, name) for name in (first, "down_proj"))
     for name, w in ((first, w13), ("down_proj", w2)):
         checks.check_weight_type(f"experts.{name}", w)
-    x, w13, w2 = autocast(hidden_states.to(w13.dtype), w13, w2)
+    x = hidden_states if isinstance(w13, QuantizedWeight) else hidden_states.to(w13.dtype)
+    x, w13, w2 = autocast(x, w13, w2)
     b13, b2 = (getattr(experts, f"{name}_bias") if experts.has_bias else None for name in (first, "down_proj"))
     layout = "ekn" if experts.is_transposed else "enk"
     fused = fused_activation(experts)

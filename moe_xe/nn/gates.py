@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..quantized.weight import QuantizedWeight
 from .activations import recognise
+from .quantized import QuantizedParameter, weight_of
 
 __all__ = ["first_projection", "fused_activation", "own_gate"]
 
@@ -37,9 +39,10 @@ def fused_activation(experts: nn.Module) -> Fused | None:
     if getattr(experts, "has_post_expert_norm", False):
         return None
     if torch.compiler.is_dynamo_compiling():
-        weights = getattr(experts, first_projection(experts))
+        weights = weight_of(experts, first_projection(experts))
+        dtype = torch.get_default_dtype() if isinstance(weights, QuantizedWeight) else weights.dtype
         with torch.no_grad():      # traced for its guards; the result is not used
-            own_gate(experts, weights.new_empty(1, weights.shape[2 if experts.is_transposed else 1]))
+            own_gate(experts, torch.empty(1, weights.shape[2 if experts.is_transposed else 1], dtype=dtype, device=weights.device))
     return _known_activation(experts)
 
 
@@ -89,7 +92,7 @@ def _numbers(module: nn.Module, suffix: str) -> list[float]:
             if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
 
 
-_EXPERT_TENSORS = {"gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias"}
+_EXPERT_TENSORS = {f"{name}{part}" for name in ("gate_up_proj", "up_proj", "down_proj") for part in ("", "_bias", "_scale_inv", "_activation_scale")}
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"}
 
 
@@ -160,6 +163,8 @@ class _Dependencies:
             self.state.append(value)
         elif isinstance(value, torch.Tensor):
             self.has_tensors = True
+        elif isinstance(value, QuantizedParameter):
+            pass        # a weight
         elif isinstance(value, (list, tuple, dict)):
             self.state.append(len(value))
             for item in value if not isinstance(value, dict) else (*value, *value.values()):

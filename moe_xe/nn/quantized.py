@@ -48,7 +48,21 @@ class QuantizedParameter(nn.Module):
 def weight_of(module: nn.Module, name: str) -> Weight:
     """A module's weight: its parameter, or quantised."""
     value = getattr(module, name)
-    return value.weight if isinstance(value, QuantizedParameter) else value
+    if isinstance(value, QuantizedParameter):
+        return value.weight
+    scales = getattr(module, f"{name}_scale_inv", None)
+    return value if scales is None or value.element_size() > 1 else _weight_of_fp8_experts(module, value, scales)
+
+
+def _weight_of_fp8_experts(module: nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
+    """A weight of Transformers' FP8Experts, in place: FP8 with scales of blocks, or of a tensor, or FP4 with MXFP4's. They are frozen there, too."""
+    codes, scales = codes.detach(), scales.detach()
+    if codes.dtype == torch.int8:
+        return QuantizedWeight(codes.view(torch.uint8), scales, format="mxfp4", group=(1, 32))
+    n, (rows, columns) = codes.shape[1], module.block_size or codes.shape[1:]
+    if scales.shape[1] == 2:      # gate and up have one each, however few rows they have
+        rows = -(-n // 2)
+    return QuantizedWeight(codes, scales, format="fp8_e4m3", group=(rows, columns))
 
 
 def set_weight(module: nn.Module, name: str, weight: QuantizedWeight) -> None:

@@ -1,0 +1,184 @@
+"""Transformers' quantiser of models whose experts' weights are `QuantizedWeight`s."""
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..nn.gates import first_projection
+from ..nn.quantized import QuantizedParameter, set_weight
+from ..quantized.shards import Shards, natural
+from ..quantized.stored import find_stored, method_of
+from ..quantized.weight import QuantizedWeight
+
+__all__ = ["MoeXeConfig", "MoeXeQuantizer"]
+
+_METHOD = "moe_xe"
+_TENSORS = "codes", "scales", "zeros", "global_scales"
+
+
+@register_quantization_config(_METHOD)
+class MoeXeConfig(QuantizationConfigMixin):
+    """checkpoint: the quantization_config of a checkpoint of another method, to be loaded. weights: of one that moe_xe's models were saved as,
+    by the weight's name: format, group, transposed, and dtype and shape of each tensor."""
+
+    def __init__(self, checkpoint: dict | None = None, weights: dict[str, dict] | None = None, **_):
+        self.quant_method, self.checkpoint, self.weights = _METHOD, checkpoint, weights or {}
+
+
+class _Target:
+    """A parameter of the model, and the names of the checkpoint's weights that it consists of: lists that are to be concatenated along N, of
+    experts; or one weight."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name, self.parameter = module, name, getattr(module, name)
+        self.by_pattern: dict[str | None, list[str]] = defaultdict(list)
+        self.patterns: list[str | None] = [None]
+
+    @property
+    def is_experts(self) -> bool:
+        return hasattr(self.module, "is_concatenated") and self.name in (first_projection(self.module), "down_proj")
+
+
+@register_quantizer(_METHOD)
+class MoeXeQuantizer(HfQuantizer):
+    """Experts are read when all else is there, weight by weight. Other weights that are quantised in the checkpoint become dense."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **_):
+        if self.quantization_config.checkpoint is None:
+            self._put_saved(model)
+            return
+        self._shards = Shards(checkpoint_files)
+        self._method = method_of(self.quantization_config.checkpoint)
+        self._stored = find_stored(self._method, self._shards)
+        self._targets = self._find_targets(model)
+        for full_name, target in self._targets.items():
+            target.module._is_hf_initialized = True
+            if target.is_experts:
+                set_weight(target.module, target.name, self._read(full_name, target, meta=True))
+        # Transformers allocates them, where device_map says
+        endings = [ending for ending in self._method.parts.values() if ending]
+        model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *map(_anchored, self._targets),
+                                                 *(rf"\.{name}$" for name in _TENSORS)}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *map(_anchored, self._targets),
+                                                    *(f"{re.escape(ending)}$" for ending in endings), r"\.(input|activation|output)_scale$"}
+
+    def _process_model_after_weight_loading(self, model, **_):
+        if self.quantization_config.checkpoint is not None:
+            for full_name, target in logging.tqdm(self._targets.items(), desc="Loading quantised weights"):
+                self._fill(full_name, target)
+            experts = [full_name for full_name, target in self._targets.items() if target.is_experts]
+            model._weight_conversions = [conversion for conversion in getattr(model, "_weight_conversions", None) or []
+                                         if not (isinstance(conversion, WeightConverter) and _makes(conversion, experts))]
+            del self._shards, self._stored, self._targets
+        model.config.quantization_config = self.quantization_config = MoeXeConfig(weights={
+            name: _description(module) for name, module in model.named_modules() if isinstance(module, QuantizedParameter)})
+        return model
+
+    def _find_targets(self, model) -> dict[str, _Target]:
+        conversions, state = get_model_conversion_mapping(model), model.state_dict()
+        renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+        converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+        by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+        targets = {}
+        for stored in sorted(self._stored, key=natural):
+            full_name, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, state)
+            if full_name not in state:      # of a part that the model has not, such as multi-token prediction
+                continue
+            if full_name not in targets:
+                owner, _, name = full_name.rpartition(".")
+                targets[full_name] = _Target(model.get_submodule(owner), name)
+                if pattern is not None:
+                    _check_operations(full_name, by_pattern[pattern])
+                    targets[full_name].patterns = by_pattern[pattern].source_patterns
+            targets[full_name].by_pattern[pattern].append(stored)
+        return targets
+
+    def _read(self, full_name: str, target: _Target, meta: bool = False) -> QuantizedWeight:
+        """A weight of experts; meta: without values."""
+        pieces = []
+        for pattern in target.patterns:
+            names = target.by_pattern[pattern]
+            if not names:
+                raise ValueError(f"{full_name} needs {pattern} too, the checkpoint has none that is quantised")
+            if pattern is None:
+                parts = {part: self._shards.read(key, meta) for part, key in self._stored[names[0]].items()}
+            else:
+                parts = {part: self._shards.stack([self._key(name, part) for name in names], meta) for part in self._stored[names[0]]}
+            pieces.append(self._convert(names[0], parts))
+        weight = pieces[0] if len(pieces) == 1 else QuantizedWeight.cat(pieces, dim=1)
+        return weight.mT if target.module.is_transposed else weight
+
+    def _key(self, name: str, part: str) -> str:
+        if part not in self._stored[name]:
+            raise ValueError(f"{name} must have {part} in the checkpoint, as other experts have")
+        return self._stored[name][part]
+
+    def _convert(self, name: str, parts: dict[str, torch.Tensor]) -> QuantizedWeight:
+        try:
+            return self._method.convert(parts, self.quantization_config.checkpoint)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} cannot be loaded: {error}") from error
+
+    def _fill(self, full_name: str, target: _Target) -> None:
+        module, name = target.module, target.name
+        device = getattr(module, name).device
+        if device.type == "meta":
+            raise ValueError(f"device_map must keep quantised weights on a device, got none for {full_name}")
+        if target.is_experts:
+            set_weight(module, name, self._read(full_name, target).to(device))
+            return
+        (stored,) = target.by_pattern[None]
+        parts = {part: self._shards.read(key)[None] for part, key in self._stored[stored].items()}
+        dense = self._convert(stored, parts).dequantize(target.parameter.dtype)[0]
+        setattr(module, name, nn.Parameter(dense.to(device), requires_grad=target.parameter.requires_grad))
+
+    def _put_saved(self, model) -> None:
+        for full_name, saved in self.quantization_config.weights.items():
+            owner, _, name = full_name.rpartition(".")
+            module = model.get_submodule(owner)
+            tensors = {part: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for part, (dtype, shape) in saved["tensors"].items()}
+            set_weight(module, name, QuantizedWeight(**tensors, format=saved["format"], group=tuple(saved["group"]), transposed=saved["transposed"]))
+            module._is_hf_initialized = True
+
+    def is_serializable(self, **_) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True     # what is not quantised, and adapters
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _anchored(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def _check_operations(full_name: str, converter: WeightConverter) -> None:
+    operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
+    if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]) or len(converter.target_patterns) != 1:
+        raise ValueError(f"{full_name} must be experts' weights, stacked and concatenated, for quantised ones to be loaded; Transformers makes it "
+                         f"by {converter.operations}")
+
+
+def _makes(converter: WeightConverter, names: list[str]) -> bool:
+    return any(re.search(f"{target.replace('*', '.*')}$", name) for target in converter.target_patterns for name in names)
+
+
+def _description(module: QuantizedParameter) -> dict:
+    tensors = {name: getattr(module, name) for name in _TENSORS if getattr(module, name) is not None}
+    return {"format": module.format, "group": list(module.group), "transposed": module.transposed, "tensors": {
+        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()}}
