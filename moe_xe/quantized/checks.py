@@ -6,7 +6,8 @@ import torch
 from ..plan.formats import FORMATS, ScaleType, WeightFormat
 from .encoding import CODE_DTYPES, SCALE_DTYPES
 
-__all__ = ["check_format", "check_group", "check_weight", "scale_type", "shape_of"]
+__all__ = ["check_dtype", "check_format", "check_group", "check_shape", "check_tensor", "check_weight", "is_contiguous_within_experts",
+           "scale_type", "shape_of"]
 
 
 def shape_of(tensor: torch.Tensor) -> str:
@@ -21,20 +22,20 @@ def check_format(format) -> WeightFormat:
     return FORMATS[format]
 
 
-def check_group(format: str, group) -> tuple[int, int]:
+def check_group(format: str, group, name: str = "group") -> tuple[int, int]:
     """The group as a tuple."""
     own = FORMATS[format].group
     if group is None and own is None:
-        raise TypeError(f"group must be (gn, gk), as {format} has none of its own, got None")
+        raise TypeError(f"{name} must be (gn, gk), as {format} has none of its own, got None")
     if group is None:
         return own
     if not isinstance(group, (tuple, list)) or len(group) != 2 or not all(map(_is_int, group)):
-        raise TypeError(f"group must be two ints (gn, gk), got {group!r}")
+        raise TypeError(f"{name} must be two ints (gn, gk), got {group!r}")
     group = tuple(group)
     if min(group) < 1:
-        raise ValueError(f"group must be positive, got {group}")
+        raise ValueError(f"{name} must be positive, got {group}")
     if own is not None and group != own:
-        raise ValueError(f"group must be {own} for {format}, got {group}")
+        raise ValueError(f"{name} must be {own} for {format}, got {group}")
     return group
 
 
@@ -51,24 +52,24 @@ def check_weight(weight) -> None:
     """TypeError or ValueError naming the field; format and group are checked."""
     scheme, (rows, columns) = FORMATS[weight.format], weight.group
     codes, per_byte = weight.codes, 8 // scheme.codes.bits
-    _check_tensor("codes", codes, 3, f"[E, N, {'K / 2' if per_byte == 2 else 'K'}]")
+    check_tensor("codes", codes, 3, f"[E, N, {'K / 2' if per_byte == 2 else 'K'}]")
     if codes.dtype not in CODE_DTYPES[scheme.codes]:
         raise TypeError(f"codes must be {_either(CODE_DTYPES[scheme.codes])} for {weight.format}, got {codes.dtype}")
-    _check_contiguous("codes", codes, _is_contiguous_within_experts(codes), " within an expert")
+    _check_contiguous("codes", codes, is_contiguous_within_experts(codes), " within an expert")
     num_experts, n, row_bytes = codes.shape
     grid = (num_experts, -(-n // rows), -(-row_bytes * per_byte // columns))
-    _check_tensor("scales", weight.scales, 3, "[E, ceil(N / gn), ceil(K / gk)]")
+    check_tensor("scales", weight.scales, 3, "[E, ceil(N / gn), ceil(K / gk)]")
     scale_type(weight.format, "scales", weight.scales.dtype)
     _check_beside(codes, "scales", weight.scales, grid)
     if weight.zeros is not None:
-        _check_tensor("zeros", weight.zeros, 3, "[E, ceil(N / gn), ceil(K / gk)]")
+        check_tensor("zeros", weight.zeros, 3, "[E, ceil(N / gn), ceil(K / gk)]")
         if not scheme.can_have_zeros:
             raise ValueError(f"zeros must be None for {weight.format}, got {shape_of(weight.zeros)}")
         if weight.zeros.dtype != weight.scales.dtype:
             raise TypeError(f"zeros must have the scales' dtype {weight.scales.dtype}, got {weight.zeros.dtype}")
         _check_beside(codes, "zeros", weight.zeros, grid)
     if weight.global_scales is not None:
-        _check_tensor("global_scales", weight.global_scales, 1, "[E]")
+        check_tensor("global_scales", weight.global_scales, 1, "[E]")
         if weight.global_scales.dtype != torch.float32:
             raise TypeError(f"global_scales must be torch.float32, got {weight.global_scales.dtype}")
         _check_beside(codes, "global_scales", weight.global_scales, (num_experts,))
@@ -76,7 +77,7 @@ def check_weight(weight) -> None:
         raise TypeError(f"transposed must be a bool, got {type(weight.transposed).__name__}")
 
 
-def _check_tensor(name: str, tensor, dims: int, layout: str) -> None:
+def check_tensor(name: str, tensor, dims: int, layout: str) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -85,20 +86,30 @@ def _check_tensor(name: str, tensor, dims: int, layout: str) -> None:
         raise ValueError(f"{name} must have {dims} dimensions {layout}, got {shape_of(tensor)}")
 
 
+def check_dtype(name: str, tensor: torch.Tensor, *dtypes: torch.dtype) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {_either(dtypes)}, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], beside: str) -> None:
+    """ValueError unless it has this shape, which `beside` asks for."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must be {list(shape)} for {beside}, got {shape_of(tensor)}")
+
+
 def _check_contiguous(name: str, tensor: torch.Tensor, contiguous: bool, where: str = "") -> None:
     if not contiguous:
         raise ValueError(f"{name} must be contiguous{where}, got strides {list(tensor.stride())}: call its contiguous()")
 
 
-def _is_contiguous_within_experts(tensor: torch.Tensor) -> bool:
+def is_contiguous_within_experts(tensor: torch.Tensor) -> bool:
     _, row_stride, stride = tensor.stride()
     _, rows, columns = tensor.shape
     return (stride == 1 or columns <= 1) and (row_stride == max(columns, 1) or rows <= 1)
 
 
 def _check_beside(codes: torch.Tensor, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must be {list(shape)} for codes {list(codes.shape)}, got {shape_of(tensor)}")
+    check_shape(name, tensor, shape, f"codes {list(codes.shape)}")
     _check_contiguous(name, tensor, tensor.is_contiguous())
     if tensor.device != codes.device:
         raise ValueError(f"{name} must be on the codes' device {codes.device}, got {tensor.device}")

@@ -5,7 +5,7 @@ import torch
 
 from ..plan.formats import Codes, ScaleType
 
-__all__ = ["CODE_DTYPES", "SCALE_DTYPES", "code_range", "decode", "decode_scales", "encode", "each"]
+__all__ = ["CODE_DTYPES", "SCALE_DTYPES", "code_range", "decode", "decode_scales", "encode", "each", "pack_pairs"]
 
 # The first one says what the bytes are.
 CODE_DTYPES = {
@@ -55,6 +55,11 @@ def encode(codes: Codes, numbers: torch.Tensor) -> torch.Tensor:
         dtype = CODE_DTYPES[codes][0]
         return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
     nibbles = _encode_e2m1(numbers) if codes is Codes.e2m1 else numbers.round().to(torch.int8).view(torch.uint8) & 15
+    return pack_pairs(nibbles)
+
+
+def pack_pairs(nibbles: torch.Tensor) -> torch.Tensor:
+    """uint8 numbers below 16, [.., K], two in a byte, the first in its low half: [.., K / 2]."""
     return nibbles[..., ::2] | nibbles[..., 1::2] << 4
 
 

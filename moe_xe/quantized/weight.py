@@ -7,6 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..plan.formats import FORMATS, Quantization
+from . import checkpoints, compressed_tensors, join, torchao
 from .checks import check_format, check_group, check_weight, scale_type, shape_of
 from .encoding import SCALE_DTYPES, decode, decode_scales, each
 from .quantize import quantize, usual_group
@@ -158,6 +159,17 @@ class QuantizedWeight:
         scale_dtype = SCALE_DTYPES[scheme.scales[0]][0] if scale_dtype is None else scale_dtype
         scales = scale_type(format, "scale_dtype", scale_dtype)
         return cls(**quantize(w, format, group, scales, scale_dtype, symmetric), format=format, group=group)
+
+    # by the names of checkpoints' tensors
+    from_gpt_oss = classmethod(checkpoints.from_gpt_oss)
+    from_fp8_block = classmethod(checkpoints.from_fp8_block)
+    from_fp8 = classmethod(checkpoints.from_fp8)
+    from_gptq = classmethod(checkpoints.from_gptq)
+    from_awq = classmethod(checkpoints.from_awq)
+    from_modelopt = classmethod(checkpoints.from_modelopt)
+    from_compressed_tensors = classmethod(compressed_tensors.from_compressed_tensors)
+    from_torchao = classmethod(torchao.from_torchao)
+    cat = classmethod(join.cat)
 
     def __repr__(self) -> str:
         more = "".join(f", {name}" for name in ("zeros", "global_scales") if getattr(self, name) is not None)
