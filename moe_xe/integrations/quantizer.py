@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..nn.gates import first_projection
 from ..nn.quantized import QuantizedParameter, set_weight
 from ..quantized.shards import Shards, natural
-from ..quantized.stored import find_stored, method_of
+from ..quantized.stored import SIZES, find_stored, method_of
 from ..quantized.weight import QuantizedWeight
 
 __all__ = ["MoeXeConfig", "MoeXeQuantizer"]
@@ -62,10 +62,11 @@ class MoeXeQuantizer(HfQuantizer):
         self._method = method_of(self.quantization_config.checkpoint)
         self._stored = find_stored(self._method, self._shards)
         self._targets = self._find_targets(model)
-        for full_name, target in self._targets.items():
-            target.module._is_hf_initialized = True
-            if target.is_experts:
-                set_weight(target.module, target.name, self._read(full_name, target, meta=True))
+        with torch.device("cpu"):       # sizes are read, though the model is being built on meta
+            for full_name, target in self._targets.items():
+                target.module._is_hf_initialized = True
+                if target.is_experts:
+                    set_weight(target.module, target.name, self._read(full_name, target, meta=True))
         # Transformers allocates them, where device_map says
         endings = [ending for ending in self._method.parts.values() if ending]
         model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *map(_anchored, self._targets),
@@ -112,9 +113,10 @@ class MoeXeQuantizer(HfQuantizer):
             if not names:
                 raise ValueError(f"{full_name} needs {pattern} too, the checkpoint has none that is quantised")
             if pattern is None:
-                parts = {part: self._shards.read(key, meta) for part, key in self._stored[names[0]].items()}
+                parts = {part: self._shards.read(key, meta and part not in SIZES) for part, key in self._stored[names[0]].items()}
             else:
-                parts = {part: self._shards.stack([self._key(name, part) for name in names], meta) for part in self._stored[names[0]]}
+                parts = {part: self._shards.stack([self._key(name, part) for name in names], meta and part not in SIZES)
+                         for part in self._stored[names[0]]}
             pieces.append(self._convert(names[0], parts))
         weight = pieces[0] if len(pieces) == 1 else QuantizedWeight.cat(pieces, dim=1)
         return weight.mT if target.module.is_transposed else weight

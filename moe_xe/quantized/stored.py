@@ -8,7 +8,9 @@ import torch
 
 from .weight import QuantizedWeight
 
-__all__ = ["METHODS", "Method", "find_stored", "method_of"]
+__all__ = ["METHODS", "SIZES", "Method", "find_stored", "method_of"]
+
+SIZES = {"weight_shape"}        # parts whose values are sizes of others
 
 
 @dataclass(frozen=True)
