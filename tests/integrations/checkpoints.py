@@ -108,6 +108,8 @@ FORMATS = {
     "mxfp4": (_compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32), packed_mxfp4, "experts"),
     "fp8": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]},
             fp8_block, "all"),
+    "fp8_experts": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic",
+                     "modules_to_not_convert": ["lm_head", r"model\.layers\.\d+\.self_attn", r"model\.layers\.\d+\.mlp\.gate"]}, fp8_block, "experts"),
 }
 
 
