@@ -103,7 +103,7 @@ class MoeXeQuantizer(HfQuantizer):
                     _check_operations(full_name, by_pattern[pattern])
                     targets[full_name].patterns = by_pattern[pattern].source_patterns
             targets[full_name].by_pattern[pattern].append(stored)
-        return targets
+        return _in_order(targets, model)
 
     def _read(self, full_name: str, target: _Target, meta: bool = False) -> QuantizedWeight:
         """A weight of experts; meta: without values."""
@@ -146,7 +146,7 @@ class MoeXeQuantizer(HfQuantizer):
         setattr(module, name, nn.Parameter(dense.to(device), requires_grad=target.parameter.requires_grad))
 
     def _put_saved(self, model) -> None:
-        for full_name, saved in self.quantization_config.weights.items():
+        for full_name, saved in _in_order(self.quantization_config.weights, model).items():
             owner, _, name = full_name.rpartition(".")
             module = model.get_submodule(owner)
             tensors = {part: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for part, (dtype, shape) in saved["tensors"].items()}
@@ -163,6 +163,11 @@ class MoeXeQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _in_order(by_name: dict, model) -> dict:
+    """As the model has its parameters: adapters go by their order."""
+    return {name: by_name[name] for name in model.state_dict() if name in by_name}
 
 
 def _anchored(name: str) -> str:
