@@ -156,3 +156,25 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {
         key: file for file, keys in shards.items() for key in keys}}))
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_random_gptq(folder: Path, model) -> None:
+    """Of any size: random codes, and never a dense copy of the experts."""
+    def random(k, n):
+        def bits(*shape):
+            return torch.randint(-2**31, 2**31, shape).int()
+
+        return {"qweight": bits(k // 8, n), "qzeros": bits(k // GROUP, n // 8), "scales": torch.rand(k // GROUP, n).half(),
+                "g_idx": (torch.arange(k) // GROUP).int()}
+
+    quantised = {}
+    for name, w in model.state_dict().items():
+        if name.endswith("experts.down_proj"):
+            quantised.update({f"{name.removesuffix('down_proj')}{e}.down_proj.{part}": tensor
+                              for e in range(len(w)) for part, tensor in random(w.shape[2], w.shape[1]).items()})
+        elif name.endswith("experts.gate_up_proj"):
+            quantised.update({f"{name.removesuffix('gate_up_proj')}{e}.{half}_proj.{part}": tensor for e in range(len(w)) for half in ("gate", "up")
+                              for part, tensor in random(w.shape[2], w.shape[1] // 2).items()})
+        else:
+            quantised[name] = w
+    _save(folder, quantised, model.config.to_dict() | {"quantization_config": FORMATS["gptq"][0]})

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import moe_xe.integrations.transformers as integration  # noqa: E402
 from moe_xe.nn import LoraExperts  # noqa: E402
 from moe_xe.nn.quantized import QuantizedParameter  # noqa: E402
 from tests.integrations import checkpoints  # noqa: E402
-from tests.integrations.test_transformers import HIDDEN, _model, _one_torch_thread, _prompt, _routing  # noqa: E402, F401
+from tests.integrations.test_transformers import HIDDEN, MODELS, _config, _model, _one_torch_thread, _prompt, _routing  # noqa: E402, F401
 
 
 def quantised(model) -> list[QuantizedParameter]:
@@ -122,3 +124,16 @@ def test_tensors_that_are_not_supported(written):
         integration.load_quantized(written[0], experts_implementation="eager")
     with pytest.raises(ValueError, match="state_dict must be left out, got dict"):
         integration.load_quantized(written[0], state_dict={})
+
+
+@pytest.mark.full
+def test_loading_takes_little_more_than_the_packed_size(tmp_path):
+    """GPTQ's codes are transposed, of which no more than one weight at a time may be there twice."""
+    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | dict(num_experts=32, moe_intermediate_size=384, hidden_size=512, num_hidden_layers=24, head_dim=16))
+    folders = [tmp_path / "tiny", tmp_path / "large"]
+    for folder, layers in zip(folders, (1, config.num_hidden_layers)):
+        config.num_hidden_layers, config.layer_types = layers, None
+        checkpoints.write_random_gptq(folder, AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+    size = sum(path.stat().st_size for path in folders[1].glob("*.safetensors"))
+    done = subprocess.run([sys.executable, "-m", "tests.integrations.loading_memory", *map(str, folders)], capture_output=True, text=True, check=True)
+    assert size > 1e8 and int(done.stdout) < 1.2 * size, (done.stdout, size)
