@@ -81,7 +81,7 @@ def gemm_constants(problem: GroupedGemmProblem, config: TileConfig) -> tuple[lis
         f"inline constexpr float act_alpha = {_float(act.alpha if act else 1.0)}, act_limit = {_float((act and act.limit) or 0.0)};",
         f"inline constexpr RowScale row_scale = RowScale::{problem.row_scale.value};",
     ], [
-        f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
+        f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)}, entry_bytes = {config.entry_bytes};",
         *constants_of(config),
     ]
 

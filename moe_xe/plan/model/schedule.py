@@ -13,12 +13,13 @@ from ..gemm.config import Schedule, TileConfig
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows [row, row + rows) of the sorted rows and columns from `column` on, computed by the tile of this height."""
+    """Rows [row, row + rows) of the sorted rows and columns from `column` on, computed by the tile of this height; which part of K."""
     expert: int
     height: int
     row: int
     rows: int
     column: int
+    part: int = 0
 
 
 def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[int]:
@@ -37,7 +38,7 @@ def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Itera
     """All tiles of a launch in the order of their numbers.
 
     Experts by falling size (powers of two), then by id; an expert's tiles in groups of `raster_group` row tiles, rows
-    fastest within a group.
+    fastest within a group. The parts of a tile's K are neighbours, each with a number of its own.
     """
     columns = range(0, n, config.tile_width)
     begins = [0]
@@ -52,7 +53,8 @@ def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Itera
         for first in range(0, len(row_tiles), config.raster_group):
             for column in columns:
                 for height, row in row_tiles[first:first + config.raster_group]:
-                    yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column)
+                    for part in range(config.splits):
+                        yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column, part)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@
 
 namespace moe_xe {
 
-// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `ahead`:
+// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `depth`: elements of K, whole chunks unless they end
+// with K. `ahead`:
 // elements from a row of W to the one to prefetch meanwhile.
 template <int rows, int columns>
-inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
+inline void dot(const Input* const* a, const Input* const* w, int64 depth, int64 ahead, Floats (&result)[rows]) {
   static_assert(columns <= width);
-  constexpr int64 whole = problem::k / chunk * chunk, summed = summed_steps / chunk_vectors * chunk;   // elements along K
+  constexpr int64 summed = summed_steps / chunk_vectors * chunk;   // elements along K
+  constexpr bool two_levels = problem::k / chunk * chunk > summed;
+  const int64 whole = depth / chunk * chunk;
   Floats sums[rows][columns], totals[rows][columns];
   const auto for_sums = [](auto work) {
 #pragma unroll
@@ -18,7 +21,7 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
       for (int column = 0; column < columns; ++column) work(row, column);
   };
   for_sums([&](int row, int column) { sums[row][column] = 0.f; });
-  if constexpr (whole > summed) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
+  if constexpr (two_levels) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
   const auto add = [&](auto tokens_of, auto weights_of) {
     Dwords weights[columns];
 #pragma unroll
@@ -42,14 +45,14 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
       for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
       add([=](int row) { return load_chunk(a[row] + k); }, [=](int column) { return load_chunk(w[column] + k); });
     }
-    if constexpr (whole > summed)
+    if constexpr (two_levels)
       for_sums([&](int row, int column) {
         totals[row][column] += sums[row][column];
         sums[row][column] = 0.f;
       });
   }
-  if constexpr (whole < problem::k) {   // the last elements by way of memory, in loops: a copy for each vector is slow to compile
-    constexpr int left = int(problem::k - whole);
+  if (problem::k % chunk != 0 && whole < depth) {   // the last elements by way of memory, in loops: a copy for each vector is slow to compile
+    const int left = int(depth - whole);
     Dwords tokens[rows], weights[columns];
 #pragma unroll 1
     for (int row = 0; row < rows; ++row) tokens[row] = load_chunk(a[row] + whole, left);
@@ -57,7 +60,7 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
     for (int column = 0; column < columns; ++column) weights[column] = load_chunk(w[column] + whole, left);
     add([&](int row) { return tokens[row]; }, [&](int column) { return weights[column]; });
   }
-  if constexpr (whole > summed) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
+  if constexpr (two_levels) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
 #pragma unroll
   for (int row = 0; row < rows; ++row) result[row] = sums_of(sums[row]);
 }

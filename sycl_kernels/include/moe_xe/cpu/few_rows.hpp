@@ -10,6 +10,7 @@ struct FewRows {
   const Input* a[config::unpacked_rows];
   OutputRow d[config::unpacked_rows];
   int count;
+  int64 depth;      // elements of K
 };
 
 // [N, K] weights: dot products along K of `rows` rows with as many weights at a time as registers allow.
@@ -26,7 +27,7 @@ void run_dots(const Arguments& args, int expert, const FewRows& few, int first, 
     for (int i = 0; i < weights; ++i)
       at[i] = (i < step ? w.gate : w.up) + (done + (i % step < count ? i % step : count - 1)) * between;
     Floats result[rows];
-    dot<rows, weights>(few.a + first, at, config::prefetch_columns * between, result);
+    dot<rows, weights>(few.a + first, at, few.depth, config::prefetch_columns * between, result);
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
       float values[2 * width] = {};   // gates in the low lanes, up values behind them
@@ -55,26 +56,26 @@ struct StreamedSums {
 
   const float* totals(int row) const { return sums[levels - 1][row]; }
 
-  // Columns [0, columns) of weights that begin at `w`, for K elements [0, problem::k) of every row.
+  // Columns [0, columns) of weights that begin at `w`, for the K elements of every row.
   void add(const FewRows& few, const Input* w, int64 row_stride, int first_sum, int columns) {
 #pragma unroll 1
-    for (int64 k = 0; k < problem::k; k += depth) {
+    for (int64 k = 0; k < few.depth; k += depth) {
       float tokens[config::unpacked_rows][depth];
       for (int row = 0; row < few.count; ++row)
 #pragma unroll
-        for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < problem::k ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
+        for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < few.depth ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
       const Input* from[depth];    // rows past K repeat one that exists, times zero
 #pragma unroll
-      for (int i = 0; i < depth; ++i) from[i] = w + (k + i < problem::k ? k + i : k) * row_stride;
+      for (int i = 0; i < depth; ++i) from[i] = w + (k + i < few.depth ? k + i : k) * row_stride;
       int column = 0;
-      if (k + depth <= problem::k)
+      if (k + depth <= few.depth)
 #pragma unroll 1
         for (; column + block <= columns; column += block)
           add_block<block / width, true>(few, tokens, from, row_stride, first_sum, column, block);
 #pragma unroll 1
       for (; column < columns; column += width)
-        add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
-      if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= problem::k)) add_to_totals(few.count, first_sum, columns);
+        add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(few.depth - k));
+      if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= few.depth)) add_to_totals(few.count, first_sum, columns);
     }
   }
 

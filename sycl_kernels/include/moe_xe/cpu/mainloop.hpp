@@ -21,7 +21,7 @@ static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scra
 
 class Mainloop {
  public:
-  Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments), team(team) {
     auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
     packed_a = reinterpret_cast<Packed*>(scratch);
     panel = reinterpret_cast<PackedVector*>(scratch + packed_a_dwords);
@@ -34,10 +34,36 @@ class Mainloop {
     const int columns = left < most ? left : most;
     if (tile.rows > config::unpacked_rows) run_packed(tile, column, columns);
     else run_few(tile, column, columns);
+    if constexpr (split)
+      if (team.is_last(parts_of(args, team.num_groups, tile).done, config::splits)) add_parts(tile, column, columns);
   }
 
  private:
   const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
+
+  // The tile's part of K, whole chunks but for the last one's end.
+  static int64 first_k(const Tile& tile) { return split ? tile.part * part_of_k(chunk) : 0; }
+  static int64 end_k(const Tile& tile) { return !split || tile.part == config::splits - 1 ? problem::k : first_k(tile) + part_of_k(chunk); }
+
+  // Where the sums of one of the tile's rows go.
+  OutputRow output(const Tile& tile, int row, int64 first_column) const {
+    OutputRow output = output_row(args, tile.row + row);
+    if constexpr (split) output.sums = parts_of(args, team.num_groups, tile).of(tile.part) + row * part_stride - first_column;
+    return output;
+  }
+
+  void add_parts(const Tile& tile, int64 first_column, int columns) const {
+    const float* first = parts_of(args, team.num_groups, tile).of(0);
+#pragma unroll 1
+    for (int row = 0; row < tile.rows; ++row, first += part_stride) {
+      const OutputRow output = output_row(args, tile.row + row);
+#pragma unroll 1
+      for (int column = 0; column < columns; column += width) {
+        const Floats gate = sum_of_parts(first + column), up = paired ? sum_of_parts(first + part_stride / 2 + column) : gate;
+        write_outputs(args, tile.expert, output, first_column + column, columns - column, gate, up);
+      }
+    }
+  }
 
   // The expert's weights from output column `column` and row `k` of K on.
   ExpertWeights weights_from(int expert, int64 column, int64 k) const {
@@ -59,8 +85,9 @@ class Mainloop {
     constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
     float finished[config::micro_rows * config::micro_columns];
 #pragma unroll 1
-    for (int64 k = 0; k < problem::k; k += k_block) {
-      const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
+    for (int64 k = first_k(tile); k < end_k(tile); k += k_block) {
+      const int64 left = end_k(tile) - k;
+      const int depth = int(left < k_block ? left : k_block);
 #pragma unroll 1
       for (int column = 0; column < columns; column += panel_columns) {
         const ExpertWeights w = weights_from(tile.expert, first_column + column, k);
@@ -72,21 +99,20 @@ class Mainloop {
           const int rows = tile.rows - row < height ? tile.rows - row : height;
           const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
-          const bool last = k + depth == problem::k;
+          const bool last = depth == left;
           multiply<config::micro_rows, packed_stride, 1>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
                                                          (depth + elements_per_step - 1) / elements_per_step,
-                                                         k > 0 ? partial : SumsInMemory{}, last ? done : partial);
+                                                         k > first_k(tile) ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
-              finish_panel(tile.expert, tile.row + row + i, first_column + column, columns - column, finished + i * config::micro_columns);
+              finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column, finished + i * config::micro_columns);
         }
       }
     }
   }
 
   // One row of a panel's sums; `columns` of its output columns exist.
-  void finish_panel(int expert, int64 sorted_row, int64 column, int columns, const float* from) const {
-    const OutputRow row = output_row(args, sorted_row);
+  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from) const {
     constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
 #pragma unroll
     for (int v = 0; v < outputs; ++v) {
@@ -100,11 +126,12 @@ class Mainloop {
   void run_few(const Tile& tile, int64 column, int columns) {
     FewRows few;
     few.count = tile.rows;
+    few.depth = end_k(tile) - first_k(tile);
     for (int row = 0; row < tile.rows; ++row) {
-      few.a[row] = row_of_a(tile.row + row);
-      few.d[row] = output_row(args, tile.row + row);
+      few.a[row] = row_of_a(tile.row + row) + first_k(tile);
+      few.d[row] = output(tile, row, column);
     }
-    const ExpertWeights w = weights_from(tile.expert, column, 0);
+    const ExpertWeights w = weights_from(tile.expert, column, first_k(tile));
     if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
     else
 #pragma unroll 1
@@ -113,6 +140,7 @@ class Mainloop {
   }
 
   const Arguments& args;
+  const Team& team;
   Packed* packed_a;
   PackedVector* panel;
   float* sums;
