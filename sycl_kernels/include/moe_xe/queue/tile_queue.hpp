@@ -72,7 +72,7 @@ struct TileRecords {
       const int row = begin + cut.row, left = end - row;
       const int in_group = wanted % config::raster_group, group = wanted - in_group;
       const int group_rows = row_tiles - group < config::raster_group ? row_tiles - group : config::raster_group;
-      Record* to = list + (first / config::splits + group * columns + in_group) * int64(entry_records);
+      Record* to = list + first / config::splits * entry_records + group * columns * entry_records + in_group * entry_records;
 #pragma unroll 1
       for (int column = 0; column < columns; ++column, to += group_rows * entry_records) {
         *to = Record{expert, row, column * config::tile_width, (left < cut.height ? left : cut.height) << variant_bits | cut.variant};
