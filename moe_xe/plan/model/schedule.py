@@ -4,6 +4,7 @@ The same decomposition as sycl_kernels/include/moe_xe/queue/tile_list.hpp, from 
 """
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,16 @@ def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[i
         cut += [height] * fit
         rows -= fit * height
     return cut
+
+
+def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
+    """The heights of one expert's row tiles."""
+    return _cut(rows, config.heights, config.min_fill_eighths)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
+    return tuple(cut_rows(rows, heights, min_fill_eighths))
 
 
 def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[Tile]:
