@@ -113,11 +113,24 @@ def test_numbers_of_a_queue(n, change, rows, message):
         plan_launch(*arguments)
 
 
+@pytest.mark.parametrize("n, k, change, rows, message", [
+    (64, 1024, dict(splits=4), 1, None), (64, 1023, dict(splits=4), 1, "splits must leave at least 256 elements of K to each part, K is 1023"),
+    (256, 512, dict(splits=2, tile_width=1), 1, None),
+    (257, 512, dict(splits=2, tile_width=1), 1, "splits are for few tiles: tiles x splits must be at most 1024, but there can be 514 tiles"),
+    (65536, 512, dict(splits=2, heights=(65536,), tile_width=256), 1, "sums of parts take")], ids=str)
+def test_parts_of_k(n, k, change, rows, message):
+    problem, config = GroupedGemmProblem(n, k, F32, F32), replace(NARROW, **{"tile_width": 64, **change})
+    if message is None:
+        return check_queue(problem, config, rows, 4, 3)
+    with pytest.raises(ValueError, match=message):
+        check_queue(problem, config, rows, 4, 3)
+
+
 @settings(max_examples=200, deadline=None)
 @given(config=cpu_configs(), rows=st.lists(st.integers(0, 200), min_size=1, max_size=6))
 def test_there_are_no_more_tiles_than_the_list_has_room_for(config, rows):
     problem = GroupedGemmProblem(3 * config.tile_width - 1, 1, F32, F32)
-    assert sum(1 for _ in tiles(rows, problem.n, config)) <= config.most_records(problem, sum(rows), len(rows))
+    assert sum(1 for _ in tiles(rows, problem.n, config)) <= config.splits * config.most_records(problem, sum(rows), len(rows))
 
 
 @pytest.mark.parametrize("p, q, change, experts, message", [
@@ -183,7 +196,7 @@ SHAPES = [GroupedGemmProblem(102, 149, BF16, F32), GroupedGemmProblem(70, 64, F3
 @settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from(SHAPES))
 def test_legal_cpu_configurations_are_right(data, problem):
-    config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs))
+    config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs, splits=1))      # K is short
     check_config(problem, config, Family.cpu, runtime.cpu_isa())
     gemm_is_right(config, problem)
 
@@ -191,7 +204,7 @@ def test_legal_cpu_configurations_are_right(data, problem):
 @settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from([SHAPES[0], SHAPES[3]]))
 def test_legal_generic_configurations_are_right(data, problem):
-    config = data.draw(generic_configs((32,) if problem.pairs else (16, 32)))
+    config = data.draw(generic_configs((32,) if problem.pairs else (16, 32), splits=1))
     check_config(problem, config, Family.generic)
     gemm_is_right(config, problem)
 

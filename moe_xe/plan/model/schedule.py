@@ -70,7 +70,8 @@ def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Itera
 
 @dataclass(frozen=True)
 class ScheduleReport:
-    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns)."""
+    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns), and an equal share
+    of it that of each part of its K."""
     cores: int
     num_tiles: int
     tiles_per_height: dict[int, int]
@@ -95,13 +96,15 @@ def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores
         raise ValueError(f"cores must be at least 1, got {cores}")
     busy = [0] * cores
     per_height = {height: 0 for height in config.heights}
-    number = computed = 0
+    number = computed = num_tiles = 0
     for number, tile in enumerate(tiles(tokens_per_expert, n, config), start=1):
-        cost = config.computed_rows(tile.height, tile.rows) * config.tile_width
+        cost = -(-config.computed_rows(tile.height, tile.rows) * config.tile_width // config.splits)
         computed += cost
-        per_height[tile.height] += 1
+        if tile.part == 0:
+            num_tiles += 1
+            per_height[tile.height] += 1
         if config.schedule is Schedule.static:
             busy[(number - 1) % cores] += cost
         else:
             heapq.heappush(busy, heapq.heappop(busy) + cost)
-    return ScheduleReport(cores, number, per_height, sum(tokens_per_expert) * n, computed, max(busy))
+    return ScheduleReport(cores, num_tiles, per_height, sum(tokens_per_expert) * n, computed, max(busy))
