@@ -11,8 +11,8 @@ from .source import family_of, gemm_constants, preamble
 from .token_sort_source import combine_constants, sort_constants
 
 KERNEL_NAME = "moe_block"
-# twenty-one pointers, seventeen strides, the factor, three sizes: as in sycl_kernels/kernels/moe_block.cpp
-KERNEL_SIGNATURE = 21 * "p" + 17 * "q" + "f" + 3 * "i"
+# twenty-seven pointers, seventeen strides, the factor, three sizes: as in sycl_kernels/kernels/moe_block.cpp
+KERNEL_SIGNATURE = 27 * "p" + 17 * "q" + "f" + 3 * "i"
 
 
 @functools.lru_cache(maxsize=1024)

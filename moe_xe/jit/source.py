@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 from ..plan.gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
+from ..plan.formats import Codes, Quantization, ScaleType
 from ..plan.outer.config import OuterConfig
 from ..plan.problem import GroupedGemmProblem
 from .kernel_source import KernelSource
@@ -47,8 +48,8 @@ def constants_of(config: TileConfig | OuterConfig) -> list[str]:
 
 
 KERNEL_NAME = "grouped_gemm"
-# eleven pointers, ten int64, num_experts: the fields of Arguments in types.hpp
-KERNEL_SIGNATURE = 11 * "p" + 10 * "q" + "i"
+# fourteen pointers, ten int64, num_experts: the fields of Arguments in types.hpp
+KERNEL_SIGNATURE = 14 * "p" + 10 * "q" + "i"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -80,9 +81,22 @@ def gemm_constants(problem: GroupedGemmProblem, config: TileConfig) -> tuple[lis
         f"inline constexpr Act act = Act::{act.kind.value if act else 'none'};",
         f"inline constexpr float act_alpha = {_float(act.alpha if act else 1.0)}, act_limit = {_float((act and act.limit) or 0.0)};",
         f"inline constexpr RowScale row_scale = RowScale::{problem.row_scale.value};",
+        *_quantization_constants(problem.quantization),
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)}, entry_bytes = {config.entry_bytes};",
         *constants_of(config),
+    ]
+
+
+def _quantization_constants(quantization: Quantization | None) -> list[str]:
+    """Of dense weights, too, so that what a kernel does not use compiles."""
+    q = quantization or Quantization(Codes.int8, ScaleType.f32, 1, 1)
+    return [
+        f"inline constexpr Codes codes = Codes::{'none' if quantization is None else q.codes.value};",
+        f"inline constexpr ScaleType scale_type = ScaleType::{q.scales.value};",
+        f"inline constexpr int64 group_rows = {q.rows}, group_columns = {q.columns};",
+        f"inline constexpr bool has_zeros = {bool_constant(q.zeros)}, has_global_scales = {bool_constant(q.global_scales)};",
+        f"inline constexpr float zero = {_float(q.zero)};",
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .formats import Quantization
+
 INT32_MAX = 2**31 - 1       # kernels count tiles, columns and experts in int32
 MAX_COLUMNS = 2**30         # of any operand: kernels step beyond the last one
 
@@ -72,7 +74,7 @@ class GroupedGemmProblem:
     n, k: rows of one expert's weights, and columns of a. rows_bits: 32 or 64, the integer type of the row counts.
     gathered: row r of the sorted rows is ``a[row_indices[r] // slots]``; scattered: it is written to ``d[row_indices[r]]``.
     shared: how many groups of rows, the first ones, have weights in tensors of their own. tf32: float32 inputs may be
-    rounded to tf32.
+    rounded to tf32. quantization: of the weights, which are codes then; a quantised weight has no shared ones beside it.
     """
     n: int
     k: int
@@ -89,11 +91,13 @@ class GroupedGemmProblem:
     activation: Activation | None = None
     row_scale: RowScale = RowScale.none
     shared: int = 0
+    quantization: Quantization | None = None
 
     def __str__(self) -> str:
         act = self.activation
+        codes = self.quantization and self.quantization.codes
         parts = (self.input.value if self.input is self.output else f"{self.input.value}->{self.output.value}",
-                 f"N={self.n} K={self.k} {self.weights.value}", "gathered" if self.gathered else "", "scattered" if self.scattered else "",
+                 "" if codes is None else f"{codes.value} weights", f"N={self.n} K={self.k} {self.weights.value}", "gathered" if self.gathered else "", "scattered" if self.scattered else "",
                  "" if act is None else f"{act.kind.value}{' of pairs' if act.gated else ''}")
         return " ".join(filter(None, parts))
 
@@ -110,7 +114,8 @@ class GroupedGemmProblem:
 
 @dataclass(frozen=True)
 class Operands:
-    """Where the operands lie: base addresses in bytes, strides in elements. num_experts counts shared experts too."""
+    """Where the operands lie: base addresses in bytes, strides in elements. num_experts counts shared experts too. scales, zeros
+    and global_scales: of codes in w; 0 if there are none."""
     a: int
     w: int
     d: int
@@ -126,3 +131,6 @@ class Operands:
     shared_up: int = 0
     shared_stride: int = 0
     shared_expert_stride: int = 0
+    scales: int = 0
+    zeros: int = 0
+    global_scales: int = 0

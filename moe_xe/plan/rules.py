@@ -55,6 +55,8 @@ def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int
 
 
 def _check_parts(problem: GroupedGemmProblem, config: TileConfig, tiles: int) -> None:
+    if problem.quantization is not None:
+        _refuse(config, "splits must be 1 for quantised weights")
     if problem.k < config.splits * LEAST_PART:
         _refuse(config, f"splits must leave at least {LEAST_PART} elements of K to each part, K is {problem.k}")
     if tiles * config.splits > MOST_PARTS:

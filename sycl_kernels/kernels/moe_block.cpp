@@ -51,8 +51,9 @@ inline bool is_in(Phase phase, Record& record) {
 }
 
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void moe_block(
-    const void* x, const void* w13, const void* shared_gate, const void* shared_up, const void* b13, void* h, const void* w2,
-    const void* shared_down, const void* b2, void* y, const void* topk_ids, const int* expert_map, const void* weights,
+    const void* x, const void* w13, const void* shared_gate, const void* shared_up, const void* scales13, const void* zeros13,
+    const float* global_scales13, const void* b13, void* h, const void* w2, const void* shared_down, const void* scales2,
+    const void* zeros2, const float* global_scales2, const void* b2, void* y, const void* topk_ids, const int* expert_map, const void* weights,
     const void* shared_weights, int* tokens_per_expert, int* row_pairs, float* row_scales, void* out, void* board_words,
     void* gate_up_scratch, void* down_scratch, long x_stride, long w13_stride, long w13_expert_stride, long shared13_stride,
     long shared13_expert_stride, long b13_stride, long h_stride, long w2_stride, long w2_expert_stride, long shared2_stride,
@@ -61,11 +62,11 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void moe_block(
     int num_experts) {
   const long rows = long(num_tokens) * routing::slots;
   const int experts = num_experts + routing::problem::num_shared;
-  const gate_up::Arguments first{x, w13, shared_gate, shared_up, b13, h, tokens_per_expert, row_pairs, row_scales, nullptr,
-                                 gate_up_scratch, rows, num_tokens, rows, x_stride, w13_stride, w13_expert_stride,
+  const gate_up::Arguments first{x, w13, shared_gate, shared_up, scales13, zeros13, global_scales13, b13, h, tokens_per_expert,
+                                 row_pairs, row_scales, nullptr, gate_up_scratch, rows, num_tokens, rows, x_stride, w13_stride, w13_expert_stride,
                                  shared13_stride, shared13_expert_stride, b13_stride, h_stride, experts};
-  const down::Arguments second{h, w2, shared_down, nullptr, b2, y, tokens_per_expert, row_pairs, row_scales, nullptr,
-                               down_scratch, rows, rows, rows, h_stride, w2_stride, w2_expert_stride, shared2_stride,
+  const down::Arguments second{h, w2, shared_down, nullptr, scales2, zeros2, global_scales2, b2, y, tokens_per_expert, row_pairs,
+                               row_scales, nullptr, down_scratch, rows, rows, rows, h_stride, w2_stride, w2_expert_stride, shared2_stride,
                                shared2_expert_stride, b2_stride, y_stride, experts};
   const routing::ExpertIds ids{static_cast<const routing::problem::Id*>(topk_ids), topk_ids_stride, expert_map, expert_map_size};
   Board& board = *static_cast<Board*>(board_words);

@@ -13,6 +13,7 @@ from moe_xe.ops import launch
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call
 from moe_xe.ops.submission import Submission
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm import heuristics
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
@@ -124,6 +125,13 @@ def test_parts_of_k(n, k, change, rows, message):
         return check_queue(problem, config, rows, 4, 3)
     with pytest.raises(ValueError, match=message):
         check_queue(problem, config, rows, 4, 3)
+
+
+def test_parts_of_k_of_quantised_weights():
+    problem = GroupedGemmProblem(64, 1024, BF16, BF16, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32))
+    check_queue(problem, CPU, 1, 4, 3)
+    with pytest.raises(ValueError, match="splits must be 1 for quantised weights"):
+        check_queue(problem, replace(CPU, splits=2), 1, 4, 3)
 
 
 @settings(max_examples=200, deadline=None)

@@ -153,7 +153,7 @@ class Case:
 
     def launch(self, config: SubGroupConfig, groups: int, seed: int = 0):
         row_stride = lambda x: np.int64(0 if x is None else x.shape[-1])
-        args = [self.a, self.w, self.shared_w, self.shared_up, self.bias, self.d, self.rows, self.indices, self.row_scales,
+        args = [self.a, self.w, self.shared_w, self.shared_up, None, None, None, self.bias, self.d, self.rows, self.indices, self.row_scales,
                 np.zeros(QUEUE_WORDS, "i4"), self.scratch(config), np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
                 row_stride(self.w), np.int64(0 if self.w is None else self.w[0].size), row_stride(self.shared_w),
                 np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), np.int32(self.groups)]

@@ -17,8 +17,8 @@ def num_tiles(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert
 
 
 def possible_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int], cores: int) -> list[int]:
-    """None where every core has a tile."""
-    if num_tiles(problem, config, tokens_per_expert) >= cores:
+    """None where every core has a tile, nor for quantised weights."""
+    if problem.quantization is not None or num_tiles(problem, config, tokens_per_expert) >= cores:
         return []
     entries = config.most_records(problem, sum(tokens_per_expert), len(tokens_per_expert))
     return [splits for splits in SPLITS if problem.k >= splits * LEAST_PART and entries * splits <= MOST_PARTS]

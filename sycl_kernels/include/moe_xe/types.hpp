@@ -20,6 +20,8 @@ enum class Pairs { none, halves, interleaved };   // columns c and N/2 + c, or 2
 enum class Act { none, silu, gelu, gelu_tanh, relu2, swiglu_oai };
 enum class Gathered { none, left, right };          // which operand of the weights' gradient
 enum class RowScale { none, sums, outputs };       // a row's factor is applied before bias and activation, or after them
+enum class Codes { none, int4, uint4, e2m1, int8, e4m3, e5m2 };   // of quantised weights: moe_xe/plan/formats.py
+enum class ScaleType { f32, f16, bf16, e8m0, e4m3 };
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };   // CPU device: the widest instructions that may be used
 
 constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
@@ -29,9 +31,12 @@ constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 // shared experts', whose weights lie elsewhere; "expert" below counts them too.
 struct Arguments {
   const void* a;               // [a_rows, K]; row r of the sorted rows is a[r], or a[row_indices[r] / problem::slots]
-  const void* w;               // weights of the routed experts
+  const void* w;               // weights of the routed experts, or codes
   const void* shared_w;        // weights of the shared experts (gates, if the columns are pairs), or null
   const void* shared_up;       // their up values' weights, or null
+  const void* scales;          // of the codes in w: [routed experts, groups of rows, groups of columns]; null if w has no codes
+  const void* zeros;           // the same, or null
+  const float* global_scales;  // [routed experts] or null
   const void* bias;            // [routed experts, N] or null
   void* d;                     // [d_rows, out_n]; row r of the sorted rows goes to d[r], or d[row_indices[r]]
   const void* rows;            // tokens per expert, or ends, [num_experts]

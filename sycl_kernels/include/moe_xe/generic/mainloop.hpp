@@ -3,6 +3,7 @@
 // a lane, and broadcast from registers.
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
+#include <moe_xe/generic/weight_column.hpp>
 #include <moe_xe/gpu/team.hpp>
 #include <moe_xe/queue/split_k.hpp>
 
@@ -61,25 +62,22 @@ class Mainloop {
   // pairs, the first half of a lane's columns are gates and the others their up values.
   template <int rows, int groups>
   void add_block(const Tile& tile, int first_row, int64 first_column, float (&sums)[rows][groups]) const {
-    constexpr int out_groups = paired ? groups / 2 : groups, part_k = int(part_of_k(lanes));
-    const int first_k = split ? tile.part * part_k : 0;
-    const bool is_last = !split || tile.part == config::splits - 1;
+    constexpr int out_groups = paired ? groups / 2 : groups;
+    const KRange part = part_of(tile, lanes);
     const Input* a[rows];
-    const Input* w[groups];
+    WeightColumn w[groups];
 #pragma unroll
     for (int row = 0; row < rows; ++row) a[row] = row_of_a(tile.row + lesser(first_row + row, tile.rows - 1));
-    const ExpertWeights weights = weights_of(args, tile.expert);
-    const int64 step = weights.column_step();
-    const int64 k_stride = problem::weights == WeightLayout::enk ? 1 : weights.row_stride;
+    const WeightColumns weights(args, tile.expert);
 #pragma unroll
     for (int group = 0; group < groups; ++group)
-      w[group] = (group < out_groups ? weights.gate : weights.up) + column_of(first_column, group % out_groups) * step + first_k * k_stride;
+      w[group] = weights.column(column_of(first_column, group % out_groups), group < out_groups ? 0 : 1, part.begin);
     constexpr int whole = int(problem::k / lanes * lanes), rest = int(problem::k - whole);
-    const int end = is_last ? whole : first_k + part_k;
+    const int end = int(part.end / lanes * lanes);
 #pragma unroll 1
-    for (int k = first_k; k < end; k += lanes) add<lanes>(a, w, k, k_stride, sums);
+    for (int k = int(part.begin); k < end; k += lanes) add<lanes>(a, weights, w, k, sums);
     if constexpr (rest > 0)
-      if (is_last) add<rest>(a, w, whole, k_stride, sums);
+      if (part.end == problem::k) add<rest>(a, weights, w, whole, sums);
   }
 
   template <int rows, int groups>
@@ -108,9 +106,9 @@ class Mainloop {
     }
   }
 
-  // sums += A[row, k..k+count) * W[k..k+count, column]; w walks along K: products of 64-bit strides would fill registers.
+  // sums += A[row, k..k+count) * W[k..k+count, column]; w walks along K.
   template <int count, int rows, int groups>
-  void add(const Input* const (&a)[rows], const Input* (&w)[groups], int k, int64 k_stride, float (&sums)[rows][groups]) const {
+  void add(const Input* const (&a)[rows], const WeightColumns& columns, WeightColumn (&w)[groups], int k, float (&sums)[rows][groups]) const {
     float tokens[rows];
 #pragma unroll
     for (int row = 0; row < rows; ++row) tokens[row] = widened<problem::input>(a[row][k + lesser(lane, count - 1)]);
@@ -121,10 +119,7 @@ class Mainloop {
       for (int group = 0; group < groups; ++group)
 #pragma unroll
         for (int i = 0; i < k_step; ++i)
-          if (first + i < count) {
-            weights[group][i] = widened<problem::input>(alone(*w[group]));
-            w[group] += k_stride;
-          }
+          if (first + i < count) weights[group][i] = columns.next(w[group]);
 #pragma unroll
       for (int i = 0; i < k_step; ++i)
 #pragma unroll
@@ -136,10 +131,6 @@ class Mainloop {
         }
     }
   }
-
-  // Volatile for 16-bit elements: IGC joins neighbours to 32-bit messages, which an odd stride would misalign.
-  using Alone = std::conditional_t<sizeof(Input) == 2, const volatile Input, const Input>;
-  static Input alone(Alone& element) { return element; }
 
   static int lesser(int x, int y) { return x < y ? x : y; }
   int64 column_of(int64 first_column, int group) const {

@@ -6,6 +6,7 @@
 namespace moe_xe {
 
 constexpr bool split = config::splits > 1;
+static_assert(!split || problem::codes == Codes::none, "loops over codes sum all of K");
 
 // A tile's entry in the list: its record; where K is split, how many parts are done, in a record of its own, and their sums.
 constexpr int entry_records = int(config::entry_bytes / int64(sizeof(Record)));
@@ -14,6 +15,17 @@ static_assert(entry_records * int64(sizeof(Record)) == config::entry_bytes);
 
 // Elements of K in every part but the last one, which has the rest: whole units.
 constexpr int64 part_of_k(int64 unit) { return problem::k / (config::splits * unit) * unit; }
+
+struct KRange {
+  int64 begin, end;
+};
+
+// Of K, what a tile, or its part, sums.
+inline KRange part_of(const Tile& tile, int64 unit) {
+  if constexpr (!split) return {0, problem::k};
+  const int64 begin = tile.part * part_of_k(unit);
+  return {begin, tile.part == config::splits - 1 ? problem::k : begin + part_of_k(unit)};
+}
 
 struct Parts {
   int32* done;    // how many
