@@ -99,6 +99,7 @@ def test_no_default_spills(family, layout, device):
     for name, problem, config in defaults(FAMILIES[family], layout, device):
         shapes = tuple(zip(config.heights, config.sub_group_rows, config.sub_group_columns))
         kind = (name, config.tile_width, config.prefetch_distance) if device == "bmg" else (problem.gathered, problem.pairs, config.tile_width)
+        kind = (*kind, config.splits > 1)
         if (kind, shapes) in seen:
             continue
         seen.add((kind, shapes))
