@@ -41,7 +41,8 @@ def test_second_gemm(layout, splits, k):
 
 @pytest.mark.parametrize("layout, fields", [
     ("enk", dict(activation=SILU, shared=1)), pytest.param("ekn", dict(activation=OAI, bias=BF16), marks=pytest.mark.full),
-    pytest.param("enk", dict(scattered=True, row_scale=RowScale.outputs, out_dtype=F32), marks=pytest.mark.full)], ids=["halves", "interleaved", "scattered"])
+    pytest.param("enk", dict(scattered=True, row_scale=RowScale.outputs, out_dtype=F32), marks=pytest.mark.full)],
+    ids=["halves", "interleaved", "scattered"])
 def test_generic_main_loop(layout, fields):
     make(layout, BF16, counts=COUNTS, k=781, **fields).check(generic(sub_group_columns=(32,), splits=3))
 

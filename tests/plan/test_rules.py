@@ -272,6 +272,19 @@ def test_trials_are_legal(n, k, rows, layout, act, target):
         assert type(config) is type(plan.config) and config.schedule is plan.config.schedule
 
 
+@pytest.mark.parametrize("target", [CPU_TARGET, *GPU_TARGETS], ids=["cpu", "xe", "generic"])
+def test_trials_share_few_tiles_k_out_or_not(target):
+    """But not where there is room for more rows than counts say, and so for too many tiles."""
+    problem, rows, target = GroupedGemmProblem(128, 4096, BF16, BF16), [1, 0, 0, 0], replace(target, cores=16)
+    for total_rows in (1, 20000):
+        operands = operands_of(problem, total_rows)
+        plan = plan_launch(problem, operands_of(problem, 1), target, heuristics.Schedule.dynamic)
+        trials = trial_configs(plan, operands, rows, target)
+        assert total_rows > 1 or {config.splits > 1 for config in [plan.config, *trials]} == {False, True}
+        for config in trials:
+            check_queue(problem, config, total_rows, operands.num_experts, target.cores)
+
+
 @settings(max_examples=60, deadline=None)
 @given(p=st.integers(1, 40).map(lambda x: 64 * x), q=st.integers(1, 40).map(lambda x: 64 * x), rows=st.sampled_from(LOADS),
        gathered=st.sampled_from(Gathered), accumulate=st.booleans(), target=st.sampled_from([CPU_TARGET, *GPU_TARGETS]))

@@ -98,8 +98,9 @@ def test_experts_of_other_ranks(top_k, device, launches):
 
 
 @pytest.mark.cpu_device
-@pytest.mark.parametrize("options", [dict(), pytest.param(dict(weight_layout="ekn", dtype=BF16, bias=BIASES, activation="swiglu_oai", interleaved=True),
-                                                          marks=pytest.mark.full)], ids=["plain", "interleaved"])
+@pytest.mark.parametrize("options", [
+    dict(), pytest.param(dict(weight_layout="ekn", dtype=BF16, bias=BIASES, activation="swiglu_oai", interleaved=True), marks=pytest.mark.full)],
+    ids=["plain", "interleaved"])
 def test_k_in_parts(options, launches, launched, monkeypatch):
     """On so many cores that both GEMMs' K is shared out; again and again, since who comes last differs."""
     target = replace(launch.target_of(facts_of(queue_for(torch.device("cpu")))), cores=160)

@@ -49,7 +49,8 @@ inline void dot(const Input* const* a, const DenseWeights& weights, const Input*
         sums[row][column] = 0.f;
       });
   }
-  if (problem::k % chunk != 0 && whole < part.end) {   // the last elements by way of memory, in loops: a copy for each vector is slow to compile
+  // The last elements by way of memory, in loops: a copy for each vector is slow to compile.
+  if (problem::k % chunk != 0 && whole < part.end) {
     const int left = int(part.end - whole);
     Dwords tokens[rows], loaded[columns];
 #pragma unroll 1

@@ -104,7 +104,8 @@ class Mainloop {
                                                          k > part.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
-              finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column, finished + i * config::micro_columns);
+              finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column,
+                           finished + i * config::micro_columns);
         }
       }
     }

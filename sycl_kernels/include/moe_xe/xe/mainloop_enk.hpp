@@ -25,7 +25,8 @@ template <int variant> class FeaturesByTokens {
         tokens(token_surface(args, tile), first_step(tile) * x_per_step / 2, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane) + first_step(tile) * step_bytes;
+      for (int j = 0; j < token_blocks; ++j)
+        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) + first_step(tile) * step_bytes;
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
