@@ -16,11 +16,8 @@ template <Codes codes, int count> Several<float, count> floats_of_bytes(const vo
   if constexpr (codes == Codes::int8) return __builtin_convertvector(bytes, Numbers);
   else {
     Bits bits = __builtin_convertvector(bytes, Bits) << (codes == Codes::e5m2 ? 8 : 7);
-    if constexpr (codes == Codes::e4m3) {
-      // As fp16, whose exponents are 8 larger. 0x7f and 0xff carry into the next bit, which makes them NaN.
-      bits &= short(0xbfff);
-      bits |= (bits + short(0x80)) & short(0x4000);
-    }
+    // e4m3 as fp16, whose exponents are 8 larger: bit 14, a copy of the sign, becomes zero. 0x7f and 0xff carry into it, which makes them NaN.
+    if constexpr (codes == Codes::e4m3) bits ^= (bits + short(0x80)) & short(0x4000);
     return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Numbers);
   }
 }

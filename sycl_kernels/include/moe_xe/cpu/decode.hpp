@@ -85,9 +85,13 @@ template <class Token> Numbers tokens_at(const Token* row, int64 k, int i) {
   else return load_floats<problem::input>(row + k + i * width);
 }
 
-template <class Numbers> Floats add_tokens(Floats sum, Numbers tokens) {
-  if constexpr (code_pairs) return multiply_add(sum, tokens, Dwords(0x3f803f80u));   // ones
-  else return sum + tokens;
+template <class Numbers> Floats add_products(Floats sum, Numbers tokens, Numbers numbers) {
+  if constexpr (code_pairs) return multiply_add(sum, tokens, numbers);
+  else return tokens * numbers + sum;
+}
+inline Numbers ones() {
+  if constexpr (code_pairs) return Numbers(0x3f803f80u);
+  else return Numbers(1);
 }
 
 // A row for 4-bit codes, with zeros up to a whole span.

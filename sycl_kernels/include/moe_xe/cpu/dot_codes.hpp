@@ -66,7 +66,7 @@ void add_codes(const Token* const* a, const CodeWeights::Column* w, int64 k, con
 #pragma unroll
       for (int row = 0; row < rows; ++row)
 #pragma unroll
-        for (int i = 0; i < number_vectors; ++i) tokens[row] = add_tokens(tokens[row], tokens_at(a[row], at, i));
+        for (int i = 0; i < number_vectors; ++i) tokens[row] = add_products(tokens[row], tokens_at(a[row], at, i), ones());
 #pragma unroll
     for (int column = 0; column < columns; ++column) {
       Numbers numbers[number_vectors];
@@ -76,8 +76,7 @@ void add_codes(const Token* const* a, const CodeWeights::Column* w, int64 k, con
 #pragma unroll
         for (int i = 0; i < number_vectors; ++i) {
           Floats& part = parts[row][column][i % chains];
-          if constexpr (code_pairs) part = multiply_add(part, tokens_at(a[row], at, i), numbers[i]);
-          else part += tokens_at(a[row], at, i) * numbers[i];
+          part = add_products(part, tokens_at(a[row], at, i), numbers[i]);
         }
     }
   }
