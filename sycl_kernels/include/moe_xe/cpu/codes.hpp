@@ -54,23 +54,28 @@ inline Floats number_table() {
   return table;
 }
 
-// Numbers of the lowest four bits of each lane.
+inline Floats look_up(Floats table, Dwords codes) {
+  Floats numbers;
+  asm("vpermps %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(table));
+  return numbers;
+}
+
+// Numbers of the lowest four bits of each lane. vpermps looks at as many bits as the table has lanes for.
 inline Floats numbers_of(Dwords codes) {
-  if constexpr (wide) {
-    Floats numbers;
-    asm("vpermps %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(number_table()));
-    return numbers;
-  } else {
-    Floats numbers;
-    if constexpr (problem::codes == Codes::int4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes << 28) >> 28, Floats);
-    else if constexpr (problem::codes == Codes::uint4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes & 15u), Floats);
+  if constexpr (wide) return look_up(number_table(), codes);
+  Floats numbers;
+  if constexpr (problem::codes == Codes::int4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes << 28) >> 28, Floats);
+  else if constexpr (problem::codes == Codes::uint4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes & 15u), Floats);
+  else {
+    Floats size;
+    if constexpr (config::isa == Isa::avx2) size = look_up(number_table(), codes);
     else {
-      // As if all were normal: 0 and 0.5 are then 0.5 and 0.75.
-      const Floats size = __builtin_bit_cast(Floats, ((codes & 7u) << 22) + (126u << 23)), small = 2.f * size - 1.f;
-      numbers = __builtin_bit_cast(Floats, __builtin_bit_cast(Dwords, size < 1.f ? small : size) | ((codes & 8u) << 28));
+      size = __builtin_bit_cast(Floats, ((codes & 7u) << 22) + (126u << 23));     // as if 0 and 0.5 were normal: 0.5 and 0.75
+      size = size < 1.f ? 2.f * size - 1.f : size;
     }
-    return common_zero == 0.f ? numbers : numbers - common_zero;
+    numbers = __builtin_bit_cast(Floats, __builtin_bit_cast(Dwords, size) | (codes & 8u) << 28);
   }
+  return common_zero == 0.f ? numbers : numbers - common_zero;
 }
 
 // Numbers of `width` codes from an even one on.

@@ -136,7 +136,7 @@ void dot(const Token* const* a, const CodeWeights& weights, const CodeWeights::C
     const auto group = [&] { return one_group ? 0 : int((k - first) / problem::group_columns); };
 #pragma unroll 1
     for (; k + summed_codes <= end; k += summed_codes) {
-      if (summed_codes >= line || k % line == 0)
+      if (CodeWeights::begins_line(k))
 #pragma unroll
         for (int column = 0; column < columns; ++column)
 #pragma unroll
