@@ -28,7 +28,7 @@ def check_group(format: str, group) -> tuple[int, int]:
         raise TypeError(f"group must be (gn, gk), as {format} has none of its own, got None")
     if group is None:
         return own
-    if not isinstance(group, (tuple, list)) or len(group) != 2 or not all(isinstance(length, int) for length in group):
+    if not isinstance(group, (tuple, list)) or len(group) != 2 or not all(map(_is_int, group)):
         raise TypeError(f"group must be two ints (gn, gk), got {group!r}")
     group = tuple(group)
     if min(group) < 1:
@@ -54,15 +54,16 @@ def check_weight(weight) -> None:
     _check_tensor("codes", codes, 3, f"[E, N, {'K / 2' if per_byte == 2 else 'K'}]")
     if codes.dtype not in CODE_DTYPES[scheme.codes]:
         raise TypeError(f"codes must be {_either(CODE_DTYPES[scheme.codes])} for {weight.format}, got {codes.dtype}")
+    _check_contiguous("codes", codes, _is_contiguous_within_experts(codes), " within an expert")
     num_experts, n, row_bytes = codes.shape
     grid = (num_experts, -(-n // rows), -(-row_bytes * per_byte // columns))
     _check_tensor("scales", weight.scales, 3, "[E, ceil(N / gn), ceil(K / gk)]")
     scale_type(weight.format, "scales", weight.scales.dtype)
     _check_beside(codes, "scales", weight.scales, grid)
     if weight.zeros is not None:
-        if not scheme.can_have_zeros:
-            raise ValueError(f"zeros must be None for {weight.format}, got {_shown(weight.zeros)}")
         _check_tensor("zeros", weight.zeros, 3, "[E, ceil(N / gn), ceil(K / gk)]")
+        if not scheme.can_have_zeros:
+            raise ValueError(f"zeros must be None for {weight.format}, got {shape_of(weight.zeros)}")
         if weight.zeros.dtype != weight.scales.dtype:
             raise TypeError(f"zeros must have the scales' dtype {weight.scales.dtype}, got {weight.zeros.dtype}")
         _check_beside(codes, "zeros", weight.zeros, grid)
@@ -82,24 +83,31 @@ def _check_tensor(name: str, tensor, dims: int, layout: str) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if tensor.is_nested else f'layout {tensor.layout}'}")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions {layout}, got {shape_of(tensor)}")
-    strides = tensor.stride()
-    dense = dims == 1 or strides[1] == tensor.shape[2] or tensor.shape[1] <= 1
-    if not dense or strides[-1] != 1 and tensor.shape[-1] > 1:
-        raise ValueError(f"{name} must be contiguous{' within an expert' if dims == 3 else ''}, got strides {list(strides)}: "
-                         f"call its contiguous()")
+
+
+def _check_contiguous(name: str, tensor: torch.Tensor, contiguous: bool, where: str = "") -> None:
+    if not contiguous:
+        raise ValueError(f"{name} must be contiguous{where}, got strides {list(tensor.stride())}: call its contiguous()")
+
+
+def _is_contiguous_within_experts(tensor: torch.Tensor) -> bool:
+    _, row_stride, stride = tensor.stride()
+    _, rows, columns = tensor.shape
+    return (stride == 1 or columns <= 1) and (row_stride == max(columns, 1) or rows <= 1)
 
 
 def _check_beside(codes: torch.Tensor, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must be {list(shape)} for codes {list(codes.shape)}, got {shape_of(tensor)}")
+    _check_contiguous(name, tensor, tensor.is_contiguous())
     if tensor.device != codes.device:
         raise ValueError(f"{name} must be on the codes' device {codes.device}, got {tensor.device}")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _either(dtypes) -> str:
     *most, last = map(str, dtypes)
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _shown(value) -> str:
-    return shape_of(value) if isinstance(value, torch.Tensor) else type(value).__name__

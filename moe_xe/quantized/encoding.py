@@ -49,7 +49,7 @@ def decode_scales(scales: ScaleType, tensor: torch.Tensor, dtype: torch.dtype) -
 
 
 def encode(codes: Codes, numbers: torch.Tensor) -> torch.Tensor:
-    """The nearest codes of float32 numbers [.., K], ties to even; past the largest and the smallest, these. 4-bit ones in pairs, [.., K / 2]."""
+    """The nearest codes of float32 numbers [.., K], ties to even; past the largest and the smallest, these. 4 bits: pairs, [.., K / 2]."""
     numbers = numbers.clamp(*code_range(codes))
     if codes.bits == 8:
         dtype = CODE_DTYPES[codes][0]

@@ -1,7 +1,7 @@
 """Experts' weights in 4 or 8 bits."""
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,7 +14,7 @@ from .quantize import quantize, usual_group
 __all__ = ["QuantizedWeight"]
 
 _ALIGNMENT = 64     # bytes
-_TENSORS = ("codes", "scales", "zeros", "global_scales")
+_TENSORS, _PLAIN = ("codes", "scales", "zeros", "global_scales"), ("format", "group", "transposed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +31,7 @@ class QuantizedWeight:
     (1, 16) for nvfp4.
     transposed: the weight is [E, K, N], the transpose of what the codes say.
 
-    Codes, scales and zeros are contiguous within an expert. A plain value: nothing is copied, and it is a node of torch's pytrees.
+    All are contiguous, codes within an expert. A plain value: nothing is copied, and it is a node of torch's pytrees.
     Raises TypeError or ValueError naming the field.
     """
     codes: torch.Tensor
@@ -109,8 +109,8 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as a dense tensor of its shape, in float32, float16, bfloat16 or float64.
 
-        Computed in float32, for float64 in that: the exact number rounded once, but where float32 zeros, scales or global scales round it
-        in between. A code or a scale that is NaN gives NaN.
+        Computed in float32, for float64 in that: with scales of 8 or 16 bits, zeros that are integers and no global scales, the exact
+        number rounded once. A code or a scale that is NaN gives NaN.
         """
         if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
@@ -119,10 +119,10 @@ class QuantizedWeight:
         num_experts, n, k = replace(self, transposed=False).shape
         dense = torch.empty((num_experts, n, k), dtype=dtype, device=self.device)
         for e in range(num_experts):        # little memory is needed besides
-            numbers = decode(wanted.codes, self.codes[e], computed)
             zero = wanted.zero if self.zeros is None else each(self.zeros[e].to(computed), self.group, (n, k))
-            weights = (numbers - zero) * each(decode_scales(wanted.scales, self.scales[e], computed), self.group, (n, k))
-            dense[e] = weights if self.global_scales is None else weights * self.global_scales[e]
+            scale = each(decode_scales(wanted.scales, self.scales[e], computed), self.group, (n, k))
+            numbers = (decode(wanted.codes, self.codes[e], computed) - zero) * scale
+            dense[e] = numbers if self.global_scales is None else numbers * self.global_scales[e]
         return dense.mT if self.transposed else dense
 
     @classmethod
@@ -133,13 +133,13 @@ class QuantizedWeight:
         w: [E, N, K], float32, float16 or bfloat16, finite; K is even for 4 bits. group: by default the format's, else (1, 128), for fp8
         (128, 128). scale_dtype: by default the first of the format's, float32 where there is a choice.
 
-        A scale is the largest magnitude over the largest number of a code (7 for int4 and uint4, 127, 6, 448, 57344), rounded to its dtype.
-        nvfp4's have a global scale: the expert's largest magnitude over 448 * 6. Each number is off by at most half the distance of the
-        codes around it, times scales, and float32's rounding.
+        A scale is the largest magnitude over the largest number of a code (7 for int4 and uint4, 127, 6, 448, 57344), rounded to its
+        dtype, and at least that number times the dtype's smallest. nvfp4's have a global scale: the expert's largest magnitude over
+        448 * 6. Each number is off by at most half the distance of the codes around it, times scales, and float32's rounding.
         Powers of two are OCP's, 2^(floor(log2(largest magnitude)) - floor(log2(largest number of a code))): larger numbers than the
         largest code are cut to it, by up to a quarter (4 bits) or an eighth (8 bits) of them.
         symmetric=False, for int4, uint4 and int8: zeros, too: scale (max - min) / (2^bits - 1), of a group's numbers and 0, and the zero
-        that -min / scale rounds to. Numbers are off by at most one scale.
+        that -min / scale rounds to. Numbers are off by at most one scale; int8's, with bfloat16 scales, by one and a half.
 
         Raises TypeError or ValueError naming the argument.
         """
@@ -176,15 +176,21 @@ def _is_aligned(tensor: torch.Tensor) -> bool:
 
 
 def _flatten(weight: QuantizedWeight):
-    return [getattr(weight, name) for name in _TENSORS], (weight.format, weight.group, weight.transposed)
+    return [getattr(weight, name) for name in _TENSORS], tuple(getattr(weight, name) for name in _PLAIN)
 
 
-def _unflatten(leaves, context) -> QuantizedWeight:
-    """Without checks: leaves may be anything in a pytree."""
+def _flatten_with_keys(weight: QuantizedWeight):
+    tensors, plain = _flatten(weight)
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(_TENSORS, tensors)], plain
+
+
+def _unflatten(tensors, plain) -> QuantizedWeight:
+    """Without checks: a pytree's leaves may be anything."""
     weight = object.__new__(QuantizedWeight)
-    for field, value in zip(fields(QuantizedWeight), (*leaves, *context), strict=True):
-        object.__setattr__(weight, field.name, value)
+    for name, value in zip(_TENSORS + _PLAIN, (*tensors, *plain)):
+        object.__setattr__(weight, name, value)
     return weight
 
 
-pytree.register_pytree_node(QuantizedWeight, _flatten, _unflatten, serialized_type_name="moe_xe.QuantizedWeight")
+pytree.register_pytree_node(QuantizedWeight, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_keys,
+                            serialized_type_name="moe_xe.QuantizedWeight")

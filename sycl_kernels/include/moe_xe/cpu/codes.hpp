@@ -7,7 +7,7 @@ namespace moe_xe {
 
 template <class T, int count> using Several = T __attribute__((ext_vector_type(count)));
 
-// 8-bit codes as floats: what numbers are of these, `code_unit` is.
+// 8-bit codes as floats; numbers are `code_unit` times as large.
 constexpr float code_unit = problem::codes == Codes::e4m3 ? 256.f : 1.f;
 template <Codes codes, int count> Several<float, count> floats_of_bytes(const void* from) {
   using Bits = Several<short, count>;
@@ -16,7 +16,7 @@ template <Codes codes, int count> Several<float, count> floats_of_bytes(const vo
   if constexpr (codes == Codes::int8) return __builtin_convertvector(bytes, Numbers);
   else {
     Bits bits = __builtin_convertvector(bytes, Bits) << (codes == Codes::e5m2 ? 8 : 7);
-    // e4m3 as fp16, whose exponents are 8 larger: bit 14, a copy of the sign, becomes zero. 0x7f and 0xff carry into it, which makes them NaN.
+    // e4m3 as fp16, whose exponents are 8 larger. Bit 14, a copy of the sign, becomes zero; 0x7f and 0xff carry into it, which makes NaN.
     if constexpr (codes == Codes::e4m3) bits ^= (bits + short(0x80)) & short(0x4000);
     return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Numbers);
   }
@@ -40,7 +40,8 @@ template <int count> Several<float, count> grid_values(const unsigned char* from
 
 inline Floats grid_values(const unsigned char* from, int count) {
   if (count >= width) return grid_values<width>(from);
-  return grid_values<width>(Partial<unsigned char, width * size_of(problem::scale_type)>(from, count * size_of(problem::scale_type)).element);
+  constexpr int size = size_of(problem::scale_type);
+  return grid_values<width>(Partial<unsigned char, width * size>(from, count * size).element);
 }
 
 // The zero of all codes, which numbers below are less by.
