@@ -4,6 +4,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -21,10 +22,11 @@ template <int variant> class FeaturesByTokens {
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
         first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights{weights_block(0), weights_block(Part::runs - 1)},
-        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
+        tokens(token_surface(args, tile), first_step(tile) * x_per_step / 2, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
+      for (int j = 0; j < token_blocks; ++j)
+        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) + first_step(tile) * step_bytes;
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
@@ -59,6 +61,10 @@ template <int variant> class FeaturesByTokens {
     token_prefetch.template move<steps>();
   }
 
+  // Where K is split: the sums to memory, and those of all parts from there.
+  [[gnu::always_inline]] void save(float* to) const { save_sums(sums, to, lane); }
+  [[gnu::always_inline]] void add_up(const float* from) { add_parts(sums, from, lane); }
+
   [[gnu::always_inline]] void store() {
     constexpr int piece = Part::outputs < 16 || problem::output == Dtype::f32 ? 8 : 16;  // features a message
     finish();
@@ -88,7 +94,7 @@ template <int variant> class FeaturesByTokens {
 
   [[gnu::always_inline]] Block weights_block(int run) const {
     const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
+    return Block(place.surface, first_step(tile) * x_per_step, place.column + first_feature, 16, load_rows, 2);
   }
 
   // The row of d of one of the sub-group's rows, or null. A row has fewer than 2^24 bytes.
