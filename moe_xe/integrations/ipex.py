@@ -9,6 +9,7 @@ from torch import nn
 from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.routing.route import route
+from .arguments import check_bias
 
 __all__ = ["GatedMLPMOE"]
 
@@ -47,8 +48,8 @@ class GatedMLPMOE(nn.Module):
                 raise ValueError(f"{name} must be False, got {quantised!r}: quantised weights are not supported")
         _check_weights(W13, W2, W3)
         num_experts, hidden_size, intermediate_size = W2.shape
-        _check_bias("w13_bias", w13_bias, [num_experts, 2 * intermediate_size])
-        _check_bias("w2_bias", w2_bias, [num_experts, hidden_size])
+        check_bias("w13_bias", w13_bias, [num_experts, 2 * intermediate_size])
+        check_bias("w2_bias", w2_bias, [num_experts, hidden_size])
         if not isinstance(experts_start_id, int) or experts_start_id < 0:
             raise ValueError(f"experts_start_id must be an int, at least 0, got {experts_start_id!r}")
         self.W13 = W13 if W3 is None else torch.cat((W13.detach(), W3.detach()), dim=1)
@@ -104,14 +105,6 @@ def _check_weights(W13, W2, W3) -> None:
         if tuple(w.shape) != (num_experts, rows, hidden_size) or w.dtype != W2.dtype:
             expected = f"{str(W2.dtype).removeprefix('torch.')}{[num_experts, rows, hidden_size]}"
             raise ValueError(f"{name} must be {expected} for W2 {checks.shape_of(W2)}, got {checks.shape_of(w)}")
-
-
-def _check_bias(name, bias, expected) -> None:
-    if bias is not None:
-        checks.check_tensor(name, bias, 2, "[E, N]")
-        checks.check_dtype(name, bias.dtype)
-        if list(bias.shape) != expected:
-            raise ValueError(f"{name} must be {expected}, got {list(bias.shape)}")
 
 
 def _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group, num_expert_group, scoring_func,

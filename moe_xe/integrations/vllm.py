@@ -5,6 +5,9 @@ import torch
 
 from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
+from ..ops.weights import Weight
+from ..quantized import QuantizedWeight
+from .arguments import check_bias, named
 
 __all__ = ["XpuFusedMoe", "xpu_fused_moe"]
 
@@ -17,8 +20,13 @@ class XpuFusedMoe:
     """One layer's routed experts, with the constructor and `apply` of vllm_xpu_kernels' class.
 
     w13: [E, H, 2I], gates first (swigluoai: gates in even columns, ups in odd ones; relu2_no_mul: [E, H, I]). w2: [E, I, H].
-      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions.
-    w13_scales, w2_scales: None; quantised weights are a ValueError. w13_bias: [E, 2I], w2_bias: [E, H], any float dtype.
+      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions, or quantised: a `QuantizedWeight` of this shape, or
+      a tensor with scales. They are read in place, and not changed.
+    w13_scales, w2_scales: None, or scales of quantised weights, whose dtypes say the format, as in vllm_xpu_kernels (N and K are a GEMM's, 2I and H
+      or H and I): uint8 [E, N, K / 2] are int4 (0 to 15, 8 is zero) with bfloat16, float16 or float32 scales [E, N, K / g]; float4_e2m1fn_x2
+      [E, N, K / 2] are mxfp4 with e8m0 scales [E, N, K / 32]; float8_e4m3fn or float8_e5m2 [E, K, N] are mxfp8 with e8m0 scales [E, K / 32, N],
+      block FP8 with float32 ones [E, ceil(K / 128), ceil(N / 128)], else FP8 with one for each expert, [E]. e8m0: uint8 or float8_e8m0fnu.
+    w13_bias: [E, 2I], w2_bias: [E, H], any float dtype.
     n_experts_per_token: the k of apply's topk_ids. num_experts: this rank's, E.
     activation: "silu", "gelu", "gelu_tanh", "swigluoai" or "relu2_no_mul", or an enum member of such a value.
     ep_rank, ep_size: with ep_size > 1 and no expert_map, this rank has the global experts from ep_rank * E on.
@@ -29,19 +37,17 @@ class XpuFusedMoe:
     Raises TypeError or ValueError naming the argument.
     """
 
-    def __init__(self, w13: torch.Tensor, w13_scales: torch.Tensor | None, w13_bias: torch.Tensor | None, w2: torch.Tensor,
+    def __init__(self, w13: Weight, w13_scales: torch.Tensor | None, w13_bias: torch.Tensor | None, w2: Weight,
                  w2_scales: torch.Tensor | None, w2_bias: torch.Tensor | None, n_experts_per_token: int, activation,
                  num_experts: int, ep_rank: int = 0, ep_size: int = 1, expert_map: torch.Tensor | None = None,
                  gemm1_clamp_limit: float | None = None, activation_situ_beta: float | None = None,
                  activation_situ_linear_beta: float | None = None, *, autotune: bool = False):
-        for name, scales in (("w13_scales", w13_scales), ("w2_scales", w2_scales)):
-            if scales is not None:
-                raise ValueError(f"{name} must be None, got a {type(scales).__name__}: quantised weights are not supported")
+        w13, w2 = (_weight(name, w, scales) for name, w, scales in (("w13", w13, w13_scales), ("w2", w2, w2_scales)))
         self.activation, self.autotune = _activation(activation), autotune
         gated = self.activation["activation"] != "relu2"
         _check_weights(w13, w2, num_experts, gated)
-        _check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
-        _check_bias("w2_bias", w2_bias, [num_experts, w2.shape[2]])
+        check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
+        check_bias("w2_bias", w2_bias, [num_experts, w2.shape[2]])
         if gemm1_clamp_limit is not None and gemm1_clamp_limit > 0:
             if not gated:
                 raise ValueError(f"gemm1_clamp_limit must be None without a gate, got {gemm1_clamp_limit}")
@@ -59,7 +65,7 @@ class XpuFusedMoe:
               expert_map: torch.Tensor | None = None, a1q_scale: torch.Tensor | None = None) -> None:
         """Writes the weighted sum of every token's experts on this rank to output.
 
-        output, hidden_states: [T, H], the weights' dtype; they may be the same. topk_weights, a float dtype, and topk_ids,
+        output, hidden_states: [T, H], the dtype of weights that are not quantised; they may be the same. topk_weights, a float dtype, and topk_ids,
         global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
         to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
@@ -81,20 +87,22 @@ class XpuFusedMoe:
                                autotune=self.autotune, **self.activation))
 
 
-def xpu_fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w13_scales: torch.Tensor | None,
-                  w13_bias: torch.Tensor | None, w2: torch.Tensor, w2_scales: torch.Tensor | None,
+def xpu_fused_moe(hidden_states: torch.Tensor, w13: Weight, w13_scales: torch.Tensor | None,
+                  w13_bias: torch.Tensor | None, w2: Weight, w2_scales: torch.Tensor | None,
                   w2_bias: torch.Tensor | None, topk_weights: torch.Tensor, topk_ids: torch.Tensor, n_experts_per_token: int,
                   activation, num_experts: int, ep_rank: int = 0, ep_size: int = 1, expert_map: torch.Tensor | None = None,
                   output: torch.Tensor | None = None, is_fp8: bool = False, is_int4: bool = False, is_mxfp4: bool = False,
                   is_mxfp8: bool = False, is_block_fp8: bool = False, gemm1_clamp_limit: float | None = None) -> torch.Tensor:
     """`XpuFusedMoe` as one call: returns output, or a new [T, H]. The arguments are those of the class and its `apply`.
 
-    is_fp8, is_int4, is_mxfp4, is_mxfp8, is_block_fp8: False; quantised weights are a ValueError.
+    is_fp8, is_int4, is_mxfp4, is_mxfp8, is_block_fp8: at most one, and only for such weights. is_mxfp4 says so of uint8 weights, too.
     """
+    if is_mxfp4:
+        w13, w2 = (w.view(torch.float4_e2m1fn_x2) if getattr(w, "dtype", None) == torch.uint8 else w for w in (w13, w2))
     flags = dict(is_fp8=is_fp8, is_int4=is_int4, is_mxfp4=is_mxfp4, is_mxfp8=is_mxfp8, is_block_fp8=is_block_fp8)
-    for name, quantised in flags.items():
-        if quantised:
-            raise ValueError(f"{name} must be False, got {quantised!r}: quantised weights are not supported")
+    for name, flag in flags.items():
+        if flag and (not isinstance(w13, torch.Tensor) or _format(w13, w13_scales) != name.removeprefix("is_")):
+            raise ValueError(f"{name} must be False for w13 {_described(w13)} with w13_scales {_described(w13_scales)}, got {flag!r}")
     experts = XpuFusedMoe(w13, w13_scales, w13_bias, w2, w2_scales, w2_bias, n_experts_per_token, activation, num_experts,
                           ep_rank, ep_size, expert_map, gemm1_clamp_limit)
     if output is None:
@@ -112,21 +120,49 @@ def _activation(activation) -> dict:
     return dict(activation=_ACTIVATIONS[name]) | (_SWIGLUOAI if name == "swigluoai" else {})
 
 
+def _format(w: torch.Tensor, scales: torch.Tensor | None) -> str | None:
+    """vllm_xpu_kernels' name of the format, None of weights that are not quantised."""
+    if w.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        if scales is not None and scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
+            return "mxfp8"
+        return "block_fp8" if scales is not None and scales.dtype == torch.float32 and scales.dim() == 3 else "fp8"
+    return {torch.uint8: "int4", torch.float4_e2m1fn_x2: "mxfp4"}.get(w.dtype)
+
+
+def _weight(name: str, w, scales) -> Weight:
+    """Weights as fused_moe takes them, [E, K, N]."""
+    if scales is None:
+        return w
+    for argument, tensor in ((name, w), (f"{name}_scales", scales)):
+        checks.check_tensor(argument, tensor, tensor.dim() if isinstance(tensor, torch.Tensor) else 3, "")
+    format = _format(w, scales)
+    if format is None:
+        raise ValueError(f"{name}_scales must be None for {w.dtype} weights, got {checks.shape_of(scales)}")
+    with named(name, f"{name}_scales"):
+        if format == "fp8":
+            return QuantizedWeight.from_fp8(w, scales, "ekn").mT
+        if format == "block_fp8":
+            return QuantizedWeight.from_fp8_block(w, scales, weight_layout="ekn").mT
+        if format == "mxfp8":
+            return QuantizedWeight.from_fp8_block(w, scales, (1, 32), "ekn").mT
+        if format == "mxfp4":
+            return QuantizedWeight.from_compressed_tensors(weight_packed=w.view(torch.uint8), weight_scale=scales).mT
+        columns = 2 * w.shape[-1] // max(scales.shape[-1], 1)
+        return QuantizedWeight(w, scales, format="uint4", group=(1, columns)).mT
+
+
+def _described(value) -> str:
+    return checks.shape_of(value) if isinstance(value, torch.Tensor) else str(value)
+
+
 def _check_weights(w13, w2, num_experts, gated) -> None:
-    for name, w in (("w13", w13), ("w2", w2)):
+    for name, w, layout in (("w13", w13, "[E, H, 2I]" if gated else "[E, H, I]"), ("w2", w2, "[E, I, H]")):
         checks.check_weight_type(name, w)
-    checks.check_tensor("w2", w2, 3, "[E, I, H]")
+        if isinstance(w, torch.Tensor):
+            checks.check_tensor(name, w, 3, layout)
     _, intermediate_size, hidden_size = w2.shape
     expected = [num_experts, hidden_size, intermediate_size * (2 if gated else 1)]
-    checks.check_tensor("w13", w13, 3, "[E, H, 2I]" if gated else "[E, H, I]")
-    if list(w13.shape) != expected or w2.shape[0] != num_experts or w13.dtype != w2.dtype:
-        raise ValueError(f"w13 must be {str(w2.dtype).removeprefix('torch.')}{expected} for w2 {checks.shape_of(w2)} and "
-                         f"num_experts = {num_experts}, got {checks.shape_of(w13)}")
-
-
-def _check_bias(name, bias, expected) -> None:
-    if bias is not None:
-        checks.check_tensor(name, bias, 2, "[E, N]")
-        checks.check_dtype(name, bias.dtype)
-        if list(bias.shape) != expected:
-            raise ValueError(f"{name} must be {expected}, got {list(bias.shape)}")
+    same = not (isinstance(w13, torch.Tensor) and isinstance(w2, torch.Tensor)) or w13.dtype == w2.dtype
+    if list(w13.shape) != expected or w2.shape[0] != num_experts or not same:
+        dtype = f"{str(w2.dtype).removeprefix('torch.')}" if isinstance(w2, torch.Tensor) else ""
+        raise ValueError(f"w13 must be {dtype}{expected} for w2 {_described(w2)} and num_experts = {num_experts}, got {_described(w13)}")

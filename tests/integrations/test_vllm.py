@@ -127,9 +127,9 @@ def test_function_and_views():
 
 X, W13, B13, W2, B2, WEIGHTS, IDS = make()
 WRONG = {
-    "scales": (dict(w13_scales=torch.ones(EXPERTS)), ValueError, "w13_scales must be None, got a Tensor: quantised weights are not supported"),
-    "scales of w2": (dict(w2_scales=torch.ones(EXPERTS)), ValueError, "w2_scales must be None"),
-    "fp8": (dict(is_fp8=True), ValueError, "is_fp8 must be False, got True"),
+    "scales": (dict(w13_scales=torch.ones(EXPERTS)), ValueError, r"w13_scales must be None for torch.float32 weights, got float32\[5\]"),
+    "scales of w2": (dict(w2_scales=torch.ones(EXPERTS)), ValueError, "w2_scales must be None for torch.float32 weights"),
+    "fp8": (dict(is_fp8=True), ValueError, r"is_fp8 must be False for w13 float32\[5, 50, 74\] with w13_scales None, got True"),
     "block fp8": (dict(is_block_fp8=True), ValueError, "is_block_fp8 must be False"),
     "4-bit weights": (dict(w13=W13.to(torch.uint8), w2=W2.to(torch.uint8)), TypeError, "w13 must be bfloat16, float16 or float32, got torch.uint8; a quantised weight"),
     "unknown activation": (dict(activation="situ"), ValueError, "activation must be one of silu, .* got 'situ'"),
