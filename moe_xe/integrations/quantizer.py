@@ -83,7 +83,7 @@ class MoeXeQuantizer(HfQuantizer):
                                          if not (isinstance(conversion, WeightConverter) and _makes(conversion, experts))]
             del self._shards, self._stored, self._targets
         model.config.quantization_config = self.quantization_config = MoeXeConfig(weights={
-            name: _description(module) for name, module in model.named_modules() if isinstance(module, QuantizedParameter)})
+            name: module.weight.description() for name, module in model.named_modules() if isinstance(module, QuantizedParameter)})
         return model
 
     def _find_targets(self, model) -> dict[str, _Target]:
@@ -146,11 +146,10 @@ class MoeXeQuantizer(HfQuantizer):
         setattr(module, name, nn.Parameter(dense.to(device), requires_grad=target.parameter.requires_grad))
 
     def _put_saved(self, model) -> None:
-        for full_name, saved in _in_order(self.quantization_config.weights, model).items():
+        for full_name, description in _in_order(self.quantization_config.weights, model).items():
             owner, _, name = full_name.rpartition(".")
             module = model.get_submodule(owner)
-            tensors = {part: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for part, (dtype, shape) in saved["tensors"].items()}
-            set_weight(module, name, QuantizedWeight(**tensors, format=saved["format"], group=tuple(saved["group"]), transposed=saved["transposed"]))
+            set_weight(module, name, QuantizedWeight.of_description(description, "meta"))
             module._is_hf_initialized = True
 
     def is_serializable(self, **_) -> bool:
@@ -183,9 +182,3 @@ def _check_operations(full_name: str, converter: WeightConverter) -> None:
 
 def _makes(converter: WeightConverter, names: list[str]) -> bool:
     return any(re.search(f"{target.replace('*', '.*')}$", name) for target in converter.target_patterns for name in names)
-
-
-def _description(module: QuantizedParameter) -> dict:
-    tensors = {name: getattr(module, name) for name in _TENSORS if getattr(module, name) is not None}
-    return {"format": module.format, "group": list(module.group), "transposed": module.transposed, "tensors": {
-        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()}}

@@ -171,6 +171,17 @@ class QuantizedWeight:
     from_torchao = classmethod(torchao.from_torchao)
     cat = classmethod(join.cat)
 
+    def description(self) -> dict:
+        """All but the values, as JSON has it: format, group, transposed, and dtype and shape of each tensor."""
+        return {"format": self.format, "group": list(self.group), "transposed": self.transposed, "tensors": {
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in self._tensors().items()}}
+
+    @classmethod
+    def of_description(cls, description: dict, device: torch.device | str) -> QuantizedWeight:
+        """A weight without values of what `description` returned."""
+        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype), device=device) for name, (dtype, shape) in description["tensors"].items()}
+        return cls(**tensors, **{name: description[name] for name in _PLAIN})
+
     def __repr__(self) -> str:
         more = "".join(f", {name}" for name in ("zeros", "global_scales") if getattr(self, name) is not None)
         return (f"QuantizedWeight({self.format} {list(self.shape)}, scales {shape_of(self.scales)} of {self.group}{more}"
