@@ -53,6 +53,11 @@ class MoeXeQuantizer(HfQuantizer):
     """Experts are read when all else is there, weight by weight. Other weights that are quantised in the checkpoint become dense."""
 
     requires_calibration = True
+    _targets: dict[str, _Target] = {}
+
+    def param_needs_quantization(self, model, param_name: str, **_) -> bool:
+        """What is stored under a weight's own name may have another shape until it is read."""
+        return param_name in self._targets
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **_):
         if self.quantization_config.checkpoint is None:
@@ -102,6 +107,7 @@ class MoeXeQuantizer(HfQuantizer):
                 if pattern is not None:
                     _check_operations(full_name, by_pattern[pattern])
                     targets[full_name].patterns = by_pattern[pattern].source_patterns
+                _check_target(full_name, targets[full_name], pattern)
             targets[full_name].by_pattern[pattern].append(stored)
         return _in_order(targets, model)
 
@@ -171,6 +177,12 @@ def _in_order(by_name: dict, model) -> dict:
 
 def _anchored(name: str) -> str:
     return f"^{re.escape(name)}$"
+
+
+def _check_target(full_name: str, target: _Target, pattern: str | None) -> None:
+    if not target.is_experts and (pattern is not None or target.parameter.dim() != 2):
+        raise ValueError(f"{full_name} must be a linear layer's weight, or one of experts that Transformers lets be chosen, for a quantised one to be "
+                         f"loaded, it is one of {type(target.module).__name__}")
 
 
 def _check_operations(full_name: str, converter: WeightConverter) -> None:

@@ -85,7 +85,7 @@ def _divided(weight, grid: torch.Tensor, group: tuple[int, int]) -> torch.Tensor
 def _with_one_global_scale(weights) -> list:
     """The same numbers with the same global scales, or none."""
     common = torch.stack([weight.global_scales for weight in weights]).amax(0)
-    if all(torch.equal(weight.global_scales, common) for weight in weights):
+    if common.is_meta or all(torch.equal(weight.global_scales, common) for weight in weights):
         return weights
     kind = scale_type(weights[0].format, "scales", weights[0].scales.dtype)
     scaled = [decode_scales(kind, weight.scales, torch.float64) * weight.global_scales[:, None, None].double() for weight in weights]

@@ -25,12 +25,13 @@ class Method:
 
 
 def _from_gptq(parts, config):
-    bits = 32 * parts["qzeros"].shape[-1] // parts["scales"].shape[-1]      # mixed precision: each weight says its own
+    zeros = parts.setdefault("qzeros", None)        # mixed precision: each weight's own size says its bits
+    bits = config.get("bits", 4) if zeros is None else 32 * zeros.shape[-1] // parts["scales"].shape[-1]
     return QuantizedWeight.from_gptq(**parts, bits=bits, version=2 if config.get("checkpoint_format") == "gptq_v2" else 1)
 
 
 def _from_awq(parts, config):
-    return QuantizedWeight.from_awq(parts["qweight"], parts["qzeros"], parts["scales"])
+    return QuantizedWeight.from_awq(parts["qweight"], parts.get("qzeros"), parts["scales"])
 
 
 def _from_fp8(parts, config):
@@ -39,6 +40,10 @@ def _from_fp8(parts, config):
         return QuantizedWeight(weight.view(torch.uint8), scales, format="mxfp4")
     block = config.get("weight_block_size")
     return QuantizedWeight.from_fp8_block(weight, scales, tuple(block)) if block else QuantizedWeight.from_fp8(weight, scales)
+
+
+def _from_modelopt(parts, config):
+    return QuantizedWeight.from_modelopt(**parts) if "weight_scale_2" in parts else QuantizedWeight.from_fp8(parts["weight"], parts["weight_scale"])
 
 
 _GPTQ_PARTS = {part: f".{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
@@ -50,8 +55,9 @@ METHODS = {
     "gptq": Method(_GPTQ_PARTS, _from_gptq, ".weight"),
     "awq": Method(_GPTQ_PARTS, _from_awq, ".weight"),
     "compressed-tensors": Method(_COMPRESSED_PARTS, lambda parts, config: QuantizedWeight.from_compressed_tensors(**parts)),
+    "modelopt": Method({"weight_scale": "_scale", "weight": "", "weight_scale_2": "_scale_2"}, _from_modelopt),
 }
-_AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:gptqmodel": "gptq", "auto_round:auto_awq": "awq", "auto_round:llm_compressor": "compressed-tensors"}
+_AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
 
 
 def method_of(config: dict) -> Method:

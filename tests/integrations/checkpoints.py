@@ -88,6 +88,24 @@ def fp8_block(w):
     return {"weight": codes, "weight_scale_inv": scales}, codes.float() * spread
 
 
+def fp8_tensor(w):
+    scale = w.abs().max() / 448
+    codes = (w / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale_inv": scale}, codes.float() * scale
+
+
+def nvfp4(w, multiplies=True):
+    """Global scales are powers of two, so that those of gate and up are each other's multiples."""
+    factor = torch.tensor(2.0**-11)
+    scales = (groups_of(w, 16).abs().amax(-1) / 6 / factor).clamp(2**-6, 448).to(torch.float8_e4m3fn)
+    step = scales.float() * factor
+    codes = (groups_of(w, 16)[..., None] / step[..., None, None] - E2M1).abs().argmin(-1)
+    dense, packed = (E2M1[codes] * step[..., None]).flatten(1), bytes_of(codes.flatten(1))
+    if multiplies:
+        return {"weight": packed, "weight_scale": scales, "weight_scale_2": factor, "input_scale": torch.tensor(1.0)}, dense
+    return {"weight_packed": packed, "weight_scale": scales, "weight_global_scale": 1 / factor[None], "input_global_scale": torch.ones(1)}, dense
+
+
 def _compressed(format, **weights):
     return {"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "quantization_status": "compressed", "config_groups": {
         "group_0": {"targets": ["Linear"], "weights": {"dynamic": False, "symmetric": True, **weights}, "input_activations": None}}}
@@ -108,6 +126,9 @@ FORMATS = {
     "mxfp4": (_compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32), packed_mxfp4, "experts"),
     "fp8": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]},
             fp8_block, "all"),
+    "fp8_tensor": ({"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}, fp8_tensor, "all"),
+    "nvfp4": (_compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16), lambda w: nvfp4(w, False), "experts"),
+    "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4, "all"),
     "fp8_experts": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic",
                      "modules_to_not_convert": ["lm_head", r"model\.layers\.\d+\.self_attn", r"model\.layers\.\d+\.mlp\.gate"]}, fp8_block, "experts"),
 }

@@ -34,7 +34,7 @@ def written(tmp_path, request):
 
 
 CHECKPOINTS = [("GptOss", "mxfp4"), ("Qwen3Moe", "gptq"), ("Mixtral", "int4"), *(
-    pytest.param(("Qwen3Moe", name), marks=pytest.mark.full if name in ("auto-round", "gptq_v2_8bit", "int4_zeros") else ())
+    pytest.param(("Qwen3Moe", name), marks=pytest.mark.full if name in ("auto-round", "gptq_v2_8bit", "int4_zeros", "fp8_tensor", "nvfp4", "modelopt") else ())
     for name in checkpoints.FORMATS if name not in ("gptq", "fp8_experts"))]
 
 
@@ -107,6 +107,20 @@ def test_checkpoints_that_are_not_supported(written, change, error, words):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(error, match=words):
         integration.load_quantized(written[0])
+
+
+def test_experts_that_cannot_be_chosen(tmp_path):
+    """Llama-4's, which are no class under use_experts_implementation."""
+    transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=48, intermediate_size_mlp=80, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, num_local_experts=4, interleave_moe_layer_step=1, pad_token_id=0)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    scales = {f"{name}_scale_inv": torch.ones(4, 1, 1) for name in tensors if name.endswith("experts.down_proj")}
+    save_file(tensors | scales, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match="experts.down_proj must be .* of experts that Transformers lets be chosen.*Llama4TextExperts"):
+        integration.load_quantized(tmp_path)
 
 
 @pytest.mark.parametrize("written", [("Qwen3Moe", "gptq")], indirect=True)
