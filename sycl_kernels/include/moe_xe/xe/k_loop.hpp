@@ -1,7 +1,7 @@
 // The loop over K that both weight layouts share: 64 bytes of every row a step, and what is prefetched ahead of it.
 #pragma once
 #include <moe_xe/xe/atoms.hpp>
-#include <moe_xe/operands/expert_weights.hpp>
+#include <moe_xe/operands/expert_codes.hpp>
 #include <moe_xe/operands/rows.hpp>
 
 namespace moe_xe {
@@ -12,6 +12,7 @@ inline constexpr int step_elements = step_bytes / element_bytes;
 inline constexpr int k_bytes = int(problem::k) * element_bytes;
 inline constexpr int k_steps = (k_bytes + step_bytes - 1) / step_bytes;
 inline constexpr int tail_bytes = k_bytes % step_bytes;
+inline constexpr int code_step_bytes = step_elements * code_bits / 8;   // of a row of codes
 inline constexpr int x_per_step = 32;  // block messages see rows as 16-bit elements, whatever they are
 static_assert(k_bytes % 16 == 0, "rows end at a multiple of 16 bytes");
 static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset of a block message");
@@ -20,8 +21,8 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
 // Where the first step's dpas start the sums, it and what makes the others whole rounds come before the loop. Beside rounds of
-// eight steps that would spill (on PVC, and with a tail).
-inline constexpr bool first_apart = unroll < 8;
+// eight steps that would spill (on PVC, and with a tail). Rounds of codes begin where their scales do.
+inline constexpr bool first_apart = unroll < 8 && !quantised;
 inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = first_apart ? (whole_steps - 1) % unroll + 1 : 0;
 
 // step<ahead, first, tail>(): `ahead` steps behind the last move; `first`: there are no sums yet; `tail`: the rows end
@@ -62,6 +63,9 @@ inline Surface token_surface(const Arguments& args, const Tile& tile) {
   return {args.a, k_bytes, int(tile.row) + tile.rows, int(args.a_stride) * element_bytes};
 }
 
+// Bytes of so many weights that lie side by side.
+template <class Number> constexpr Number weight_bytes(Number weights) { return quantised ? weights * code_bits / 8 : weights * element_bytes; }
+
 // One run of the tile's columns of weights: which surface they are in, and the first one's place there.
 struct WeightRun {
   Surface surface;
@@ -76,15 +80,15 @@ inline WeightRun weight_run(const Arguments& args, const Tile& tile, int run) {
   const int64 first = reinterpret_cast<int64>(args.shared_w), second = reinterpret_cast<int64>(args.shared_up);
   const int64 shared_base = (run ? second : first) + tile.expert * args.shared_expert_stride * element_bytes;
   const int64 routed_expert = unsigned(tile.expert - problem::shared);
-  const int64 routed_base = reinterpret_cast<int64>(args.w) + routed_expert * args.w_expert_stride * element_bytes;
+  const int64 routed_base = reinterpret_cast<int64>(args.w) + routed_expert * weight_bytes(args.w_expert_stride);
   const int64 base = is_shared ? shared_base : routed_base;
   const int shared_stride = int(args.shared_stride), routed_stride = int(args.w_stride);
-  const int pitch = (is_shared ? shared_stride : routed_stride) * element_bytes;
+  const int pitch = weight_bytes(is_shared ? shared_stride : routed_stride);
   constexpr int shared_columns = int(halves ? out_n : problem::n), routed_columns = int(problem::n);
   const int columns = is_shared ? shared_columns : routed_columns;
   const int first_of_run = run * int(out_n), none = 0;
   const int column = halves ? tile.column / 2 + (is_shared ? none : first_of_run) : tile.column;
-  return {{reinterpret_cast<const void*>(base), (rows_are_k ? columns : int(problem::k)) * element_bytes,
+  return {{reinterpret_cast<const void*>(base), weight_bytes(rows_are_k ? columns : int(problem::k)),
            rows_are_k ? int(problem::k) : columns, pitch}, column};
 }
 
@@ -102,18 +106,21 @@ template <int variant> class WeightPrefetch {
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
       : WeightPrefetch(weight_run(args, tile, part_of(sub_group) / run_sub_groups), part_of(sub_group) % run_sub_groups) {}
   template <int ahead> [[gnu::always_inline]] void step() const {
-    unrolled<messages>([&](auto i) __attribute__((always_inline)) {
+    if constexpr (ahead % line_steps == 0) unrolled<messages>([&](auto i) __attribute__((always_inline)) {
       if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
-      else block.template prefetch<rows, ahead * x_per_step, i * rows>();
+      else block.template prefetch<rows, ahead / line_steps * x_per_step, i * rows>();
     });
   }
   template <int steps> [[gnu::always_inline]] void move() const {
     if constexpr (rows_are_k) block.move_y(steps * step_elements);
-    else block.move_x(steps * x_per_step);
+    else block.move_x(steps * x_per_step / line_steps);
   }
 
  private:
   using Part = Shape<variant>;
+  // Steps that a line of a column has, and how far ahead a whole number of lines is.
+  static constexpr int line_steps = quantised ? step_bytes / code_step_bytes : 1;
+  static constexpr int distance = (config::prefetch_distance + line_steps - 1) / line_steps * line_steps;
   static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
   static constexpr int run_sub_groups = Part::sub_groups / Part::runs;
   static constexpr int lines = config::tile_width / Part::sub_groups, most = rows_are_k ? step_elements : 32;
@@ -132,8 +139,8 @@ template <int variant> class WeightPrefetch {
   [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
       : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
               rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
-    unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
-    move<config::prefetch_distance>();
+    unrolled<distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
+    move<distance>();
   }
 
   Block block;

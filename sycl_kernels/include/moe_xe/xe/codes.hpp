@@ -1,0 +1,71 @@
+// A sub-group's weights where they are codes in [E, N, K]: each sub-group makes operands of its own codes, which load in the checkpoint's
+// order by block messages whose blocks have 16 codes of a row, an operand's width.
+#pragma once
+#include <moe_xe/xe/scales.hpp>
+
+namespace moe_xe {
+
+template <int variant> class CodeFeatures {
+  using Part = Shape<variant>;
+  static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32, run_loads = Part::run_columns / load_rows;
+  static constexpr int load_steps = 8 / code_bits, load_blocks = 2 * load_steps, block_bytes = 16 * code_bits / 8;
+  static constexpr int operand_registers = code_bits / 4, eights = load_rows / 8;
+  static constexpr int vectors = (Part::columns + 15) / 16;    // of 16 rows of codes, one a lane
+
+ public:
+  [[gnu::always_inline]] CodeFeatures(const Arguments& args, const Tile& tile, int first_feature, int lane)
+      : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
+    const ExpertCodes codes = codes_of(args, tile.expert);
+    for (int v = 0; v < vectors; ++v) {
+      const int feature = v * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
+      const int column = (Part::runs > 1 ? tile.column / 2 + run * int(out_n) : tile.column) + first_feature + feature - run * Part::run_columns;
+      rows[v] = ScaledRows(codes, column < int(problem::n) ? column : int(problem::n) - 1);
+      rows[v].load(0);
+    }
+  }
+
+  // Codes of a step, and where a round begins, its scales.
+  template <int ahead> [[gnu::always_inline]] void load() {
+    if constexpr (ahead % load_steps == 0)
+      unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
+        codes[i] = blocks[i / run_loads].template load_bytes<load_blocks, block_bytes, load_rows, ahead * code_step_bytes, i % run_loads * 32>();
+      });
+    if constexpr (ahead == 0) {
+      next += round_elements;
+      for (auto& row : rows) row.next_round(next / int(problem::group_columns) * scale_bytes);
+    }
+  }
+
+  // Before half a step's operands.
+  template <int ahead, int half> [[gnu::always_inline]] void begin() {
+    constexpr int k = ahead * step_elements + half * 16, columns = int(problem::group_columns);
+    if constexpr (k == 0 || (round_groups > 1 && k % columns == 0))
+      for (auto& row : rows) row.template begin_group<(round_groups > 1 ? k / columns : 0)>();
+  }
+
+  template <int ahead, int half, int i> [[gnu::always_inline]] vec<int32, 4> operand() const {
+    constexpr int at = ((ahead % load_steps * 2 + half) * eights + i % eights) * operand_registers;
+    vec<int32, 4> words;
+    if constexpr (code_bits == 4) words = spread(int32(codes[i / eights][at]));
+    else words = spread(slice<at / 2, 2>(codes[i / eights]));
+    complete<i % 2>(words, rows[i / 2].factors);
+    return words;
+  }
+
+  template <int steps> [[gnu::always_inline]] void move() {
+    for (int run = 0; run < Part::runs; ++run) blocks[run].move_x(steps * code_step_bytes);
+  }
+
+ private:
+  [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
+    const WeightRun place = weight_run(args, tile, run);
+    return Block(place.surface, 0, place.column + first_feature, block_bytes, load_rows, load_blocks);
+  }
+
+  Block blocks[2];
+  vec<int32, load_rows / 2> codes[Part::columns / load_rows];
+  ScaledRows rows[vectors];
+  int next = 0;      // element of K where the next round begins
+};
+
+}  // namespace moe_xe
