@@ -5,6 +5,7 @@ configurations from the default choice that are known to be bad, or are not know
 """
 from __future__ import annotations
 
+from ..formats import ScaleType
 from ..gemm.config import XeConfig
 from ..model.cost import STEP_BYTES, counted_instructions, variant_of
 from ..model.devices import RECORDS, DeviceRecord
@@ -17,6 +18,8 @@ LINES = 32                      # of a block message, at most
 MOST_PADDING = 1.25             # of N, beside the width that pads least
 GATHERED_SUMS = 32 * 64         # of a sub-group that has no registers to spare (beside a shorter tile 192 to 256 bytes spill)
 FOUR_LINES_ROWS = 4             # gathered rows that a sub-group prefetches four lines at a time (xe/k_loop.hpp)
+CODE_OPERANDS = 16              # registers of operands on the way
+SCALE_ROUND = 128               # elements of K whose scales load at once
 QUEUE_SLM = 1 << 10             # the tile queue's share of L1, at most
 
 
@@ -48,10 +51,21 @@ def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, grf_s
     least = 2 * column_block
     if problem.pairs and columns % least:
         return f"pairs: gate and up values need multiples of {least} columns, got {columns}"
-    registers = rows * columns // 16 + rows + columns + OTHER_REGISTERS
+    registers = rows * columns // 16 + _operand_registers(problem, rows, columns) + OTHER_REGISTERS
     if registers > grf_size:
         return f"registers: sums, operands of a step and addresses take {registers} of {grf_size}"
     return _message_reason(problem, rows, columns)
+
+
+def _operand_registers(problem: GroupedGemmProblem, rows: int, columns: int) -> int:
+    """Of a step. Beside codes tokens come half by half. 16 columns have an address, the scales of two rounds (xe/scales.hpp) and factors,
+    which fill registers as operands do in f16 (xe/factors.hpp)."""
+    quantization = problem.quantization
+    if quantization is None:
+        return rows + columns
+    factors = 8 * (1 + quantization.zeros + (quantization.scales is ScaleType.f32)) if problem.input is Dtype.f16 else 2
+    groups = max(1, SCALE_ROUND // quantization.columns)
+    return rows // 2 + columns // 2 + CODE_OPERANDS + -(-columns // 16) * (2 + 2 * groups * (1 + quantization.zeros) + factors)
 
 
 def _message_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> str | None:

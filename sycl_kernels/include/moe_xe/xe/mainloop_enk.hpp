@@ -3,49 +3,10 @@
 // consecutive in its lane's registers.
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
-#include <moe_xe/xe/codes.hpp>
+#include <moe_xe/xe/features.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
-
-// A sub-group's dense weights: operands as they lie.
-template <int variant> class DenseFeatures {
-  using Part = Shape<variant>;
-  static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
-  static constexpr int run_loads = Part::run_columns / load_rows;
-
- public:
-  struct Step {
-    vec<int16, 2 * load_rows> rows[Part::columns / load_rows];
-  };
-
-  [[gnu::always_inline]] DenseFeatures(const Arguments& args, const Tile& tile, int first_feature, int)
-      : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {}
-
-  template <int ahead> [[gnu::always_inline]] Step load() const {
-    Step step;
-    unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
-      step.rows[i] = blocks[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
-    });
-    return step;
-  }
-  // 8 features' 32 bytes.
-  template <int half, int i> [[gnu::always_inline]] static vec<int16, 8> operand(const Step& step) {
-    constexpr int eights = load_rows / 8;
-    return slice<half * eights + i % eights, 8>(step.rows[i / eights]);
-  }
-  template <int steps> [[gnu::always_inline]] void move() const {
-    for (int run = 0; run < Part::runs; ++run) blocks[run].move_x(steps * x_per_step);
-  }
-
- private:
-  [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
-    const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
-  }
-
-  Block blocks[2];
-};
 
 // One sub-group's part of a tile.
 template <int variant> class FeaturesByTokens {
@@ -155,7 +116,7 @@ template <int variant> class FeaturesByTokens {
 
   // Sums become outputs, in place: output f of a token is at feature f.
   [[gnu::always_inline]] void finish() {
-    if constexpr (quantised && (sum_shift != 0 || problem::has_global_scales)) {
+    if constexpr (scales_sums) {
       float factor = power_of_two(sum_shift);
       if constexpr (problem::has_global_scales) factor *= args.global_scales[tile.expert];
       for (auto& blocks : sums)
@@ -224,7 +185,7 @@ template <int variant> class FeaturesByTokens {
   const Arguments& args;
   const Tile& tile;
   int lane, first_token, first_feature, first_output;
-  std::conditional_t<quantised, CodeFeatures<variant>, DenseFeatures<variant>> weights;
+  Features<variant> weights;
   Block tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;

@@ -1,7 +1,7 @@
 // Scales (and zeros) of a sub-group's rows of codes, read where they lie: each lane reads its own row's, for 128 elements of K at once
 // and as long before they are used.
 #pragma once
-#include <moe_xe/xe/convert.hpp>
+#include <moe_xe/xe/factors.hpp>
 #include <moe_xe/xe/k_loop.hpp>
 
 namespace moe_xe {

@@ -1,10 +1,49 @@
-// A sub-group's weights where they are codes in [E, N, K]: each sub-group makes operands of its own codes, which load in the checkpoint's
-// order by block messages whose blocks have 16 codes of a row, an operand's width.
+// A sub-group's weights in [E, N, K] as dpas operands A, 8 features each: dense ones as they lie, or made of codes.
 #pragma once
 #include <moe_xe/xe/scales.hpp>
 
 namespace moe_xe {
 
+template <int variant> class DenseFeatures {
+  using Part = Shape<variant>;
+  static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
+  static constexpr int run_loads = Part::run_columns / load_rows;
+
+ public:
+  struct Step {
+    vec<int16, 2 * load_rows> rows[Part::columns / load_rows];
+  };
+
+  [[gnu::always_inline]] DenseFeatures(const Arguments& args, const Tile& tile, int first_feature, int)
+      : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {}
+
+  template <int ahead> [[gnu::always_inline]] Step load() const {
+    Step step;
+    unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
+      step.rows[i] = blocks[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
+    });
+    return step;
+  }
+  // 8 features' 32 bytes.
+  template <int half, int i> [[gnu::always_inline]] static vec<int16, 8> operand(const Step& step) {
+    constexpr int eights = load_rows / 8;
+    return slice<half * eights + i % eights, 8>(step.rows[i / eights]);
+  }
+  template <int steps> [[gnu::always_inline]] void move() const {
+    for (int run = 0; run < Part::runs; ++run) blocks[run].move_x(steps * x_per_step);
+  }
+
+ private:
+  [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
+    const WeightRun place = weight_run(args, tile, run);
+    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
+  }
+
+  Block blocks[2];
+};
+
+// Each sub-group makes operands of its own codes, which load in the checkpoint's order: a message's blocks have 16 codes of a row each, as an
+// operand has.
 template <int variant> class CodeFeatures {
   using Part = Shape<variant>;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32, run_loads = Part::run_columns / load_rows;
@@ -67,5 +106,7 @@ template <int variant> class CodeFeatures {
   ScaledRows rows[vectors];
   int next = 0;      // element of K where the next round begins
 };
+
+template <int variant> using Features = std::conditional_t<quantised, CodeFeatures<variant>, DenseFeatures<variant>>;
 
 }  // namespace moe_xe
