@@ -1,5 +1,6 @@
 // A sub-group's weights in [E, N, K] as dpas operands A, 8 features each: dense ones as they lie, or made of codes.
 #pragma once
+#include <moe_xe/xe/k_loop.hpp>
 #include <moe_xe/xe/scales.hpp>
 
 namespace moe_xe {
@@ -46,6 +47,7 @@ template <int variant> class DenseFeatures {
 // operand has.
 template <int variant> class CodeFeatures {
   using Part = Shape<variant>;
+  static constexpr int round_elements = unroll * step_elements;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32, run_loads = Part::run_columns / load_rows;
   static constexpr int load_steps = 8 / code_bits, load_blocks = 2 * load_steps, block_bytes = 16 * code_bits / 8;
   static constexpr int operand_registers = code_bits / 4, eights = load_rows / 8;
@@ -58,7 +60,7 @@ template <int variant> class CodeFeatures {
     for (int v = 0; v < vectors; ++v) {
       const int feature = v * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
       const int column = (Part::runs > 1 ? tile.column / 2 + run * int(out_n) : tile.column) + first_feature + feature - run * Part::run_columns;
-      rows[v] = ScaledRows(codes, column < int(problem::n) ? column : int(problem::n) - 1);
+      rows[v].go_to(codes, column < int(problem::n) ? column : int(problem::n) - 1);
       rows[v].load(0);
     }
   }
@@ -71,15 +73,18 @@ template <int variant> class CodeFeatures {
       });
     if constexpr (ahead == 0) {
       next += round_elements;
-      for (auto& row : rows) row.next_round(next / int(problem::group_columns) * scale_bytes);
+      for (auto& row : rows) {
+        row.take();
+        row.load(next / int(problem::group_columns) * scale_bytes);
+      }
     }
   }
 
   // Before half a step's operands.
   template <int ahead, int half> [[gnu::always_inline]] void begin() {
-    constexpr int k = ahead * step_elements + half * 16, columns = int(problem::group_columns);
-    if constexpr (k == 0 || (round_groups > 1 && k % columns == 0))
-      for (auto& row : rows) row.template begin_group<(round_groups > 1 ? k / columns : 0)>();
+    constexpr int k = ahead * step_elements + half * 16, group_elements = round_elements / ScaledRows<round_elements>::groups;
+    if constexpr (k % group_elements == 0)
+      for (auto& row : rows) row.template begin_group<k / group_elements>();
   }
 
   template <int ahead, int half, int i> [[gnu::always_inline]] vec<int32, 4> operand() const {
@@ -103,7 +108,7 @@ template <int variant> class CodeFeatures {
 
   Block blocks[2];
   vec<int32, load_rows / 2> codes[Part::columns / load_rows];
-  ScaledRows rows[vectors];
+  ScaledRows<round_elements> rows[vectors];
   int next = 0;      // element of K where the next round begins
 };
 
