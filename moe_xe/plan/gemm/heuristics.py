@@ -66,8 +66,9 @@ def codes_fit(problem: GroupedGemmProblem, operands: Operands) -> bool:
     if quantization is None:
         return True
     group, has_zero = quantization.columns, quantization.zeros or quantization.zero != 0
-    groups_fit = group % OPERAND_K == 0 and (group % SCALE_ROUND == 0 or SCALE_ROUND % group == 0) or group >= problem.k
-    return (problem.weights is WeightLayout.enk and problem.input is not Dtype.f32 and groups_fit and
+    columns = problem.k if problem.weights is WeightLayout.enk else problem.n
+    groups_fit = group % OPERAND_K == 0 and (group % SCALE_ROUND == 0 or SCALE_ROUND % group == 0) or group >= columns
+    return (problem.input is not Dtype.f32 and groups_fit and (problem.weights is WeightLayout.enk or not problem.pairs) and
             (quantization.codes.is_integer or not has_zero) and operands.scales % SCALE_ACCESS == 0 and operands.zeros % SCALE_ACCESS == 0)
 
 

@@ -58,14 +58,17 @@ def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, grf_s
 
 
 def _operand_registers(problem: GroupedGemmProblem, rows: int, columns: int) -> int:
-    """Of a step. Beside codes tokens come half by half. 16 columns have an address, the scales of two rounds (xe/scales.hpp) and factors,
-    which fill registers as operands do in f16 (xe/factors.hpp)."""
+    """Of a step. Beside codes of [E, N, K] tokens come half by half. 16 rows of codes have an address, scales for now and later
+    (xe/scales.hpp) and factors, which fill registers as operands do in f16 (xe/factors.hpp)."""
     quantization = problem.quantization
     if quantization is None:
         return rows + columns
     factors = 8 * (1 + quantization.zeros + (quantization.scales is ScaleType.f32)) if problem.input is Dtype.f16 else 2
-    groups = max(1, SCALE_ROUND // quantization.columns)
-    return rows // 2 + columns // 2 + CODE_OPERANDS + -(-columns // 16) * (2 + 2 * groups * (1 + quantization.zeros) + factors)
+    rows_are_n = problem.weights is WeightLayout.enk
+    scaled_rows, span = (-(-columns // 16), SCALE_ROUND) if rows_are_n else (2, columns)
+    scales = 2 * max(1, span // quantization.columns) * (1 + quantization.zeros)
+    tokens = rows // 2 if rows_are_n else rows
+    return tokens + columns // 2 + CODE_OPERANDS + scaled_rows * (2 + scales + factors)
 
 
 def _message_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> str | None:
@@ -91,9 +94,10 @@ def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int,
         return f"prefetch: gates and up values need an even number of sub-groups, got {sub_groups}"
     by_k = problem.weights is WeightLayout.ekn
     step = STEP_BYTES // problem.input.size         # [E, K, N]: a step's rows of K are shared out, too
-    lines, most_lines = width // sub_groups, step if by_k else LINES
-    message = min(lines, most_lines)
-    if width % sub_groups or lines % message:
+    all_lines = step * width * problem.weight_bits // (8 * STEP_BYTES) if by_k else width
+    lines, most_lines = all_lines // sub_groups, step if by_k else LINES
+    message = max(min(lines, most_lines), 1)
+    if all_lines % sub_groups or lines % message:
         return f"prefetch: {width} columns' lines cannot be shared out evenly to {sub_groups} sub-groups"
     if by_k and (step % message or sub_groups // runs(problem) % (step // message)):
         return f"prefetch: {step} rows of K cannot be shared out evenly to {sub_groups} sub-groups"

@@ -2,6 +2,7 @@
 // rounded once.
 #pragma once
 #include <moe_xe/xe/convert.hpp>
+#include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
 
@@ -46,22 +47,21 @@ using Factors = std::conditional_t<to_f16, F16Factors, Bf16Factors>;
 inline constexpr bool has_remainders = to_f16 && problem::scale_type == ScaleType::f32;
 
 #define MOE_XE_OPERAND "{\n.decl BF v_type=G type=BF num_elts=128 alias=<%0,0>\n.decl HF v_type=G type=HF num_elts=128 alias=<%0,0>\n"
-#define MOE_XE_ROWS(line) line("0,0", "0") line("0,16", "1") line("1,0", "2") line("1,16", "3") line("2,0", "4") line("2,16", "5") \
-  line("3,0", "6") line("3,16", "7")
+#define MOE_XE_ROWS(line) line("0", "0", "0", "0") line("0", "1", "16", "1") line("1", "0", "0", "2") line("1", "1", "16", "3") \
+  line("2", "0", "0", "4") line("2", "1", "16", "5") line("3", "0", "0", "6") line("3", "1", "16", "7")
 #define MOE_XE_REGISTERS(line) line("0") line("1") line("2") line("3")
 
 // Rows 8 * `eight` and on. A bf16 source of mad is the middle one: another would be widened before.
-#define MOE_XE_MUL_ROW(at, i) "mul (M1_NM,16) BF(" at ")<1> BF(" at ")<1;1,0> S(0," i ")<0;1,0>\n"
-#define MOE_XE_MAD_ROW(at, i) "mad (M1_NM,16) BF(" at ")<1> S(0," i ")<0;1,0> BF(" at ")<1;1,0> C(0," i ")<0;1,0>\n"
-#define MOE_XE_S ".decl S v_type=G type=F num_elts=8 alias=<%1,%2>\n"
+#define MOE_XE_MUL_ROW(r, odd, h, i) "mul (M1_NM,16) BF(" r "," h ")<1> BF(" r "," h ")<1;1,0> S(0," i ")<0;1,0>\n"
+#define MOE_XE_MAD_ROW(r, odd, h, i) "mad (M1_NM,16) BF(" r "," h ")<1> S(0," i ")<0;1,0> BF(" r "," h ")<1;1,0> C(0," i ")<0;1,0>\n"
+#define MOE_XE_FACTORS(s, c, by) ".decl S v_type=G type=F num_elts=8 alias=<" s "," by ">\n.decl C v_type=G type=F num_elts=8 alias=<" c "," by ">\n"
 template <int eight> [[gnu::always_inline]] inline void complete(vec<int32, 4>& words, const Bf16Factors& factors) {
   if constexpr (integer_codes)
-    asm(MOE_XE_OPERAND MOE_XE_S ".decl C v_type=G type=F num_elts=8 alias=<%3,%2>\n" MOE_XE_ROWS(MOE_XE_MAD_ROW) "}\n"
+    asm(MOE_XE_OPERAND MOE_XE_FACTORS("%1", "%3", "%2") MOE_XE_ROWS(MOE_XE_MAD_ROW) "}\n"
         : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32), "rw"(factors.addend));
   else
-    asm(MOE_XE_OPERAND MOE_XE_S MOE_XE_ROWS(MOE_XE_MUL_ROW) "}\n" : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32));
+    asm(MOE_XE_OPERAND MOE_XE_FACTORS("%1", "%1", "%2") MOE_XE_ROWS(MOE_XE_MUL_ROW) "}\n" : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32));
 }
-#undef MOE_XE_S
 #undef MOE_XE_MAD_ROW
 #undef MOE_XE_MUL_ROW
 
@@ -94,9 +94,58 @@ template <int eight> [[gnu::always_inline]] inline void complete(vec<int32, 4>& 
 #undef MOE_XE_ADD_SAME
 #undef MOE_XE_ADD
 #undef MOE_XE_X
+
+// 16 rows as dpas operand B: pairs of rows interleave, which costs bf16 nothing. No instruction writes a whole register, so that the
+// compiler must be told where the operand's life begins.
+#define MOE_XE_COLUMNS(type)                                                                                                     \
+  "{\n.decl OUT0 v_type=G type=" type " num_elts=128 alias=<%0,0>\n.decl OUT1 v_type=G type=" type " num_elts=128 alias=<%0,256>\n" \
+  ".decl X0 v_type=G type=" type " num_elts=128 alias=<%1,0>\n.decl X1 v_type=G type=" type " num_elts=128 alias=<%2,0>\n"          \
+  "lifetime.start %0\n"
+#define MOE_XE_TWO(name, of) ".decl " name "0 v_type=G type=F num_elts=8 alias=<" of ",0>\n.decl " name "1 v_type=G type=F num_elts=8 alias=<" of ",32>\n"
+#define MOE_XE_MUL_TO(n, r, odd, h, i) "mul (M1_NM,16) OUT" n "(" r "," odd ")<2> X" n "(" r "," h ")<1;1,0> S" n "(0," i ")<0;1,0>\n"
+#define MOE_XE_MAD_TO(n, r, odd, h, i) \
+  "mad (M1_NM,16) OUT" n "(" r "," odd ")<2> S" n "(0," i ")<0;1,0> X" n "(" r "," h ")<1;1,0> C" n "(0," i ")<0;1,0>\n"
+#define MOE_XE_MOV_TO(n, r, odd, h, i) "mov (M1_NM,16) OUT" n "(" r "," odd ")<2> X" n "(" r "," h ")<1;1,0>\n"
+#define MOE_XE_MUL_ROW(...) MOE_XE_MUL_TO("0", __VA_ARGS__) MOE_XE_MUL_TO("1", __VA_ARGS__)
+#define MOE_XE_MAD_ROW(...) MOE_XE_MAD_TO("0", __VA_ARGS__) MOE_XE_MAD_TO("1", __VA_ARGS__)
+#define MOE_XE_MOV_ROW(...) MOE_XE_MOV_TO("0", __VA_ARGS__) MOE_XE_MOV_TO("1", __VA_ARGS__)
+[[gnu::always_inline]] inline vec<int32, 8> completed_columns(vec<int32, 4> first, vec<int32, 4> second, const Bf16Factors& factors) {
+  vec<int32, 8> columns;
+  if constexpr (integer_codes)
+    asm(MOE_XE_COLUMNS("BF") MOE_XE_TWO("S", "%3") MOE_XE_TWO("C", "%4") MOE_XE_ROWS(MOE_XE_MAD_ROW) "}\n"
+        : "=rw"(columns) : "rw"(first), "rw"(second), "rw"(factors.multiplier), "rw"(factors.addend));
+  else
+    asm(MOE_XE_COLUMNS("BF") MOE_XE_TWO("S", "%3") MOE_XE_ROWS(MOE_XE_MUL_ROW) "}\n"
+        : "=rw"(columns) : "rw"(first), "rw"(second), "rw"(factors.multiplier));
+  return columns;
+}
+[[gnu::always_inline]] inline vec<int32, 8> completed_columns(vec<int32, 4> first, vec<int32, 4> second, const F16Factors& factors) {
+  complete<0>(first, factors);
+  complete<1>(second, factors);
+  vec<int32, 8> columns;
+  asm(MOE_XE_COLUMNS("UW") MOE_XE_ROWS(MOE_XE_MOV_ROW) "}\n" : "=rw"(columns) : "rw"(first), "rw"(second));
+  return columns;
+}
+#undef MOE_XE_MOV_ROW
+#undef MOE_XE_MAD_ROW
+#undef MOE_XE_MUL_ROW
+#undef MOE_XE_MOV_TO
+#undef MOE_XE_MAD_TO
+#undef MOE_XE_MUL_TO
+#undef MOE_XE_TWO
+#undef MOE_XE_COLUMNS
 #undef MOE_XE_REGISTERS
 #undef MOE_XE_ROWS
 #undef MOE_XE_OPERAND
+
+// What operands lack, and the expert's scale.
+template <int rows, int columns>
+[[gnu::always_inline]] inline void complete_sums(const Arguments& args, const Tile& tile, vec<float, 8> (&sums)[rows][columns]) {
+  float factor = power_of_two(sum_shift);
+  if constexpr (problem::has_global_scales) factor *= args.global_scales[tile.expert];
+  for (auto& blocks : sums)
+    for (auto& block : blocks) block = (Wide{block} * factor).values;
+}
 
 // Of the lower and the upper code in a byte, each lane's row has these: all 16 rows as operands have them.
 [[gnu::always_inline]] inline vec<int32, 8> along_rows(float lower, float upper) {

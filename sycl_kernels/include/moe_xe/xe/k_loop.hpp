@@ -118,15 +118,16 @@ template <int variant> class WeightPrefetch {
 
  private:
   using Part = Shape<variant>;
-  // Steps that a line of a column has, and how far ahead a whole number of lines is.
-  static constexpr int line_steps = quantised ? step_bytes / code_step_bytes : 1;
-  static constexpr int distance = (config::prefetch_distance + line_steps - 1) / line_steps * line_steps;
   static constexpr bool rows_are_k = problem::weights == WeightLayout::ekn;
+  // Steps that a line of a column has, and how far ahead a whole number of lines is.
+  static constexpr int line_steps = quantised && !rows_are_k ? step_bytes / code_step_bytes : 1;
+  static constexpr int distance = (config::prefetch_distance + line_steps - 1) / line_steps * line_steps;
   static constexpr int run_sub_groups = Part::sub_groups / Part::runs;
-  static constexpr int lines = config::tile_width / Part::sub_groups, most = rows_are_k ? step_elements : 32;
+  static constexpr int all_lines = rows_are_k ? step_elements * weight_bytes(config::tile_width) / 64 : config::tile_width;
+  static constexpr int lines = all_lines / Part::sub_groups, most = rows_are_k ? step_elements : 32;
   static constexpr int rows = lines < most ? lines : most, messages = lines / rows;
   static constexpr int down = step_elements / rows;  // [E, K, N]: sub-groups that share 64 bytes' width of the tile
-  static_assert(lines * Part::sub_groups == config::tile_width && rows * messages == lines);
+  static_assert(lines * Part::sub_groups == all_lines && rows * messages == lines);
   static_assert(!rows_are_k || (down * rows == step_elements && run_sub_groups % down == 0));
 
   static int part_of(int sub_group) {
@@ -137,7 +138,7 @@ template <int variant> class WeightPrefetch {
   }
 
   [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
-      : block(run.surface, rows_are_k ? run.column * element_bytes / 2 + part / down * messages * 32 : 0,
+      : block(run.surface, rows_are_k ? weight_bytes(run.column) / 2 + part / down * messages * 32 : 0,
               rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
     unrolled<distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
     move<distance>();

@@ -3,7 +3,7 @@
 // consecutive in its lane's registers.
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
-#include <moe_xe/xe/features.hpp>
+#include <moe_xe/xe/feature_rows.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -116,12 +116,7 @@ template <int variant> class FeaturesByTokens {
 
   // Sums become outputs, in place: output f of a token is at feature f.
   [[gnu::always_inline]] void finish() {
-    if constexpr (scales_sums) {
-      float factor = power_of_two(sum_shift);
-      if constexpr (problem::has_global_scales) factor *= args.global_scales[tile.expert];
-      for (auto& blocks : sums)
-        for (auto& block : blocks) block = (Wide{block} * factor).values;
-    }
+    if constexpr (scales_sums) complete_sums(args, tile, sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[token_blocks];
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
@@ -185,7 +180,7 @@ template <int variant> class FeaturesByTokens {
   const Arguments& args;
   const Tile& tile;
   int lane, first_token, first_feature, first_output;
-  Features<variant> weights;
+  FeatureRows<variant> weights;
   Block tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;

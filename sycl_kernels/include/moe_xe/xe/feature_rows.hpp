@@ -5,7 +5,7 @@
 
 namespace moe_xe {
 
-template <int variant> class DenseFeatures {
+template <int variant> class DenseRows {
   using Part = Shape<variant>;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
   static constexpr int run_loads = Part::run_columns / load_rows;
@@ -15,7 +15,7 @@ template <int variant> class DenseFeatures {
     vec<int16, 2 * load_rows> rows[Part::columns / load_rows];
   };
 
-  [[gnu::always_inline]] DenseFeatures(const Arguments& args, const Tile& tile, int first_feature, int)
+  [[gnu::always_inline]] DenseRows(const Arguments& args, const Tile& tile, int first_feature, int)
       : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {}
 
   template <int ahead> [[gnu::always_inline]] Step load() const {
@@ -45,7 +45,7 @@ template <int variant> class DenseFeatures {
 
 // Each sub-group makes operands of its own codes, which load in the checkpoint's order: a message's blocks have 16 codes of a row each, as an
 // operand has.
-template <int variant> class CodeFeatures {
+template <int variant> class CodeRows {
   using Part = Shape<variant>;
   static constexpr int round_elements = unroll * step_elements;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32, run_loads = Part::run_columns / load_rows;
@@ -54,7 +54,7 @@ template <int variant> class CodeFeatures {
   static constexpr int vectors = (Part::columns + 15) / 16;    // of 16 rows of codes, one a lane
 
  public:
-  [[gnu::always_inline]] CodeFeatures(const Arguments& args, const Tile& tile, int first_feature, int lane)
+  [[gnu::always_inline]] CodeRows(const Arguments& args, const Tile& tile, int first_feature, int lane)
       : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
@@ -112,6 +112,6 @@ template <int variant> class CodeFeatures {
   int next = 0;      // element of K where the next round begins
 };
 
-template <int variant> using Features = std::conditional_t<quantised, CodeFeatures<variant>, DenseFeatures<variant>>;
+template <int variant> using FeatureRows = std::conditional_t<quantised, CodeRows<variant>, DenseRows<variant>>;
 
 }  // namespace moe_xe
