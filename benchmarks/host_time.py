@@ -8,6 +8,7 @@ import time
 import torch
 
 import moe_xe
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
 EXPERTS, SIZE, TOP_K = 8, 64, 2
 
@@ -31,6 +32,7 @@ def small_calls() -> dict:
 
     x, w = values(8, SIZE), values(SIZE, SIZE)
     rows, weights, counts = values(8, SIZE), values(EXPERTS, SIZE, SIZE), torch.ones(EXPERTS, dtype=torch.int32)
+    inputs = INPUTS.flatten(Inputs(rows, weights, counts))
     token, w13, w2, logits = values(1, SIZE), values(EXPERTS, 2 * SIZE, SIZE), values(EXPERTS, SIZE, SIZE), values(1, EXPERTS)
     topk_weights, topk_ids = moe_xe.route(logits, TOP_K)
     ends, out = counts.cumsum(0).int(), values(8, SIZE)
@@ -42,8 +44,7 @@ def small_calls() -> dict:
         "route": lambda: moe_xe.route(logits, TOP_K),
         "sort_tokens": lambda: moe_xe.sort_tokens(topk_ids, EXPERTS, topk_weights=topk_weights),
         "fused_moe": lambda: moe_xe.fused_moe(token, w13, w2, topk_weights, topk_ids),
-        "op grouped_gemm": lambda: torch.ops.moe_xe.grouped_gemm(rows, weights, counts, None, None, None, None, 1, torch.bfloat16, "counts",
-                                                                "dynamic", ""),
+        "op grouped_gemm": lambda: torch.ops.moe_xe.grouped_gemm(*inputs, torch.bfloat16, "counts", "dynamic", "", False),
     }
 
 

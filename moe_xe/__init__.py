@@ -15,13 +15,14 @@ from .ops.routing.token_sort import combine, sort_tokens
 from .plan.choice.block_config import GemmConfigs, MoeConfig
 from .plan.gemm.config import CpuConfig, GenericConfig, Schedule, XeConfig
 from .plan.outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
+from .quantized import QuantizedWeight
 
 # `import moe_xe.grouped_gemm.interface as i` looks the submodule up on whatever moe_xe.grouped_gemm is
 grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 
 __version__ = "0.1.0"
 __all__ = ["CpuConfig", "Fusions", "GemmConfigs", "GenericConfig", "LoraAdapter", "MoeConfig", "OuterCpuConfig", "OuterGenericConfig",
-           "OuterXeConfig", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
+           "OuterXeConfig", "QuantizedWeight", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
            "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route", "sort_tokens"]
 _LAZY = ("integrations", "nn")      # submodules that are imported when they are asked for
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from ..ops.block.fused_moe import Fusions
+from ..plan.formats import CHECKPOINTS
 from ..plan.problem import Dtype
 from ..timing import interleaved_medians
 from . import block_models, block_peers
@@ -26,6 +27,7 @@ _SAMPLE = 8    # tokens whose outputs are compared with the reference
 class Result:
     """One case. *_ms: median milliseconds, None where a peer was not run; not_run says why.
 
+    weights: "dense", or the name of the routed experts' format; peers, and moe_xe_dense, then have the dequantised numbers.
     mode: "forward", "backward" (of a forward pass that is not timed) or "both", with the gradients of hidden states,
     routing weights and all parameters. rows: routed rows. active_experts: experts that have rows.
     permute_x, permute_y: whether gather and scatter are fused. autotune: whether configurations are the tuner's.
@@ -36,6 +38,7 @@ class Result:
     "backward" finds kept. wrong: whose outputs, or gradients, differ from the reference by more than roundings.
     """
     model: str
+    weights: str
     mode: str
     device: str
     dtype: str
@@ -51,6 +54,7 @@ class Result:
     permute_y: bool
     autotune: bool
     moe_xe_ms: float
+    moe_xe_dense_ms: float | None
     eager_ms: float | None
     grouped_mm_ms: float | None
     batched_mm_ms: float | None
@@ -72,25 +76,25 @@ class Result:
         return dict(asdict(self), correct=self.correct)
 
 
-def needed_bytes(family: Family, tokens: int, dtype: torch.dtype, training: bool = False) -> int:
+def needed_bytes(family: Family, tokens: int, dtype: torch.dtype, training: bool = False, quantised: bool = False) -> int:
     """About what a case takes: weights, one call's intermediate values in float32, an expert's weights for the reference.
 
-    In training also what each way keeps for backward, one way's gradients, and those that eager adds up.
+    Weights that are quantised are there before, as codes and dequantised. In training also what each way keeps for backward, one way's gradients, and those that eager adds up.
     """
     model, rows = family.model, tokens * family.model.top_k
     calls = 4 * (rows * (4 * model.hidden_size + 5 * model.intermediate_size) + 5 * tokens * family.shared_intermediate_size)
     expert = 3 * model.hidden_size * max(model.intermediate_size, family.shared_intermediate_size) * 8
-    weights = family.num_weights() * dtype.itemsize
+    weights = family.num_weights() * (2 * dtype.itemsize + 1 if quantised else dtype.itemsize)
     return 4 * (weights + calls + expert) if training else weights + calls + expert
 
 
 def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, device: torch.device,
-                 training: bool = False) -> None:
+                 training: bool = False, quantised: bool = False) -> None:
     """MemoryError, with a scale that fits, if family `name`, scaled by `factor`, does not."""
     family, available = block_models.FAMILIES[name], available_bytes(device)
 
     def at_scale(factor: float) -> int:
-        return needed_bytes(block_models.scaled(family, factor), tokens, dtype, training)
+        return needed_bytes(block_models.scaled(family, factor), tokens, dtype, training, quantised)
 
     needed = at_scale(factor)
     if needed <= available:
@@ -103,36 +107,42 @@ def check_memory(name: str, factor: float, tokens: int, dtype: torch.dtype, devi
 
 
 def run_family(name: str, factor: float, token_counts: list[int], dtype_name: str, device: torch.device, fusions: Fusions,
-               seconds: float, mode: str = "forward", autotune: bool = False) -> Iterator[Result]:
-    """Times one family for each token count, on one set of weights. In training both permutations are always fused."""
+               seconds: float, mode: str = "forward", autotune: bool = False, weights_name: str = "dense") -> Iterator[Result]:
+    """Times one family for each token count, on one set of weights. In training both permutations are always fused.
+
+    weights_name: "dense" or one of `CHECKPOINTS`, for inference only."""
     training = mode != "forward"
     family = block_models.scaled(block_models.FAMILIES[name], factor)
     weights = block_models.make_weights(family, DTYPES[dtype_name], device, training)
+    codes = None
+    if weights_name != "dense":
+        codes, weights = block_models.quantised(family, weights, CHECKPOINTS[weights_name])
     for tokens in token_counts:
         with torch.inference_mode(not training):
             inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device, training)
-            result = _run_case(name, family, weights, inputs, dtype_name, Fusions() if training else fusions, seconds, mode,
+            result = _run_case(name, family, weights, codes, inputs, dtype_name, Fusions() if training else fusions, seconds, mode,
                                autotune)
-        yield result
+        yield replace(result, weights=weights_name)
 
 
-def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype_name: str, fusions: Fusions,
+def _run_case(name: str, family: Family, weights: Weights, codes: Weights | None, inputs: Inputs, dtype_name: str, fusions: Fusions,
               seconds: float, mode: str, autotune: bool) -> Result:
     device, model = inputs.hidden_states.device, family.model
     tokens, itemsize = len(inputs.hidden_states), inputs.hidden_states.itemsize
-    calls, not_run, wrong = _checked_calls(family, weights, inputs, fusions, mode, autotune)
+    calls, not_run, wrong = _checked_calls(family, weights, codes, inputs, fusions, mode, autotune)
     medians = interleaved_medians(calls, device, seconds)
-    fastest = min((peer for peer in calls if peer != "moe_xe"), key=medians.__getitem__)
+    fastest = min((peer for peer in calls if peer in block_peers.PEERS), key=medians.__getitem__)
     ours = medians["moe_xe"]
     flops, active_experts = MODES[mode] * family.flops(tokens), len(inputs.topk_ids.unique())
-    num_bytes = _least_bytes(family, tokens, active_experts, itemsize, mode)
+    weight_bytes = None if codes is None else (codes.w13.nbytes + codes.w2.nbytes) / (weights.w13.numel() + weights.w2.numel())
+    num_bytes = _least_bytes(family, tokens, active_experts, itemsize, mode, weight_bytes)
     record = record_for(device)
     return Result(
-        model=name, mode=mode, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
+        model=name, weights="dense", mode=mode, device=device.type, dtype=dtype_name, hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size, shared_intermediate_size=family.shared_intermediate_size,
         num_experts=model.num_experts, top_k=model.top_k, tokens=tokens, rows=tokens * model.top_k,
         active_experts=active_experts, permute_x=fusions.gather, permute_y=fusions.scatter, autotune=autotune, moe_xe_ms=1e3 * ours,
-        **{f"{peer}_ms": 1e3 * medians[peer] if peer in medians else None for peer in block_peers.PEERS},
+        **{f"{way}_ms": 1e3 * medians[way] if way in medians else None for way in ("moe_xe_dense", *block_peers.PEERS)},
         not_run=not_run, fastest_peer=fastest, speedup=medians[fastest] / ours, gflops=flops / ours / 1e9,
         gbytes_per_s=num_bytes / ours / 1e9,
         roofline=record and record.roofline_seconds(flops, num_bytes, _PLAN_DTYPES[dtype_name]) / ours,
@@ -140,9 +150,9 @@ def _run_case(name: str, family: Family, weights: Weights, inputs: Inputs, dtype
         wrong=wrong)
 
 
-def _least_bytes(family: Family, tokens: int, active_experts: int, itemsize: int, mode: str) -> int:
+def _least_bytes(family: Family, tokens: int, active_experts: int, itemsize: int, mode: str, weight_bytes: float | None) -> int:
     """Backward reads what forward does, and the output's gradient, and writes gradients of all weights and the input."""
-    forward = family.least_bytes(tokens, active_experts, itemsize)
+    forward = family.least_bytes(tokens, active_experts, itemsize, weight_bytes)
     backward = forward + (family.num_weights() + tokens * family.model.hidden_size) * itemsize
     return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
 
@@ -163,7 +173,7 @@ class _Outputs:
         return {"output": out[self.sample]}
 
 
-def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions,
+def _checked_calls(family: Family, weights: Weights, codes: Weights | None, inputs: Inputs, fusions: Fusions,
                    mode: str, autotune: bool) -> tuple[Calls, dict[str, str], list[str]]:
     """moe_xe and the peers that run here, why others do not, and whose output is wrong."""
     hidden_states = inputs.hidden_states
@@ -187,9 +197,12 @@ def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fu
     # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part;
     # a gradient has the roundings of the forward pass and then its own
     passes = 2 if training else 1
-    calls: Calls = {"moe_xe": measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions, autotune))}
-    wrong = [] if right(calls["moe_xe"](), 3 * passes) else ["moe_xe"]
-    not_run = {}
+    def ours(weights: Weights):
+        return measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions, autotune))
+
+    calls: Calls = {"moe_xe": ours(weights)} if codes is None else {"moe_xe": ours(codes), "moe_xe_dense": ours(weights)}
+    wrong = [way for way, call in calls.items() if not right(call(), 3 * passes)]
+    not_run, own = {}, len(calls)
     for peer in block_peers.PEERS:
         temporary = block_peers.temporary_bytes(peer, family, tokens, hidden_states.itemsize, training)
         available = available_bytes(hidden_states.device)
@@ -206,6 +219,6 @@ def _checked_calls(family: Family, weights: Weights, inputs: Inputs, fusions: Fu
         calls[peer] = call
         if not right(results, passes * (6 + family.model.top_k)):
             wrong.append(peer)
-    if len(calls) == 1:
+    if len(calls) == own:
         raise RuntimeError(f"none of Transformers' ways runs here: {not_run}")
     return calls, not_run, wrong

@@ -8,6 +8,9 @@ from torch import nn
 
 from ..ops.block.fused_moe import Fusions, SharedExpert, fused_moe
 from ..ops.routing.route import route
+from ..plan.formats import Checkpoint
+from ..quantized.encoding import SCALE_DTYPES
+from ..quantized.weight import QuantizedWeight
 from .workloads import MODELS, Model
 
 _MULTIPLE = 64
@@ -42,11 +45,12 @@ class Family:
         model = self.model
         return 6 * model.hidden_size * tokens * (model.top_k * model.intermediate_size + self.shared_intermediate_size)
 
-    def least_bytes(self, tokens: int, active_experts: int, itemsize: int) -> int:
-        """Bytes to move at least: weights of experts that have rows, hidden states in, output out."""
+    def least_bytes(self, tokens: int, active_experts: int, itemsize: int, weight_bytes: float | None = None) -> int:
+        """Bytes to move at least: weights of experts that have rows, hidden states in, output out. weight_bytes: of one weight of routed
+        experts, by default itemsize."""
         model = self.model
-        weights = 3 * (active_experts * model.intermediate_size + self.shared_intermediate_size)
-        return (weights + 2 * tokens) * model.hidden_size * itemsize
+        routed = active_experts * model.intermediate_size * (weight_bytes or itemsize)
+        return round((3 * (routed + self.shared_intermediate_size * itemsize) + 2 * tokens * itemsize) * model.hidden_size)
 
 
 FAMILIES = {
@@ -77,10 +81,10 @@ def scaled(family: Family, factor: float) -> Family:
 class Weights:
     """w13: [E, 2I, H], w2: [E, H, I], or, for a transposed family, [E, H, 2I] and [E, I, H]; b13: [E, 2I], b2: [E, H].
 
-    Parameters, so that Transformers' modules take these very tensors, and gradients are theirs.
+    Parameters, so that Transformers' modules take these very tensors, and gradients are theirs; or quantised, for moe_xe alone.
     """
-    w13: nn.Parameter
-    w2: nn.Parameter
+    w13: nn.Parameter | QuantizedWeight
+    w2: nn.Parameter | QuantizedWeight
     b13: nn.Parameter | None
     b2: nn.Parameter | None
     shared: SharedExpert | None
@@ -113,6 +117,18 @@ def make_weights(family: Family, dtype: torch.dtype, device: torch.device, train
                           gate_proj=linear(shared_size, hidden_size)) if shared_size else None
     return Weights(linear(n13, k13, model.num_experts, transposed=family.transposed),
                    linear(n2, k2, model.num_experts, transposed=family.transposed), bias(n13), bias(n2), shared)
+
+
+def quantised(family: Family, weights: Weights, checkpoint: Checkpoint) -> tuple[Weights, Weights]:
+    """The weights as such a checkpoint would have them, biases and a shared expert as they are; and the same numbers as dense weights."""
+    def quantise(w: torch.Tensor) -> QuantizedWeight:
+        logical = w.detach().transpose(1, 2).contiguous() if family.transposed else w.detach()
+        found = QuantizedWeight.quantize(logical, checkpoint.format, checkpoint.group, scale_dtype=SCALE_DTYPES[checkpoint.scales][0])
+        return found.mT if family.transposed else found
+
+    codes = {name: quantise(getattr(weights, name)) for name in ("w13", "w2")}
+    dense = {name: nn.Parameter(w.dequantize(weights.w13.dtype).contiguous(), requires_grad=False) for name, w in codes.items()}
+    return replace(weights, **codes), replace(weights, **dense)
 
 
 def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.device, training: bool = False) -> Inputs:

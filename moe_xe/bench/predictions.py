@@ -8,6 +8,7 @@ import torch
 from ..device import facts_of, queue_for
 from ..ops.launch import target_of
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
+from ..plan.formats import Quantization
 from ..plan.gemm.config import TileConfig, XeConfig
 from ..plan.gemm.heuristics import cpu_config
 from ..plan.model.cost import own_kernel, predict, predict_cpu
@@ -64,10 +65,10 @@ def describe(config: TileConfig) -> str:
 
 
 def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
-                 gathered: bool) -> Case:
-    """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration."""
+                 gathered: bool, quantization: Quantization | None = None) -> Case:
+    """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration. quantization: of its weights, on Xe GPUs."""
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
-    problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0)
+    problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0, quantization=quantization)
     if device.architecture is None:
         config: TileConfig = cpu_config(problem, target_of(facts_of(queue_for(torch.device("cpu")))).isa)
         prediction = predict_cpu(problem, rows, config, device)
@@ -80,7 +81,8 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
 
 
 def predict_model_block(model: workloads.Model, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
-                        y: Dtype | None = None) -> BlockPrediction:
+                        y: Dtype | None = None, quantization: Quantization | None = None) -> BlockPrediction:
     """The model's whole block with its routing, in default configurations. Raises ValueError for a device that is no Xe GPU."""
-    shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, dtype, layout, y)
+    shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, dtype, layout, y,
+                       quantization=quantization)
     return predict_block(shape, tokens, rows_of(model, tokens), device)

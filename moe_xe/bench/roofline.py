@@ -92,7 +92,8 @@ def _fma_tflops(width: int, chains: int, cores: int) -> float:
     return 2 * rounds * width * chains * cores / min(timed(run, torch.device("cpu")) for _ in range(4)) / 1e12
 
 
-def gemm_bytes(tokens_per_expert: list[int], n: int, k: int, in_size: int, out_size: int) -> int:
-    """Bytes that a grouped GEMM must move at least: rows in and out, and the weights of experts that have rows."""
+def gemm_bytes(tokens_per_expert: list[int], n: int, k: int, in_size: int, out_size: int, weight_bytes: float | None = None) -> int:
+    """Bytes that a grouped GEMM must move at least: rows in and out, and the weights of experts that have rows. weight_bytes: of one, by
+    default in_size."""
     rows, active = sum(tokens_per_expert), sum(r > 0 for r in tokens_per_expert)
-    return rows * k * in_size + active * n * k * in_size + rows * n * out_size
+    return round(rows * k * in_size + active * n * k * (weight_bytes or in_size) + rows * n * out_size)

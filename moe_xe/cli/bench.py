@@ -35,21 +35,25 @@ def gemm(
     model: Annotated[str, typer.Option(help="Comma-separated models.")] = "gpt-oss-20b,qwen3-30b-a3b,mixtral-8x7b",
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,4,16,1024,4096",
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16,fp16,fp32",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
     device: Annotated[str, typer.Option(help="cpu or xpu.")] = "cpu",
     autotune: Annotated[bool, typer.Option("--autotune", help="In the fastest measured configurations.")] = False,
     seconds: Annotated[float, typer.Option(help="Time for each case, beyond three rounds.", min=0)] = 2.0,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ):
-    """The grouped GEMM against torch.nn.functional.grouped_mm and a torch.mm an expert; both GEMMs of each model."""
+    """The grouped GEMM against torch.nn.functional.grouped_mm and a torch.mm an expert; both GEMMs of each model. Of quantised weights
+    torch's ways have the dequantised numbers."""
     import torch
 
     from ..bench.gemm import DTYPES, run_case
     from ..bench.workloads import MODELS
+    from ..plan.formats import CHECKPOINTS
 
-    models, dtypes = _choose(model, MODELS, "--model"), _choose(dtype, DTYPES, "--dtype")
-    cases = [(m, g, t, d) for d in dtypes for m in models for g in (0, 1) for t in _token_counts(tokens)]
-    results = [run_case(MODELS[m], g, t, d, torch.device(device), seconds, autotune)
-               for m, g, t, d in track(cases, "measuring", console=Console(stderr=True), transient=True)]
+    models, dtypes, formats = (_choose(text, known, option) for text, known, option in (
+        (model, MODELS, "--model"), (dtype, DTYPES, "--dtype"), (weights, ("dense", *CHECKPOINTS), "--weights")))
+    cases = [(m, g, t, d, w) for d in dtypes for w in formats for m in models for g in (0, 1) for t in _token_counts(tokens)]
+    results = [run_case(MODELS[m], g, t, d, torch.device(device), seconds, autotune, w)
+               for m, g, t, d, w in track(cases, "measuring", console=Console(stderr=True), transient=True)]
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
     else:
@@ -59,11 +63,13 @@ def gemm(
 
 
 def _print_gemms(results) -> None:
-    for dtype in dict.fromkeys(r.dtype for r in results):
-        table = new_table("model", "N x K", "tokens", "moe_xe", "grouped\n_mm", "mm\nloop", "speed\n-up", "GFLOP\n/s", "GB/s", "right",
-                          title=f"{dtype}: milliseconds; speed-up: against torch's faster path", text=("model", "right"))
-        for r in (r for r in results if r.dtype == dtype):
-            table.add_row(r.model, f"{r.n} x {r.k}", str(r.tokens), short(r.moe_xe_ms), short(r.grouped_mm_ms), short(r.mm_loop_ms),
+    for dtype, weights in dict.fromkeys((r.dtype, r.weights) for r in results):
+        quantised = weights != "dense"
+        table = new_table("model", "N x K", "tokens", "moe_xe", *(["on\ndense"] if quantised else []), "grouped\n_mm", "mm\nloop", "speed\n-up", "GFLOP\n/s", "GB/s", "right",
+                          title=f"{dtype}{f', {weights} weights' if quantised else ''}: milliseconds; speed-up: against torch's faster path", text=("model", "right"))
+        for r in (r for r in results if (r.dtype, r.weights) == (dtype, weights)):
+            dense = [short(r.moe_xe_dense_ms)] if quantised else []
+            table.add_row(r.model, f"{r.n} x {r.k}", str(r.tokens), short(r.moe_xe_ms), *dense, short(r.grouped_mm_ms), short(r.mm_loop_ms),
                           f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}", "yes" if r.correct else "NO")
         print_table(table)
 
@@ -79,6 +85,7 @@ def block(
     permute_y: Annotated[bool, typer.Option("--permute-y", "--permute_y", help="Put rows back in the second GEMM.")] = False,
     autotune: Annotated[bool, typer.Option("--autotune", help="In the fastest measured configurations.")] = False,
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
     device: Annotated[Optional[str], typer.Option(help="cpu or xpu; default: xpu where torch finds one.")] = None,
     scale: Annotated[float, typer.Option(min=1, help="Divides hidden and intermediate sizes, each then the nearest "
                                                      "multiple of 64; experts and top-k stay.")] = 1.0,
@@ -87,8 +94,8 @@ def block(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ):
     """The experts of a model's block, shared ones included, from hidden states and routing to the output: moe_xe against
-    Transformers' eager, grouped_mm and batched_mm on the same weights. Backward: the gradients of hidden states, routing
-    weights and all parameters.
+    Transformers' eager, grouped_mm and batched_mm on the same weights, dequantised where ours are quantised. Backward: the gradients
+    of hidden states, routing weights and all parameters.
 
     Exit status 1 if an output or a gradient is wrong.
     """
@@ -97,11 +104,15 @@ def block(
     from ..bench.block_peers import require_transformers
     from ..bench.plot import plot_blocks, require_matplotlib
     from ..ops.block.fused_moe import Fusions
+    from ..plan.formats import CHECKPOINTS
 
-    cases = [(m, d) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")]
+    cases = [(m, d, w) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")
+             for w in _choose(weights, ("dense", *CHECKPOINTS), "--weights")]
     if mode not in MODES:
         raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
     training = mode != "forward"
+    if training and {w for _, _, w in cases} != {"dense"}:
+        raise typer.BadParameter(f"expected dense in training, got {weights!r}", param_hint="--weights")
     token_counts, where = _block_tokens(tokens, seqlen, batch, plot), _device(device)
     if plot and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {plot.absolute().parent}", param_hint="--plot")
@@ -110,8 +121,8 @@ def block(
         require_transformers()
         if plot:
             require_matplotlib()
-        for name, dtype_name in cases:
-            check_memory(name, scale, max(token_counts), DTYPES[dtype_name], where, training)
+        for name, dtype_name, weights_name in cases:
+            check_memory(name, scale, max(token_counts), DTYPES[dtype_name], where, training, weights_name != "dense")
     except (ImportError, MemoryError) as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(1)
@@ -120,8 +131,8 @@ def block(
     results, fusions = [], Fusions(gather=permute_x, scatter=permute_y)
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * len(token_counts))
-        for name, dtype_name in cases:
-            for result in run_family(name, scale, token_counts, dtype_name, where, fusions, seconds, mode, autotune):
+        for name, dtype_name, weights_name in cases:
+            for result in run_family(name, scale, token_counts, dtype_name, where, fusions, seconds, mode, autotune, weights_name):
                 results.append(result)
                 progress.advance(task)
     if json:
@@ -156,11 +167,13 @@ def _device(name: Optional[str]):
 def _print_blocks(results, scale: float) -> None:
     first = results[0]
     fused = [name for name, on in (("permute_x", first.permute_x), ("permute_y", first.permute_y)) if on]
-    for model, dtype in dict.fromkeys((r.model, r.dtype) for r in results):
-        table = new_table("tokens", "moe_xe", "eager", "grouped\n_mm", "batched\n_mm", "speed\n-up", "GFLOP\n/s", "GB/s", "roof-\nline", "peak\nMB",
-                          "peer's\nMB", "right", title=f"{model}, {dtype}, {first.mode}: milliseconds on {first.device}", text=("right",))
-        for r in (r for r in results if (r.model, r.dtype) == (model, dtype)):
-            times = map(short, (r.moe_xe_ms, r.eager_ms, r.grouped_mm_ms, r.batched_mm_ms))
+    for model, dtype, weights in dict.fromkeys((r.model, r.dtype, r.weights) for r in results):
+        quantised = weights != "dense"
+        table = new_table("tokens", "moe_xe", *(["on\ndense"] if quantised else []), "eager", "grouped\n_mm", "batched\n_mm", "speed\n-up",
+                          "GFLOP\n/s", "GB/s", "roof-\nline", "peak\nMB", "peer's\nMB", "right", text=("right",),
+                          title=f"{model}, {dtype}{f', {weights} weights' if quantised else ''}, {first.mode}: milliseconds on {first.device}")
+        for r in (r for r in results if (r.model, r.dtype, r.weights) == (model, dtype, weights)):
+            times = map(short, (r.moe_xe_ms, *([r.moe_xe_dense_ms] if quantised else []), r.eager_ms, r.grouped_mm_ms, r.batched_mm_ms))
             table.add_row(str(r.tokens), *times, f"{r.speedup:.2f}", f"{r.gflops:.0f}", f"{r.gbytes_per_s:.1f}",
                           "-" if r.roofline is None else f"{r.roofline:.0%}", short(r.moe_xe_peak_bytes / 1e6),
                           short(r.fastest_peer_peak_bytes / 1e6), "yes" if r.correct else "NO")
@@ -172,7 +185,7 @@ def _print_blocks(results, scale: float) -> None:
         notes.append(f"{r.model} at scale {scale:g}: hidden {r.hidden_size}, intermediate {r.intermediate_size}{shared}, "
                      f"{r.num_experts} experts, top {r.top_k}")
     for r in results:
-        case = f"{r.model} {r.dtype} at {r.tokens} tokens"
+        case = f"{r.model} {r.dtype}, {r.weights} weights, at {r.tokens} tokens"
         notes += [f"no {peer} of {case}: {reason}" for peer, reason in r.not_run.items()]
         notes += [f"wrong output of {case}: {', '.join(r.wrong)}"] if r.wrong else []
     for note in notes:

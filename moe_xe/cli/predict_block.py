@@ -11,18 +11,19 @@ def _as_dict(prediction) -> dict:
             "parts_ms": {part: 1e3 * seconds for part, seconds in prediction.parts.items()}}
 
 
-def predict_blocks(device, models, token_counts, dtype, layout, y, json: bool) -> None:
+def predict_blocks(device, models, token_counts, dtype, layout, y, weights, quantization, json: bool) -> None:
     """Of each model, for each number of tokens."""
     from ..bench.predictions import predict_model_block
 
     if device.architecture is None:
         raise typer.BadParameter(f"--block is for Xe GPUs, got {device.name}", param_hint="--device")
-    blocks = [(model, tokens, predict_model_block(model, tokens, device, dtype, layout, y)) for model in models for tokens in token_counts]
+    blocks = [(model, tokens, predict_model_block(model, tokens, device, dtype, layout, y, quantization))
+              for model in models for tokens in token_counts]
     if json:
-        print(jsonlib.dumps({"predicted": True, "device": device.name, "dtype": dtype.value, "layout": layout.value, "blocks": [
+        print(jsonlib.dumps({"predicted": True, "device": device.name, "dtype": dtype.value, "layout": layout.value, "weights": weights, "blocks": [
             {"model": model.name, "tokens": tokens} | _as_dict(block) for model, tokens, block in blocks]}, indent=1))
         return
-    print(f"PREDICTED, not measured: {device.name}, {dtype.value}, {layout.value}; milliseconds, launches and routing included")
+    print(f"PREDICTED, not measured: {device.name}, {dtype.value}, {layout.value}, {weights} weights; milliseconds, launches and routing included")
     for model in models:
         table = new_table("tokens", "launches", *_PARTS, "all", title=model.name)
         for found, tokens, block in blocks:

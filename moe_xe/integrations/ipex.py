@@ -94,7 +94,7 @@ class GatedMLPMOE(nn.Module):
 def _check_weights(W13, W2, W3) -> None:
     given = {"W13": W13, "W2": W2} | ({} if W3 is None else {"W3": W3})
     for name, w in given.items():
-        checks.check_weights_dtype(name, w)
+        checks.check_weight_type(name, w)
     checks.check_tensor("W2", W2, 3, "[E, H, I]")
     num_experts, hidden_size, intermediate_size = W2.shape
     rows = intermediate_size * (2 if W3 is None else 1)

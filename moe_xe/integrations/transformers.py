@@ -52,7 +52,7 @@ def experts_forward(experts: torch.nn.Module, hidden_states: torch.Tensor, top_k
     first = first_projection(experts)
     w13, w2 = getattr(experts, first), experts.down_proj
     for name, w in ((first, w13), ("down_proj", w2)):
-        checks.check_weights_dtype(f"experts.{name}", w)
+        checks.check_weight_type(f"experts.{name}", w)
     x, w13, w2 = autocast(hidden_states.to(w13.dtype), w13, w2)
     b13, b2 = (getattr(experts, f"{name}_bias") if experts.has_bias else None for name in (first, "down_proj"))
     layout = "ekn" if experts.is_transposed else "enk"

@@ -114,7 +114,7 @@ def _activation(activation) -> dict:
 
 def _check_weights(w13, w2, num_experts, gated) -> None:
     for name, w in (("w13", w13), ("w2", w2)):
-        checks.check_weights_dtype(name, w)
+        checks.check_weight_type(name, w)
     checks.check_tensor("w2", w2, 3, "[E, I, H]")
     _, intermediate_size, hidden_size = w2.shape
     expected = [num_experts, hidden_size, intermediate_size * (2 if gated else 1)]

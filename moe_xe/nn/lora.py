@@ -10,8 +10,10 @@ from torch import nn
 from ..ops import checks
 from ..ops.lora.lora_moe import LoraAdapter, lora_moe
 from ..plan.choice.block_config import MoeConfig
+from ..quantized.weight import QuantizedWeight
 from .gates import first_projection, fused_activation
 from .parts import Experts
+from .quantized import weight_of
 
 __all__ = ["LoraExperts"]
 
@@ -23,7 +25,8 @@ class LoraExperts(nn.Module):
     parameters no longer require gradients. Its forward is not called: `lora_moe` computes experts and adapters.
     r, lora_alpha, use_rslora: an adapter is multiplied with lora_alpha / r, or lora_alpha / sqrt(r).
     target_parameters: which of the experts' weights have one; all by default.
-    config, autotune: as in `lora_moe`; by default those of `moe_xe.nn.Experts`. dtype: of the adapters, the weights' by default.
+    config, autotune: as in `lora_moe`; by default those of `moe_xe.nn.Experts`. dtype: of the adapters, the weights' by default, of quantised
+    weights torch's default dtype.
 
     lora_A: [E, r, in] and lora_B: [E, out, r] by name of the weights. As in PEFT, A is uniform within 1 / sqrt(in) and B
     zero at first, so that the module begins as the experts it wraps.
@@ -46,7 +49,8 @@ class LoraExperts(nn.Module):
         self.config, self.autotune = config, autotune
         if isinstance(experts, Experts) and config is None and not autotune:
             self.config, self.autotune = experts.config, experts.autotune
-        weights = [name for name, _ in experts.named_parameters(recurse=False) if name in (self._first, "down_proj")]
+        names = [name for name, _ in (*experts.named_parameters(recurse=False), *experts.named_children())]
+        weights = [name for name in names if name in (self._first, "down_proj")]
         targets = weights if target_parameters is None else [name for name in weights if name in target_parameters]
         if not targets or (target_parameters is not None and set(target_parameters) != set(targets)):
             raise ValueError(f"target_parameters must be some of {weights}, got {target_parameters!r}")
@@ -55,10 +59,11 @@ class LoraExperts(nn.Module):
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         for name in targets:
-            w = getattr(experts, name)
+            w = weight_of(experts, name)
             num_experts, n, k = (w.transpose(1, 2) if transposed else w).shape
+            own = torch.get_default_dtype() if isinstance(w, QuantizedWeight) else w.dtype
             for adapters, shape in ((self.lora_A, (num_experts, r, k)), (self.lora_B, (num_experts, n, r))):
-                adapters[name] = nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or w.dtype))
+                adapters[name] = nn.Parameter(torch.empty(shape, device=w.device, dtype=dtype or own))
         self.register_state_dict_post_hook(_base_layer_left_out)
         self.register_load_state_dict_pre_hook(_base_layer_put_in)
         self.reset_parameters()
@@ -75,7 +80,7 @@ class LoraExperts(nn.Module):
         base, adapters = self.base_layer, self.adapters()
         _check_weights(base, self._first)
         return lora_moe(
-            hidden_states, getattr(base, self._first), base.down_proj, topk_weights, topk_ids, lora13=adapters.get(self._first),
+            hidden_states, weight_of(base, self._first), weight_of(base, "down_proj"), topk_weights, topk_ids, lora13=adapters.get(self._first),
             lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
             b2=getattr(base, "down_proj_bias", None), shared=shared, config=self.config, autotune=self.autotune, **_options_of(base))
 
@@ -85,10 +90,14 @@ class LoraExperts(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Module:
         """Adds the adapters to the weights of the wrapped experts, and returns these: ``block.experts = block.experts.merge()``.
-        The adapters start anew."""
+        The adapters start anew. TypeError for quantised weights."""
         transposed = _options_of(self.base_layer)["weight_layout"] == "ekn"
+        weights = {name: weight_of(self.base_layer, name) for name in self.lora_A}
+        for name, w in weights.items():
+            if isinstance(w, QuantizedWeight):
+                raise TypeError(f"{name} must be dense to be merged into, as sums are no whole steps of a scale; got {w}")
         for name, adapter in self.adapters().items():
-            w = getattr(self.base_layer, name)
+            w = weights[name]
             delta = adapter.scaling * (adapter.b.float() @ adapter.a.float())
             w.copy_(w.float() + (delta.transpose(1, 2) if transposed else delta))
         self.reset_parameters()
@@ -158,7 +167,7 @@ def _base_layer_put_in(module, state_dict, prefix, *_) -> None:
 
 def _check_weights(experts: nn.Module, first: str) -> None:
     for name in (first, "down_proj"):
-        checks.check_weights_dtype(f"experts.{name}", getattr(experts, name))
+        checks.check_weight_type(f"experts.{name}", weight_of(experts, name))
 
 
 def _first_of(experts: nn.Module) -> str:

@@ -7,17 +7,21 @@ from torch import nn
 from ..ops import checks
 from ..ops.block.fused_moe import SharedExpert, fused_moe
 from ..plan.choice.block_config import MoeConfig
+from ..quantized.weight import QuantizedWeight
 from .activations import activation_name
+from .quantized import set_weight, weight_of
 from .router import Router
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
+
+_PROJECTIONS = "gate_up_proj", "down_proj"
 
 
 class Experts(nn.Module):
     """The routed experts' weights, and their MLPs as one `fused_moe`.
 
     gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: adds gate_up_proj_bias
-    [E, 2I] and down_proj_bias [E, H]. activation, alpha, limit, interleaved, weight_on_input, y_dtype, config, autotune: as in
+    [E, 2I] and down_proj_bias [E, H]. Both weights may be quantised: `quantize` and `set_quantized`. activation, alpha, limit, interleaved, weight_on_input, y_dtype, config, autotune: as in
     `fused_moe`.
     """
 
@@ -45,19 +49,41 @@ class Experts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02) -> None:
-        nn.init.normal_(self.gate_up_proj, std=std)
-        nn.init.normal_(self.down_proj, std=std)
+        for name in _PROJECTIONS:
+            if isinstance(w := weight_of(self, name), QuantizedWeight):
+                raise TypeError(f"{name} must be dense to be initialised, got {w}")
+            nn.init.normal_(w, std=std)
         for bias in (self.gate_up_proj_bias, self.down_proj_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
 
+    def quantize(self, format: str, group: tuple[int, int] | None = None, **options) -> Experts:
+        """Replaces both weights by quantised ones, as `QuantizedWeight.quantize` makes them of [E, N, K] with these arguments; biases stay.
+        Returns the module. ValueError where a weight is quantised already."""
+        for name in _PROJECTIONS:
+            w = weight_of(self, name)
+            if isinstance(w, QuantizedWeight):
+                raise ValueError(f"{name} must be dense, got {w}")
+            logical = w.detach().transpose(1, 2).contiguous() if self.transposed else w.detach()
+            weight = QuantizedWeight.quantize(logical, format, group, **options)
+            set_weight(self, name, weight.mT if self.transposed else weight)
+        return self
+
+    def set_quantized(self, gate_up_proj: QuantizedWeight | None = None, down_proj: QuantizedWeight | None = None) -> Experts:
+        """Puts quantised weights in the place of those that are there, of the same shapes (if transposed, `mT` of [E, N, K]). Returns the module."""
+        for name, weight in zip(_PROJECTIONS, (gate_up_proj, down_proj)):
+            if weight is not None:
+                set_weight(self, name, weight)
+        return self
+
     def forward(self, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
                 shared: SharedExpert | None = None) -> torch.Tensor:
         """[T, H] -> [T, H]; topk_weights and topk_ids: [T, k]."""
-        for name in ("gate_up_proj", "down_proj"):
-            checks.check_weights_dtype(f"experts.{name}", getattr(self, name))
+        weights = [weight_of(self, name) for name in _PROJECTIONS]
+        for name, weight in zip(_PROJECTIONS, weights):
+            checks.check_weight_type(f"experts.{name}", weight)
         return fused_moe(
-            hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, activation=self.activation,
+            hidden_states, *weights, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
             b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
             weight_layout="ekn" if self.transposed else "enk", y_dtype=self.y_dtype, config=self.config,

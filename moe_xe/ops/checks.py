@@ -7,6 +7,7 @@ import operator
 import torch
 
 from ..plan.problem import Dtype, WeightLayout
+from ..quantized.weight import QuantizedWeight
 
 DTYPES = {torch.bfloat16: Dtype.bf16, torch.float16: Dtype.f16, torch.float32: Dtype.f32}
 TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in DTYPES.items()}
@@ -109,12 +110,14 @@ def check_same_dtype(name: str, tensor: torch.Tensor, first_name: str, first: to
         raise TypeError(f"{name} must have {first_name}'s dtype {first.dtype}, got {tensor.dtype}")
 
 
-def check_weights_dtype(name: str, w: torch.Tensor) -> None:
-    """TypeError unless it is a tensor of a dtype that weights can have."""
+def check_weight_type(name: str, w) -> None:
+    """TypeError unless it is a tensor of a dtype that weights can have, or quantised."""
+    if isinstance(w, QuantizedWeight):
+        return
     if not isinstance(w, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(w).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor or a moe_xe.QuantizedWeight, got {type(w).__name__}")
     if w.dtype not in DTYPES:
-        quantised = "" if w.dtype == torch.float64 else "; quantised weights are not supported"
+        quantised = "" if w.dtype == torch.float64 else "; a quantised weight is a moe_xe.QuantizedWeight, with its scales"
         raise TypeError(f"{name} must be {_DTYPE_NAMES}, got {w.dtype}{quantised}")
 
 

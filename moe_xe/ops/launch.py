@@ -17,9 +17,11 @@ from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa, has_wide_dpas
 from ..plan.launch import QUEUE_WORDS, LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
-from .checks import DTYPES, check_addresses, check_same_dtype, row_stride, weight_layout
+from ..quantized.weight import QuantizedWeight
+from .checks import DTYPES, check_addresses, check_same_dtype, row_stride
 from .submission import Submission
 from .tuned import print_config, tuned_plan
+from .weights import Weight, quantization_of, strides_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Call:
     choice: its part "forward" is for this GEMM.
     """
     a: torch.Tensor
-    w: torch.Tensor
+    w: Weight
     rows: torch.Tensor
     total_rows: int
     bias: torch.Tensor | None = None
@@ -59,7 +61,7 @@ class Call:
     @property
     def reads(self) -> dict[str, torch.Tensor | None]:
         """What is read, by the names that users know."""
-        return {"a": self.a, "w": self.w, rows_name(self.rows_format): self.rows, "bias": self.bias,
+        return {"a": self.a, **tensors_of("w", self.w), rows_name(self.rows_format): self.rows, "bias": self.bias,
                 "gather_indices" if self.gathered else "scatter_indices": self.row_indices, "row_scales": self.row_scales}
 
 
@@ -79,7 +81,7 @@ def _target_of(facts: DeviceFacts, wanted_isa: str) -> Target:
 
 def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan, Operands]:
     """What would be launched for this call."""
-    layout, w_stride, w_expert_stride = weight_layout("w", call.w)
+    layout, w_stride, w_expert_stride = strides_of("w", call.w)
     num_experts, n, k = call.w.shape
     shared = call.shared
     problem = GroupedGemmProblem(
@@ -87,14 +89,23 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
         bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(call.rows_format),
         rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered,
         tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
-        activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count)
-    operands = Operands(a=call.a.data_ptr(), w=call.w.data_ptr(), d=out.data_ptr(), total_rows=call.total_rows,
+        activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count,
+        quantization=quantization_of(call.w))
+    operands = Operands(a=call.a.data_ptr(), **_addresses_of(call.w), d=out.data_ptr(), total_rows=call.total_rows,
                         a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
                         w_stride=w_stride, w_expert_stride=w_expert_stride, d_stride=row_stride("out", out), d_rows=out.shape[0],
                         **({} if shared is None else {
                             "shared_w": shared.first.data_ptr(), "shared_up": 0 if shared.up is None else shared.up.data_ptr(),
                             "shared_stride": shared.row_stride, "shared_expert_stride": shared.expert_stride}))
     return plan_launch(problem, operands, target, Schedule(call.schedule), call.choice.part("forward").config), operands
+
+
+def _addresses_of(w: Weight) -> dict[str, int]:
+    """The operands that a weight is."""
+    if not isinstance(w, QuantizedWeight):
+        return {"w": w.data_ptr()}
+    return {"w": w.codes.data_ptr(), "scales": w.scales.data_ptr(), "zeros": pointer_of(w.zeros) or 0,
+            "global_scales": pointer_of(w.global_scales) or 0}
 
 
 def plan_for(call: Call, out: torch.Tensor) -> LaunchPlan:
@@ -111,7 +122,7 @@ def _with_columns(call: Call) -> Call:
     """Without K, sums are zero and biases remain: the same with one column of zeros, as no kernel has none."""
     if call.w.shape[2]:
         return call
-    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1), w=call.w.new_zeros(*call.w.shape[:2], 1))
+    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1), w=call.a.new_zeros(*call.w.shape[:2], 1))
 
 
 def pointer_of(tensor: torch.Tensor | None) -> int | None:
@@ -122,7 +133,8 @@ def launch(submission: Submission, call: Call, out: torch.Tensor) -> None:
     """Fills `out`."""
     if call.total_rows == 0 or out.shape[1] == 0 or call.w.shape[0] == 0:
         return
-    check_same_dtype("w", call.w, "a", call.a)
+    if not isinstance(call.w, QuantizedWeight):
+        check_same_dtype("w", call.w, "a", call.a)
     check_addresses(**call.reads, out=out)
     submit(submission, _with_columns(call), out, submission.zeros(QUEUE_WORDS))
 

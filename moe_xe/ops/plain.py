@@ -26,7 +26,7 @@ def takes_plain_tensors(op: Callable[Parameters, Result]) -> Callable[Parameters
 
     That is a distributed one, one of torch.func or with a forward-mode tangent, whose derivative would be lost, one without
     memory of its own, a negated view to write to, and a mixture of fake and real ones. A ValueError where memory was freed.
-    Also of tensors within a dataclass, as `SharedExpert`.
+    Also of tensors within a dataclass, as `SharedExpert` or `QuantizedWeight`.
     """
     names = tuple(inspect.signature(op).parameters)
 
@@ -67,7 +67,7 @@ def _tensors(arguments: dict) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
             yield name, value
         elif is_dataclass(value):
-            yield from ((f"{name}.{part}", inner) for part, inner in vars(value).items() if isinstance(inner, torch.Tensor))
+            yield from _tensors({f"{name}.{part}": inner for part, inner in vars(value).items()})
 
 
 def _derivative(tensor: torch.Tensor) -> str | None:

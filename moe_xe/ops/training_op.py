@@ -8,7 +8,7 @@ import torch
 from . import checks
 from .autocast import without_autocast
 from .library import define
-from .signature import Signature
+from .signature import SavedArguments, Signature
 
 __all__ = ["define_training_op", "wants_gradient"]
 
@@ -52,20 +52,15 @@ def define_training_op(name: str, signature: Signature, saved: Signature, gradie
         return [torch.empty_like(arguments[place]) for place, wanted in zip(places, arguments[-1]) if wanted]
 
     def setup_context(ctx, inputs, output):
-        arguments = inputs[:-1]
-        ctx.others = [None if isinstance(value, torch.Tensor) else value for value in arguments]
-        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in arguments]
-        ctx.save_for_backward(*(value for value in arguments if isinstance(value, torch.Tensor)), *output[1:])
+        ctx.arguments = SavedArguments(ctx, inputs[:-1], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     def backward_rule(ctx, grad_out, *_):
-        tensors = iter(ctx.saved_tensors)
-        arguments = [next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.others, ctx.is_tensor)]
         needed = [grad_out is not None and ctx.needs_input_grad[place] for place in places]
         result = [None] * (count + 1)
         if any(needed):
-            found = iter(backward_op(grad_out, *arguments, *tensors, needed))
+            found = iter(backward_op(grad_out, *ctx.arguments.of(ctx), needed))
             for place, wanted in zip(places, needed):
                 if wanted:
                     result[place] = next(found)

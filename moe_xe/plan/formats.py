@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["FORMATS", "Codes", "ScaleType", "WeightFormat", "Quantization"]
+__all__ = ["CHECKPOINTS", "FORMATS", "Checkpoint", "Codes", "Quantization", "ScaleType", "WeightFormat"]
 
 # e2m1 (OCP Microscaling Formats 1.0): sign, two bits of exponent, one of mantissa
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -84,6 +84,34 @@ FORMATS = {
     "fp8_e4m3": WeightFormat(Codes.e4m3, (*FLOATS, ScaleType.e8m0), 448.0),
     "fp8_e5m2": WeightFormat(Codes.e5m2, (*FLOATS, ScaleType.e8m0), 57344.0),
     "mxfp8": WeightFormat(Codes.e4m3, (ScaleType.e8m0,), 448.0, (1, 32)),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A format as published checkpoints have it. group: (gn, gk)."""
+    format: str
+    group: tuple[int, int]
+    scales: ScaleType
+
+    @property
+    def quantization(self) -> Quantization:
+        """Of [E, N, K] weights."""
+        scheme = FORMATS[self.format]
+        return Quantization(scheme.codes, self.scales, *self.group, zero=scheme.zero)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight, with its share of a scale."""
+        return FORMATS[self.format].codes.bits / 8 + self.scales.size / (self.group[0] * self.group[1])
+
+
+# by the names of commands' --weights: gpt-oss; GPTQ, AWQ and AutoRound; DeepSeek-V3 and Qwen3's FP8; GPTQ's 8 bits
+CHECKPOINTS = {
+    "mxfp4": Checkpoint("mxfp4", (1, 32), ScaleType.e8m0),
+    "int4": Checkpoint("uint4", (1, 128), ScaleType.f16),
+    "fp8": Checkpoint("fp8_e4m3", (128, 128), ScaleType.f32),
+    "int8": Checkpoint("int8", (1, 128), ScaleType.f16),
 }
 
 

@@ -86,6 +86,7 @@ def test_medians_are_of_each_call_and_calls_take_turns():
 
 def test_bytes_count_only_experts_that_have_rows():
     assert gemm_bytes([3, 0, 1], n=10, k=20, in_size=2, out_size=4) == 4 * 20 * 2 + 2 * 200 * 2 + 4 * 10 * 4
+    assert gemm_bytes([3, 0, 1], n=10, k=20, in_size=2, out_size=4, weight_bytes=0.53125) == 4 * 20 * 2 + 212.5 + 4 * 10 * 4 - 0.5
 
 
 def test_records_by_the_names_that_drivers_report():

@@ -16,6 +16,7 @@ from moe_xe.bench.block import check_memory, run_family
 from moe_xe.bench.block_models import FAMILIES, make_inputs, make_weights, reference, scaled
 from moe_xe.bench.memory import available_bytes, peak_bytes
 from moe_xe.bench.plot import plot_blocks, require_matplotlib
+from moe_xe.plan.formats import CHECKPOINTS, FORMATS
 from moe_xe.plan.model.devices import DeviceRecord
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
@@ -232,6 +233,31 @@ def test_transformers_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="not installed"):
         block_peers.require_transformers()
+
+
+# ---------------------------------------------------------------------------------------------------- quantised weights
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["gpt-oss", "deepseek"])
+@pytest.mark.parametrize("weights", CHECKPOINTS)
+def test_quantised_weights_beside_their_dense_numbers(name, weights):
+    (result,) = run_family(name, 64, [5], "bf16", CPU, Fusions(), seconds=0, weights_name=weights)
+    assert result.correct and result.weights == weights and result.moe_xe_dense_ms > 0
+    family, bits = scaled(FAMILIES[name], 64), FORMATS[CHECKPOINTS[weights].format].codes.bits
+    counted = result.gbytes_per_s * result.moe_xe_ms * 1e6
+    assert family.least_bytes(5, result.active_experts, 2, bits / 8) <= counted < family.least_bytes(5, result.active_experts, 2)
+
+
+def test_wrong_quantised_outputs_are_found(monkeypatch):
+    fused = block_models.run_fused
+
+    def spoiled(family, weights, *arguments):
+        out = fused(family, weights, *arguments)
+        return out if isinstance(weights.w13, torch.Tensor) else out * 1.1
+
+    monkeypatch.setattr(block_models, "run_fused", spoiled)
+    (result,) = run_family("mixtral", 64, [5], "bf16", CPU, Fusions(), seconds=0, weights_name="int4")
+    assert result.wrong == ["moe_xe"]
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -11,6 +11,7 @@ from .conftest import XPU
 
 PROGRAM = XPU + '''
 import sys
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 from moe_xe.ops.submission import Repeat
 from tests.ops.block.case import make, moved
 
@@ -35,7 +36,7 @@ steps = {
     "block, new result": lambda: moe_xe.fused_moe(**arguments),
     "gemm": lambda: moe_xe.grouped_gemm(narrow, w2, rows, out=gemm_out),
     "route": lambda: moe_xe.route(logits, 2),
-    "op": lambda: torch.ops.moe_xe.grouped_gemm(narrow, w2, rows, None, None, None, None, 1, x.dtype, "counts", "dynamic", ""),
+    "op": lambda: torch.ops.moe_xe.grouped_gemm(*INPUTS.flatten(Inputs(narrow, w2, rows)), x.dtype, "counts", "dynamic", "", False),
 }
 for step in steps.values():
     kept = [step() for _ in range(2)]

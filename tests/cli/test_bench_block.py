@@ -54,6 +54,19 @@ def test_training(mode):
     assert "always on in training" in result.stderr
 
 
+def test_quantised_weights():
+    result = run("--model", "mixtral", "--tokens", 3, "--weights", "dense,int4", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "mixtral, bf16, int4 weights, forward" in result.stdout and result.stdout.count("yes") == 2 and "dense" in result.stdout
+
+
+@pytest.mark.parametrize("arguments, message", [(("--weights", "nf4"), "expected some of dense, mxfp4, int4, fp8, int8"),
+                                                (("--weights", "int4", "--mode", "both"), "expected dense in training")])
+def test_weights_that_there_are_not(arguments, message):
+    result = run(*arguments, "--tokens", 3, *SMALL)
+    assert result.exit_code == 2 and message in " ".join(result.output.replace("│", " ").split())
+
+
 def test_table_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "times.png"
@@ -68,7 +81,7 @@ def test_wrong_outputs_fail_the_run(monkeypatch):
     monkeypatch.setattr(block_models, "run_fused", lambda *arguments: fused(*arguments) + 1)
     result = run("--model", "mixtral", "--tokens", 3, *SMALL)
     assert result.exit_code == 1
-    assert "NO" in result.stdout and "wrong output of mixtral bf16 at 3 tokens: moe_xe" in result.stdout
+    assert "NO" in result.stdout and "wrong output of mixtral bf16, dense weights, at 3 tokens: moe_xe" in result.stdout
 
 
 @pytest.mark.parametrize("arguments, said", [

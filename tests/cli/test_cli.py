@@ -75,8 +75,19 @@ def test_isa_with_wrong_options(arguments):
 
 
 def test_bench_gemm_with_wrong_options():
-    for arguments in (("--model", "gpt-9"), ("--tokens", "0"), ("--tokens", "many"), ("--dtype", "int8")):
+    for arguments in (("--model", "gpt-9"), ("--tokens", "0"), ("--tokens", "many"), ("--dtype", "int8"), ("--weights", "nf4")):
         assert run("bench", "gemm", *arguments).exit_code == 2
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("weights", ["int4", "fp8"])
+def test_bench_gemm_of_quantised_weights(weights, monkeypatch):
+    from moe_xe.bench import workloads
+
+    monkeypatch.setitem(workloads.MODELS, "tiny", workloads.Model("tiny", 48, 32, 6, 2))
+    arguments = ("--model", "tiny", "--tokens", "3", "--dtype", "bf16", "--seconds", 0, "--weights", weights)
+    first, _ = json.loads(run("bench", "gemm", *arguments, "--json").stdout)
+    assert first["correct"] and first["weights"] == weights and first["moe_xe_dense_ms"] > 0
 
 
 def test_bench_gemm(monkeypatch):

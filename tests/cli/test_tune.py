@@ -119,3 +119,18 @@ def test_the_next_process_hits(monkeypatch, training):
     torch.manual_seed(0)
     monkeypatch.setattr("moe_xe.tuning.tuner.timed", None)
     assert json.loads(run(*arguments).stdout) == choices
+
+
+def test_quantised_weights(calls, monkeypatch):
+    codes = []
+    counted = block_models.run_fused
+
+    def run_fused(family, weights, *arguments, **options):
+        codes.append(weights.w13)
+        return counted(family, replace(weights, w13=torch.empty(0)), *arguments, **options)
+
+    monkeypatch.setattr(block_models, "run_fused", run_fused)
+    result = run("--model", "mixtral", "--tokens", 1, "--scale", 64, "--weights", "mxfp4,dense")
+    assert result.exit_code == 0 and "mixtral, bf16, mxfp4 weights" in result.stdout, result.output
+    assert [getattr(w, "format", "dense") for w in codes] == ["mxfp4", "dense"]
+    assert run("--weights", "mxfp4", "--training").exit_code == 2

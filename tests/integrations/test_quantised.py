@@ -15,7 +15,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def message(name: str, dtype: torch.dtype) -> str:
-    return f"^{name} must be bfloat16, float16 or float32, got {dtype}; quantised weights are not supported"
+    return f"^{name} must be bfloat16, float16 or float32, got {dtype}; a quantised weight is a moe_xe.QuantizedWeight"
 
 
 def weights(*shape, dtype=torch.float32):

@@ -131,7 +131,7 @@ WRONG = {
     "scales of w2": (dict(w2_scales=torch.ones(EXPERTS)), ValueError, "w2_scales must be None"),
     "fp8": (dict(is_fp8=True), ValueError, "is_fp8 must be False, got True"),
     "block fp8": (dict(is_block_fp8=True), ValueError, "is_block_fp8 must be False"),
-    "4-bit weights": (dict(w13=W13.to(torch.uint8), w2=W2.to(torch.uint8)), TypeError, "w13 must be bfloat16, float16 or float32, got torch.uint8; quantised weights"),
+    "4-bit weights": (dict(w13=W13.to(torch.uint8), w2=W2.to(torch.uint8)), TypeError, "w13 must be bfloat16, float16 or float32, got torch.uint8; a quantised weight"),
     "unknown activation": (dict(activation="situ"), ValueError, "activation must be one of silu, .* got 'situ'"),
     "[E, N, K] weights": (dict(w13=W13.transpose(1, 2)), ValueError, r"w13 must be float32\[5, 50, 74\] for w2 float32\[5, 37, 50\]"),
     "a gate too many": (dict(activation="relu2_no_mul"), ValueError, r"w13 must be float32\[5, 50, 37\]"),

@@ -9,6 +9,7 @@ import moe_xe
 from moe_xe import LoraAdapter, fused_moe, grouped_gemm, grouped_mm, grouped_outer, lora_moe, timing
 from moe_xe.ops.gemm import grouped_outer as outer_module
 from moe_xe.ops import launch, tuned
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 from moe_xe.plan.choice.choice import Choice
 from moe_xe.plan.override import force_config
 from moe_xe.plan.trials import trial_configs
@@ -233,13 +234,13 @@ def test_nothing_to_compute(device, one_trial):
 def test_opcheck(rows_format, device):
     a, w, rows = operands(device)
     rows = rows if rows_format == "counts" else rows.cumsum(0).int()
-    arguments = a, w, rows, None, None, None, None, 1
-    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, torch.float32, rows_format, "dynamic", "autotune"))
+    arguments = INPUTS.flatten(Inputs(a, w, rows))
+    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, torch.float32, rows_format, "dynamic", "autotune", False))
     torch.library.opcheck(torch.ops.moe_xe.grouped_outer, (a, a, rows, None, None, 1, rows_format, "autotune", torch.float32))
     with pytest.raises(ValueError, match="a configuration must be JSON"):
-        torch.ops.moe_xe.grouped_gemm(*arguments, torch.float32, rows_format, "dynamic", "tuned")
+        torch.ops.moe_xe.grouped_gemm(*arguments, torch.float32, rows_format, "dynamic", "tuned", False)
     with pytest.raises(ValueError, match="isa must be one of"):
-        torch.ops.moe_xe.grouped_gemm(*arguments, torch.float32, rows_format, "dynamic", Choice(tile(98)).text.replace(ISA, "avx9"))
+        torch.ops.moe_xe.grouped_gemm(*arguments, torch.float32, rows_format, "dynamic", Choice(tile(98)).text.replace(ISA, "avx9"), False)
 
 
 def test_compiles_to_one_graph(device, launched):

@@ -6,6 +6,7 @@ import torch
 
 import moe_xe
 from moe_xe import GemmConfigs, LoraAdapter, MoeConfig, fused_moe, grouped_gemm, grouped_mm, grouped_outer, lora_moe
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 from moe_xe.plan.choice.choice import Choice
 from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
@@ -181,9 +182,9 @@ def test_compiles_to_one_graph(launched):
 def test_opcheck(choice):
     a, w, rows = operands()
     text = Choice(choice).text
-    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (a, w, rows, None, None, None, None, 1, torch.float32, "counts", "dynamic", text))
+    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*INPUTS.flatten(Inputs(a, w, rows)), torch.float32, "counts", "dynamic", text, False))
     out = torch.empty(ROWS, N)
-    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (a, w, rows, None, None, None, None, 1, out, "counts", "dynamic", text))
+    torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*INPUTS.flatten(Inputs(a, w, rows)), out, "counts", "dynamic", text))
 
 
 GENERIC = GenericConfig((8,), 32, 2, 8, Schedule.dynamic, (4,), (16,))

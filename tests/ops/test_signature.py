@@ -74,5 +74,5 @@ def test_a_field_of_two_types():
     class Wrong:
         x: int | str
 
-    with pytest.raises(TypeError, match="Wrong.x must have one type, or be optional"):
+    with pytest.raises(TypeError, match="Wrong.x must have one type, or be a tensor or a dataclass, or be optional"):
         Signature(Wrong)

@@ -9,11 +9,12 @@ from ...plan.block.token_sort import default_y_dtype
 from ...plan.choice.block_config import MoeConfig
 from ...plan.choice.choice import Choice
 from ...plan.problem import Activation, ActivationKind, Dtype
+from ...quantized.weight import QuantizedWeight
 from .. import checks
 from ..autocast import autocast
-from ..gemm.grouped_gemm import logical_weights
 from ..routing.token_sort import check_routing
 from ..signature import Signature
+from ..weights import Weight, check_weight, logical_weights, tensors_of
 
 __all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "block_call", "y_dtype_of"]
 
@@ -21,11 +22,12 @@ __all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "block_ca
 @dataclass(frozen=True)
 class SharedExpert:
     """An expert that every token visits. gate_proj (None without a gate), up_proj: [I_s, H]; down_proj: [H, I_s]: the
-    weights of linear layers, in the hidden states' dtype. weights: [T] or [T, 1], a factor for each token, or None for one.
+    weights of linear layers, in the hidden states' dtype, or each a `QuantizedWeight` of one expert, [1, N, K]. weights: [T] or [T, 1], a
+    factor for each token, or None for one.
     """
-    up_proj: torch.Tensor
-    down_proj: torch.Tensor
-    gate_proj: torch.Tensor | None = None
+    up_proj: Weight
+    down_proj: Weight
+    gate_proj: Weight | None = None
     weights: torch.Tensor | None = None
 
 
@@ -52,8 +54,8 @@ class BlockCall:
     "gate_up" and "down" are for the two GEMMs.
     """
     hidden_states: torch.Tensor
-    w13: torch.Tensor
-    w2: torch.Tensor
+    w13: Weight
+    w2: Weight
     topk_weights: torch.Tensor
     topk_ids: torch.Tensor
     b13: torch.Tensor | None
@@ -80,18 +82,16 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
         shared = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
     checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
     for name, w in (("w13", w13), ("w2", w2)):
-        checks.check_weights_dtype(name, w)
-    checks.check_dtype("hidden_states", hidden_states.dtype)
+        checks.check_weight_type(name, w)
     w13, w2 = (logical_weights(w, weight_layout, name) for name, w in (("w13", w13), ("w2", w2)))
-    num_experts, n13, hidden_size = w13.shape
     for name, w in (("w13", w13), ("w2", w2)):
-        checks.check_same_dtype(name, w, "hidden_states", hidden_states)
-        checks.weight_layout(name, w)
+        check_weight(name, w, "hidden_states", hidden_states)
+    num_experts, n13, hidden_size = w13.shape
     if not checks.holds(hidden_states.shape[1] == hidden_size):
         raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, "
                          f"w13 has H = {hidden_size}")
     intermediate_size = w2.shape[2]
-    if w2.shape[:2] != (num_experts, hidden_size) or n13 not in (intermediate_size, 2 * intermediate_size) or not w13.numel():
+    if w2.shape[:2] != (num_experts, hidden_size) or n13 not in (intermediate_size, 2 * intermediate_size) or 0 in w13.shape:
         raise ValueError(f"w13 [E, 2I or I, H] and w2 [E, H, I] must fit together and not be empty, got (as [E, N, K]) "
                          f"{list(w13.shape)} and {list(w2.shape)}")
     num_tokens = hidden_states.shape[0]
@@ -116,8 +116,8 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
     act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
     if shared is not None:
         _check_shared(shared, hidden_states, gated)
-    checks.check_same_device(hidden_states=hidden_states, w13=w13, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, b13=b13, b2=b2,
-                             expert_map=expert_map, **({} if shared is None else {f"shared.{k}": v for k, v in vars(shared).items()}))
+    checks.check_same_device(hidden_states=hidden_states, **tensors_of("w13", w13), **tensors_of("w2", w2), topk_weights=topk_weights,
+                             topk_ids=topk_ids, b13=b13, b2=b2, expert_map=expert_map, **({} if shared is None else _tensors_of_shared(shared)))
     checks.row_stride("hidden_states", hidden_states)
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routing.routed_scaling_factor,
                      weight_on_input, y_dtype_of(y_dtype, hidden_states.dtype), choice)
@@ -133,6 +133,14 @@ def y_dtype_of(y_dtype, hidden_states: torch.dtype) -> Dtype:
     return checks.DTYPES[y_dtype]
 
 
+def _tensors_of_shared(shared: SharedExpert) -> dict[str, torch.Tensor | None]:
+    weights = {name: getattr(shared, name) for name in ("gate_proj", "up_proj", "down_proj")}
+    parts = {"shared.weights": shared.weights}
+    for name, w in weights.items():
+        parts |= {} if w is None else tensors_of(f"shared.{name}", w)
+    return parts
+
+
 def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool) -> None:
     if not isinstance(shared, SharedExpert):
         raise TypeError(f"shared must be a SharedExpert, got {type(shared).__name__}")
@@ -140,11 +148,17 @@ def _check_shared(shared: SharedExpert, hidden_states: torch.Tensor, gated: bool
     if gated != (shared.gate_proj is not None):
         raise ValueError(f"shared.gate_proj must be {'given' if gated else 'None'}, as the routed experts have "
                          f"{'a' if gated else 'no'} gate")
-    checks.check_tensor("shared.up_proj", shared.up_proj, 2, "[I_s, H]")
-    size = shared.up_proj.shape[0]
+    if not isinstance(shared.up_proj, QuantizedWeight):
+        checks.check_tensor("shared.up_proj", shared.up_proj, 2, "[I_s, H]")
+    size = shared.up_proj.shape[-2]
     for name, shape in (("gate_proj", (size, hidden_size)), ("up_proj", (size, hidden_size)), ("down_proj", (hidden_size, size))):
         w = getattr(shared, name)
         if w is None and name == "gate_proj":
+            continue
+        if isinstance(w, QuantizedWeight):
+            check_weight(f"shared.{name}", w, "hidden_states", hidden_states)
+            if w.shape != (1, *shape):
+                raise ValueError(f"shared.{name} must be of one expert, {[1, *shape]}, got {list(w.shape)}")
             continue
         checks.check_tensor(f"shared.{name}", w, 2, str(list(shape)))
         if not checks.has_shape(w, shape) or w.dtype != hidden_states.dtype:

@@ -10,6 +10,7 @@ from ..eager import repeats
 from ..library import define
 from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
+from ..weights import Weight
 from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call, y_dtype_of
 from .stages import run_block, workspace_bytes
 from .training import differentiable_moe
@@ -19,7 +20,7 @@ __all__ = ["Fusions", "SharedExpert", "fused_moe", "fused_moe_workspace_bytes"]
 
 @repeats
 @takes_plain_tensors
-def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
+def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights: torch.Tensor,
               topk_ids: torch.Tensor, *, activation: str = "silu", interleaved: bool = False, alpha: float = 1.702,
               limit: float | None = None, b13: torch.Tensor | None = None, b2: torch.Tensor | None = None,
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
@@ -31,7 +32,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
     odd), or [E, I, H] without a gate; w2: [E, H, I]; their dtype is hidden_states'. With weight_layout="ekn" they are
-    [E, H, 2I] and [E, I, H]. topk_weights: [T, k], a float dtype; topk_ids: [T, k], int32 or int64. An id outside [0, E)
+    [E, H, 2I] and [E, I, H]. Each may be a `QuantizedWeight` of this shape. topk_weights: [T, k], a float dtype; topk_ids: [T, k], int32 or int64. An id outside [0, E)
     contributes nothing (expert parallelism's sentinels); a repeated id counts as often as it is there.
     activation: "silu", "gelu", "gelu_tanh", "relu2" or "swiglu_oai" (gpt-oss: alpha, up + 1). limit: gates are cut at most
     to it, up values to [-limit, limit]. b13: [E, 2I], b2: [E, H], any float dtype.
@@ -44,7 +45,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, 
     bfloat16 for bfloat16; else float32, as float16 rows may overflow although their sum would not.
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
-    Differentiable in hidden_states, the weights, biases, topk_weights and the shared expert; in training the shared expert
+    Differentiable in hidden_states, the weights (not quantised ones), biases, topk_weights and the shared expert; in training the shared expert
     uses torch's linear layers, and out and workspace are refused. recompute: backward computes the first GEMM again
     instead of keeping its output, [T * k, 2I].
 
@@ -103,7 +104,7 @@ def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
         raise TypeError(f"workspace must be a contiguous uint8 tensor, got {checks.shape_of(workspace)}")
     checks.check_same_device(hidden_states=call.hidden_states, workspace=workspace)
     num_tokens, hidden_size = call.hidden_states.shape
-    shared_size = 0 if call.shared is None else call.shared.up_proj.shape[0]
+    shared_size = 0 if call.shared is None else call.shared.up_proj.shape[-2]
     needed = workspace_bytes(num_tokens, call.topk_ids.shape[1], hidden_size, call.w2.shape[2], call.w2.shape[0],
                              call.hidden_states.dtype, shared_size, call.y_dtype)
     if not checks.holds(workspace.shape[0] >= needed):

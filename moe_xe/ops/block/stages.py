@@ -11,11 +11,14 @@ from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Dtype, RowScale
+from ...quantized.weight import QuantizedWeight
 from .. import checks
 from ..checks import TORCH_DTYPES, row_stride
 from ..launch import Call, SharedWeights, submit, target_of
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 from ..submission import ALIGNMENT, Submission, padded
+from ..weights import Weight
+from .activate import launch_activate
 from .activation import apply_activation
 from .call import BLOCK, BlockCall, Fusions
 from .one_launch import launch_block, plan_block
@@ -58,7 +61,7 @@ def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_
     return sum(map(padded, pieces)) + ALIGNMENT
 
 
-_NUM_QUEUES = 4     # one for each GEMM: routed or all, and shared experts apart
+_NUM_QUEUES = 5     # one for each GEMM: two of routed experts or all, three of a shared one apart
 
 
 def merged_shared(call: BlockCall, fusions: Fusions) -> int:
@@ -69,6 +72,8 @@ def merged_shared(call: BlockCall, fusions: Fusions) -> int:
     shared, size = call.shared, call.w2.shape[2]
     if shared is None or not (fusions.shared and fusions.gather and fusions.activation and fusions.scatter):
         return 0
+    if any(isinstance(w, QuantizedWeight) for w in (call.w13, call.w2, shared.gate_proj, shared.up_proj, shared.down_proj)):
+        return 0        # a kernel has weights of one kind
     routed_layouts = [checks.weight_layout("w", w)[0].value for w in (call.w13, call.w2)]
     strides_agree = shared.gate_proj is None or row_stride("gate_proj", shared.gate_proj) == row_stride("up_proj", shared.up_proj)
     fits = (shared.up_proj.shape[0] % size == 0 and routed_layouts == ["enk", "enk"] and not call.activation.interleaved and
@@ -171,16 +176,26 @@ class _Stages:
     def shared(self, y, counts, pairs, scales, queues) -> None:
         """The shared expert with launches of its own."""
         call, shared = self.call, self.call.shared
-        size, hidden_size = shared.up_proj.shape
-        gated = shared.gate_proj is not None
-        first, up = (shared.gate_proj, shared.up_proj) if gated else (shared.up_proj, None)
-        if gated and row_stride("gate_proj", first) != row_stride("up_proj", up):
-            first, up = first.contiguous(), up.contiguous()
-        activation = replace(call.activation, interleaved=False)
+        size, hidden_size = shared.up_proj.shape[-2:]
         h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
+        activation = replace(call.activation, interleaved=False)
         choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
-        no_routed = first.new_empty(0, 2 * size if gated else size, hidden_size)
-        submit(self.submission, Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
-                         shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, queues[0])
-        submit(self.submission, Call(h, shared.down_proj[None], counts, len(pairs), row_indices=pairs, scattered=True,
-                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, queues[1])
+        parts = [w for w in (shared.gate_proj, shared.up_proj) if w is not None]
+        if any(isinstance(w, QuantizedWeight) for w in parts):
+            z = self.submission.empty(len(pairs), len(parts) * size, dtype=torch.float32)
+            for w, columns, queue in zip(parts, z.split(size, dim=1), queues[1:]):
+                submit(self.submission, Call(call.hidden_states, _of_one_expert(w), counts, len(pairs), choice=choice), columns, queue)
+            launch_activate(self.submission, z, activation, hs=h)
+        else:
+            first, up = parts[0], parts[1] if len(parts) > 1 else None
+            if up is not None and row_stride("gate_proj", first) != row_stride("up_proj", up):
+                first, up = first.contiguous(), up.contiguous()
+            no_routed = first.new_empty(0, len(parts) * size, hidden_size)
+            submit(self.submission, Call(call.hidden_states, no_routed, counts, len(pairs), activation=activation,
+                             shared=SharedWeights(first, up, row_stride("gate_proj", first), 0, 1), choice=choice), h, queues[1])
+        submit(self.submission, Call(h, _of_one_expert(shared.down_proj), counts, len(pairs), row_indices=pairs, scattered=True,
+                         row_scales=scales, row_scale=RowScale.outputs, choice=choice), y, queues[0])
+
+
+def _of_one_expert(w: Weight) -> Weight:
+    return w if isinstance(w, QuantizedWeight) else w[None]

@@ -8,6 +8,7 @@ import torch
 from ...plan.block.token_sort import aligned_columns
 from ...plan.launch import QUEUE_WORDS
 from ...plan.problem import Activation, RowScale
+from ...quantized.weight import QuantizedWeight
 from ..checks import TORCH_DTYPES
 from ..gemm.grouped_gemm import grouped_gemm
 from ..gemm.grouped_outer import grouped_outer, weights_gradient
@@ -16,6 +17,7 @@ from ..routing.token_sort import Routing, combine, launch_combine, launch_sort
 from ..signature import Signature
 from ..submission import Submission
 from ..training_op import define_training_op
+from ..weights import Weight
 from .activate import activate_backward, launch_activate
 from .activation import apply_activation
 from .call import BLOCK, BlockCall
@@ -190,12 +192,18 @@ def _of_pairs(call: BlockCall, saved: Saved, gradient: torch.Tensor) -> torch.Te
 
 
 def shared_expert(call: BlockCall) -> torch.Tensor:
-    """The shared expert with torch's own linear layers, which bring its gradients."""
-    linear, shared = torch.nn.functional.linear, call.shared
+    """The shared expert with torch's own linear layers, which bring its gradients, or, quantised, with grouped GEMMs of one group."""
+    shared = call.shared
     parts = [shared.up_proj] if shared.gate_proj is None else [shared.gate_proj, shared.up_proj]
-    h = apply_activation(torch.cat([linear(call.hidden_states, w) for w in parts], dim=-1), replace(call.activation, interleaved=False))
-    y = linear(h, shared.down_proj)
+    h = apply_activation(torch.cat([_linear(call.hidden_states, w) for w in parts], dim=-1), replace(call.activation, interleaved=False))
+    y = _linear(h, shared.down_proj)
     return y if shared.weights is None else y * shared.weights.view(-1, 1).to(y.dtype)
+
+
+def _linear(rows: torch.Tensor, w: Weight) -> torch.Tensor:
+    if not isinstance(w, QuantizedWeight):
+        return torch.nn.functional.linear(rows, w)
+    return grouped_gemm(rows, w, torch.full((1,), rows.shape[0], dtype=torch.int32, device=rows.device))
 
 
 def _fake_saved(call: BlockCall, recompute: bool) -> Saved:

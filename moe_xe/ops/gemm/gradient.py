@@ -5,23 +5,25 @@ from __future__ import annotations
 import torch
 
 from ...plan.choice.choice import Choice
-from .grouped_gemm import dispatch, validate
+from ..signature import SavedArguments
+from .grouped_gemm import INPUTS, dispatch, validate
 from .grouped_outer import OuterCall, outer_product, source_rows, weights_gradient, with_zero_row
 
 __all__: list[str] = []
 
 
 def _setup_context(ctx, inputs, output):
-    (a, w, rows, bias, gather_indices, scatter_indices, row_scales, ctx.gather_divisor, _, ctx.rows_format, ctx.schedule, choice,
-     _) = inputs
+    _, ctx.rows_format, ctx.schedule, choice, _ = inputs[len(INPUTS):]
     ctx.choice = Choice.parse(choice)
-    ctx.save_for_backward(a, w, rows, bias, gather_indices, scatter_indices, row_scales)
+    ctx.inputs = SavedArguments(ctx, inputs[:len(INPUTS)])
 
 
 def _backward(ctx, grad):
-    a, w, rows, bias, gather_indices, scatter_indices, row_scales = ctx.saved_tensors
-    needs_a, needs_w, needs_bias, needs_scales = (ctx.needs_input_grad[place] for place in (0, 1, 3, 6))
-    grad, divisor = grad.contiguous(), ctx.gather_divisor
+    inputs = INPUTS.unflatten(ctx.inputs.of(ctx))
+    a, w, rows, bias, gather_indices, scatter_indices, row_scales = (getattr(inputs, name) for name in (
+        "a", "w", "rows", "bias", "gather_indices", "scatter_indices", "row_scales"))
+    needs_a, needs_w, needs_bias, needs_scales = (ctx.needs_input_grad[place] for place in _PLACES)
+    grad, divisor = grad.contiguous(), inputs.gather_divisor
     if scatter_indices is not None:
         grad = with_zero_row(grad)
     rounded = grad.to(a.dtype)
@@ -49,7 +51,13 @@ def _backward(ctx, grad):
         places = torch.arange(len(unscaled), dtype=torch.int32, device=a.device)
         end = rows.sum() if ctx.rows_format == "counts" else rows[-1:].sum()
         grad_scales = torch.where(places < end, (of_rows * unscaled).sum(-1), 0.0)     # beyond, grad may be anything
-    return grad_a, grad_w, None, grad_bias, None, None, grad_scales, *[None] * 6
+    result = [None] * len(ctx.needs_input_grad)
+    for place, found in zip(_PLACES, (grad_a, grad_w, grad_bias, grad_scales)):
+        result[place] = found
+    return tuple(result)
+
+
+_PLACES = tuple(map(INPUTS.names.index, ("a", "w", "bias", "row_scales")))
 
 
 def _product(ctx, a: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, part: str, dtype: torch.dtype, *, bias=None,

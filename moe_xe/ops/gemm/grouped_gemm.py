@@ -1,6 +1,8 @@
 """The MoE grouped GEMM: ``out[rows of e] = a[rows of e] @ w[e]^T (+ bias[e])`` for all experts in one launch."""
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ...plan.choice.block_config import GemmConfigs
@@ -14,13 +16,15 @@ from ..eager import repeats
 from ..launch import Call, launch, plan_for
 from ..library import define
 from ..plain import takes_plain_tensors
+from ..signature import Signature
+from ..weights import Weight, check_weight, logical_weights, tensors_of
 
 __all__ = ["explain", "grouped_gemm"]
 
 
 @repeats
 @takes_plain_tensors
-def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
                  gather_indices: torch.Tensor | None = None, gather_divisor: int = 1,
                  scatter_indices: torch.Tensor | None = None, row_scales: torch.Tensor | None = None,
                  weight_layout: str = "enk", out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
@@ -30,7 +34,7 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
 
     a: [total_rows, K], sorted by expert; bfloat16, float16 or float32. With `gather_indices`, [tokens, K]. K = 0: sums are zero.
     w: [E, N, K] (``weight_layout="enk"``) or [E, K, N] (``"ekn"``), a's dtype. Either of the last two dimensions may be
-      the contiguous one: a transposed view is read in place.
+      the contiguous one: a transposed view is read in place. Or a `QuantizedWeight` of this shape, for any dtype of a.
     tokens_per_expert: [E] int32 or int64 on a's device. Rows beyond their sum are left as they are.
     bias: [E, N], bfloat16, float16 or float32, added in float32.
     gather_indices: [total_rows] int32, row r of the sorted rows is ``a[gather_indices[r] // gather_divisor]``. An index outside
@@ -46,7 +50,8 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
     autotune: take the fastest of a few configurations, which the first call of a kind measures; the choice is kept on disk.
     check: also check, on the host, what only the device knows: the counts' signs and sum, the indices' range.
 
-    Differentiable, any number of times, in a, w, bias and row_scales. Under torch.autocast a and w are cast to its dtype.
+    Differentiable, any number of times, in a, w (not a quantised one), bias and row_scales. Under torch.autocast a and w are cast to its
+    dtype.
 
     Returns out, or a new [total_rows, N]. Raises TypeError or ValueError naming the argument.
     """
@@ -64,7 +69,7 @@ def grouped_gemm(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tens
     return dispatch(call, out_dtype, out)
 
 
-def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
+def explain(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
             gather_indices: torch.Tensor | None = None, gather_divisor: int = 1, scatter_indices: torch.Tensor | None = None,
             row_scales: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None,
             out: torch.Tensor | None = None, schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None) -> LaunchPlan:
@@ -78,22 +83,12 @@ def explain(a: torch.Tensor, w: torch.Tensor, tokens_per_expert: torch.Tensor, *
     return plan_for(call, out)
 
 
-def logical_weights(w: torch.Tensor, layout: str, name: str = "w") -> torch.Tensor:
-    """The weights as [E, N, K]."""
-    if layout not in ("enk", "ekn"):
-        raise ValueError(f'weight_layout must be "enk" ([E, N, K]) or "ekn" ([E, K, N]), got {layout!r}')
-    checks.check_tensor(name, w, 3, "[E, N, K]" if layout == "enk" else "[E, K, N]")
-    return w if layout == "enk" else w.transpose(1, 2)
-
-
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
              a_name="a", w_name="w", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
              choice=Choice()) -> Call:
     """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
     checks.check_tensor(a_name, a, 2, "[total_rows, K]")
-    checks.check_weights_dtype(w_name, w)
-    checks.check_dtype(a_name, a.dtype)
-    checks.check_same_dtype(w_name, w, a_name, a)
+    check_weight(w_name, w, a_name, a)
     num_experts, n, k = w.shape
     if not checks.holds(a.shape[1] == k):
         raise ValueError(f"{a_name} and {w_name} must agree in K: {a_name} is {checks.shape_of(a)} (K = {a.shape[1]}), "
@@ -125,65 +120,81 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         raise ValueError(f'schedule must be "dynamic" or "static", got {schedule!r}')
     if schedule != "dynamic" and choice.config is not None:
         raise ValueError(f"schedule must be left out where a config is given, which has its own; got {schedule!r}")
-    checks.check_same_device(**{a_name: a, w_name: w, rows_name: rows}, bias=bias, gather_indices=gather_indices,
+    checks.check_same_device(**{a_name: a, **tensors_of(w_name, w), rows_name: rows}, bias=bias, gather_indices=gather_indices,
                              scatter_indices=scatter_indices, row_scales=row_scales, out=out)
     checks.row_stride(a_name, a)
-    checks.weight_layout(w_name, w)
     if not checks.holds(total_rows < 2**31):
         raise ValueError(f"total_rows must be below 2^31, got {total_rows}")
     if out is not None:
         checks.check_out(out, (total_rows, n), out_dtype)
-        checks.check_no_gradient(out, **{a_name: a, w_name: w}, bias=bias, row_scales=row_scales)
-    return _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, choice)
+        checks.check_no_gradient(out, **{a_name: a, **tensors_of(w_name, w)}, bias=bias, row_scales=row_scales)
+    return _call(Inputs(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor), rows_format, schedule, choice)
 
 
 def dispatch(call: Call, out_dtype: torch.dtype | None, out: torch.Tensor | None, zeros: bool = False) -> torch.Tensor:
     """zeros: rows of a new result that are not computed are zero, else anything."""
     gather, scatter = (call.row_indices, None) if call.gathered else (None, call.row_indices)
-    arguments = (call.a, call.w, call.rows, call.bias, gather, scatter, call.row_scales, call.slots)
-    options = call.rows_format, call.schedule, call.choice.text
+    inputs = Inputs(call.a, call.w, call.rows, call.bias, gather, scatter, call.row_scales, call.slots)
+    arguments, options = INPUTS.flatten(inputs), (call.rows_format, call.schedule, call.choice.text)
     if out is None:
         return torch.ops.moe_xe.grouped_gemm(*arguments, out_dtype or call.a.dtype, *options, zeros)
     torch.ops.moe_xe.grouped_gemm_out(*arguments, out, *options)
     return out
 
 
-_ARGUMENTS = ("Tensor a, Tensor w, Tensor rows, Tensor? bias, Tensor? gather_indices, Tensor? scatter_indices, "
-              "Tensor? row_scales, int gather_divisor")
+@dataclass(frozen=True)
+class Inputs:
+    """What a product is computed from."""
+    a: torch.Tensor
+    w: Weight
+    rows: torch.Tensor
+    bias: torch.Tensor | None = None
+    gather_indices: torch.Tensor | None = None
+    scatter_indices: torch.Tensor | None = None
+    row_scales: torch.Tensor | None = None
+    gather_divisor: int = 1
+
+
+INPUTS = Signature(Inputs)
 
 
 def _total_rows(a, gather_indices):
     return a.shape[0] if gather_indices is None else gather_indices.shape[0]
 
 
-def _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule,
-          choice) -> Call:
-    return Call(a, w, rows, _total_rows(a, gather_indices), bias, scatter_indices if gather_indices is None else gather_indices,
-                gathered=gather_indices is not None, scattered=scatter_indices is not None, slots=gather_divisor,
-                row_scales=row_scales, row_scale=RowScale.none if row_scales is None else RowScale.outputs,
-                rows_format=rows_format, schedule=schedule, choice=choice)
+def _call(inputs: Inputs, rows_format: str, schedule: str, choice: Choice) -> Call:
+    gather, scatter = inputs.gather_indices, inputs.scatter_indices
+    return Call(inputs.a, inputs.w, inputs.rows, _total_rows(inputs.a, gather), inputs.bias, scatter if gather is None else gather,
+                gathered=gather is not None, scattered=scatter is not None, slots=inputs.gather_divisor, row_scales=inputs.row_scales,
+                row_scale=RowScale.none if inputs.row_scales is None else RowScale.outputs, rows_format=rows_format, schedule=schedule,
+                choice=choice)
 
 
 def _grouped_gemm_out(submission, *arguments):
     *inputs, out, rows_format, schedule, choice = arguments
-    call = _call(*inputs, rows_format, schedule, Choice.parse(choice))
+    call = _call(INPUTS.unflatten(inputs), rows_format, schedule, Choice.parse(choice))
     checks.check_no_overlap(out, **call.reads)
     launch(submission, call, out)
 
 
-def _grouped_gemm(submission, a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format,
-                  schedule, choice, zeros=False):
-    call = _call(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, rows_format, schedule, Choice.parse(choice))
-    out = submission.result(call.total_rows, w.shape[1], dtype=out_dtype, zeros=zeros)
+def _grouped_gemm(submission, *arguments):
+    inputs, (out_dtype, rows_format, schedule, choice, zeros) = _inputs_and_options(arguments)
+    call = _call(inputs, rows_format, schedule, Choice.parse(choice))
+    out = submission.result(call.total_rows, call.w.shape[1], dtype=out_dtype, zeros=zeros)
     launch(submission, call, out)
     return out
 
 
-def _fake(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor, out_dtype, rows_format, schedule, choice, zeros=False):
-    return a.new_empty(_total_rows(a, gather_indices), w.shape[1], dtype=out_dtype)
+def _inputs_and_options(arguments: tuple) -> tuple[Inputs, tuple]:
+    return INPUTS.unflatten(arguments[:len(INPUTS)]), arguments[len(INPUTS):]
 
 
-define("grouped_gemm_out", f"({_ARGUMENTS}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()", _grouped_gemm_out,
+def _fake(*arguments):
+    inputs, (out_dtype, *_) = _inputs_and_options(arguments)
+    return inputs.a.new_empty(_total_rows(inputs.a, inputs.gather_indices), inputs.w.shape[1], dtype=out_dtype)
+
+
+define("grouped_gemm_out", f"({INPUTS.schema}, Tensor(a!) out, str rows_format, str schedule, str choice) -> ()", _grouped_gemm_out,
        fake=lambda *arguments: None)
-define("grouped_gemm", f"({_ARGUMENTS}, ScalarType out_dtype, str rows_format, str schedule, str choice, bool zeros=False) -> Tensor",
+define("grouped_gemm", f"({INPUTS.schema}, ScalarType out_dtype, str rows_format, str schedule, str choice, bool zeros) -> Tensor",
        _grouped_gemm, fake=_fake)

@@ -12,13 +12,14 @@ from ..block.fused_moe import fused_moe
 from ..block.training import shared_expert
 from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
+from ..weights import Weight
 from .training import LORA, LoraAdapter, LoraCall
 
 __all__ = ["LoraAdapter", "lora_moe"]
 
 
 @takes_plain_tensors
-def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor,
+def lora_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights: torch.Tensor,
              topk_ids: torch.Tensor, *, lora13: LoraAdapter | None = None, lora2: LoraAdapter | None = None,
              activation: str = "silu", interleaved: bool = False, alpha: float = 1.702, limit: float | None = None,
              b13: torch.Tensor | None = None, b2: torch.Tensor | None = None, expert_map: torch.Tensor | None = None,
@@ -52,7 +53,7 @@ def lora_moe(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, t
     return out if shared is None else out + shared_expert(block)
 
 
-def _checked(name: str, adapter: LoraAdapter | None, w: torch.Tensor, hidden_states: torch.Tensor) -> LoraAdapter | None:
+def _checked(name: str, adapter: LoraAdapter | None, w: Weight, hidden_states: torch.Tensor) -> LoraAdapter | None:
     """The adapter of logical weights [E, N, K] in the hidden states' dtype."""
     if adapter is None:
         return None

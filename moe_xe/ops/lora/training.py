@@ -17,6 +17,7 @@ from ..routing.token_sort import SortedTokens, combine, sort_tokens
 from ..signature import Signature
 from ..submission import Submission
 from ..training_op import define_training_op
+from ..weights import Weight
 
 __all__ = ["GRADIENTS", "LORA", "LoraAdapter", "LoraCall"]
 
@@ -129,7 +130,7 @@ def _rank(adapter: LoraAdapter | None) -> int:
     return 0 if adapter is None else adapter.a.shape[1]
 
 
-def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: torch.Tensor, adapter: LoraAdapter | None,
+def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: Weight, adapter: LoraAdapter | None,
                  choice: Choice, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Sorted rows of tokens times the adapted weights: [rows, N]; and times the adapter's a: [rows, r].
 
@@ -143,7 +144,7 @@ def _from_tokens(block: BlockCall, rows: SortedTokens, tokens: torch.Tensor, w: 
     return sums.add_(grouped_gemm(low, adapter.b, rows.tokens_per_expert, autotune=choice.autotune), alpha=adapter.scaling), low
 
 
-def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, low: torch.Tensor | None, w: torch.Tensor,
+def _to_tokens(block: BlockCall, rows: SortedTokens, sorted_rows: torch.Tensor, low: torch.Tensor | None, w: Weight,
                adapter: LoraAdapter | None, choice: Choice, y_dtype: torch.dtype = torch.float32, **options) -> torch.Tensor:
     """Sorted rows times the adapted weights, summed for each token: [T, N]. low: the rows times the adapter's a. y_dtype: of
     the rows before they are summed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..formats import Quantization
 from ..model.cost import LAUNCH_SECONDS, Prediction, overlapped, own_kernel, predict
 from ..model.devices import DeviceRecord
 from ..problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
@@ -19,7 +20,7 @@ from .token_sort import LANE_BYTES, LANES, default_y_dtype
 class BlockShape:
     """A block of gated experts with all fusions, without a shared one. y: of the rows that are summed, by default `fused_moe`'s.
 
-    routing: whether a launch before it makes weights and ids of the router's logits.
+    routing: whether a launch before it makes weights and ids of the router's logits. quantization: of the weights, if they are codes.
     """
     hidden_size: int
     intermediate_size: int
@@ -29,6 +30,7 @@ class BlockShape:
     weights: WeightLayout = WeightLayout.enk
     y: Dtype | None = None
     routing: bool = True
+    quantization: Quantization | None = None
 
     @property
     def y_dtype(self) -> Dtype:
@@ -39,9 +41,9 @@ class BlockShape:
     def gemms(self) -> tuple[GroupedGemmProblem, GroupedGemmProblem]:
         """What the two are compiled for."""
         gate_up = GroupedGemmProblem(2 * self.intermediate_size, self.hidden_size, self.dtype, self.dtype, self.weights, gathered=True,
-                                     slots=self.top_k, activation=Activation())
+                                     slots=self.top_k, activation=Activation(), quantization=self.quantization)
         down = GroupedGemmProblem(self.hidden_size, self.intermediate_size, self.dtype, self.y_dtype, self.weights, scattered=True,
-                                  row_scale=RowScale.outputs)
+                                  row_scale=RowScale.outputs, quantization=self.quantization)
         return gate_up, down
 
 

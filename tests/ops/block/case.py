@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from moe_xe import Fusions, SharedExpert, fused_moe
+from moe_xe import Fusions, QuantizedWeight, SharedExpert, fused_moe
 from moe_xe.bench.numerics import difference
 from moe_xe.ops.block.call import BlockCall, block_call
 
@@ -37,6 +37,10 @@ def reference(hidden_states, w13, w2, topk_weights, topk_ids, *, activation="sil
               weight_layout="enk", y_dtype=None) -> torch.Tensor:
     """[T, H]: one expert after the other, in float64."""
     x, out = hidden_states.double(), torch.zeros(hidden_states.shape, dtype=torch.float64)
+    w13, w2 = dense(w13), dense(w2)
+    if shared is not None:
+        shared = SharedExpert(*(w if w is None else dense(w).reshape(w.shape[-2:]) for w in (
+            shared.up_proj, shared.down_proj, shared.gate_proj)), shared.weights)
     if weight_layout == "ekn":
         w13, w2 = w13.transpose(1, 2), w2.transpose(1, 2)
     gated = w13.shape[1] == 2 * w2.shape[2]
@@ -58,6 +62,10 @@ def reference(hidden_states, w13, w2, topk_weights, topk_ids, *, activation="sil
         y = activated(sums, activation, gated, False, alpha, limit) @ shared.down_proj.double().T
         out += y if shared.weights is None else y * shared.weights.double().view(-1, 1)
     return out
+
+
+def dense(w: torch.Tensor | QuantizedWeight) -> torch.Tensor:
+    return w.dequantize(torch.float64) if isinstance(w, QuantizedWeight) else w
 
 
 def random_ids(tokens: int, top_k: int, experts: int, dtype=torch.int32) -> torch.Tensor:
@@ -95,7 +103,7 @@ def moved(value, device):
     """Tensors, and those of a shared expert, on the device."""
     if isinstance(value, SharedExpert):
         return SharedExpert(**{name: moved(tensor, device) for name, tensor in vars(value).items()})
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    return value.to(device) if isinstance(value, (torch.Tensor, QuantizedWeight)) else value
 
 
 def call_of(arguments: dict) -> BlockCall:

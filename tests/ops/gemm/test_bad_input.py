@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import moe_xe
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
 A, W, ROWS = torch.randn(10, 16), torch.randn(3, 8, 16), torch.tensor([2, 3, 5])
 
@@ -136,4 +137,4 @@ def test_ops_check_dtypes_as_the_functions_do():
     with pytest.raises(TypeError, match="right must have left's dtype torch.float32, got torch.bfloat16"):
         torch.ops.moe_xe.grouped_outer(A, A.bfloat16(), ROWS, None, None, 1, "counts", "", torch.float32)
     with pytest.raises(TypeError, match="w must have a's dtype torch.float32, got torch.float16"):
-        torch.ops.moe_xe.grouped_gemm(A, W.half(), ROWS, None, None, None, None, 1, torch.float32, "counts", "dynamic", "")
+        torch.ops.moe_xe.grouped_gemm(*INPUTS.flatten(Inputs(A, W.half(), ROWS)), torch.float32, "counts", "dynamic", "", False)

@@ -3,6 +3,7 @@ import torch
 
 import moe_xe
 from moe_xe.bench.numerics import agrees
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
 from .test_grouped_gemm import COUNTS, DTYPES, assert_right, make
 
@@ -31,8 +32,8 @@ def test_bias_and_output_dtype(device):
 def test_falling_or_too_large_ends_touch_nothing_outside(offs, device):
     a, w, _, _ = make([10, 10, 10], 24, 16, torch.float32, device)
     memory = torch.full((30 + 60, 24), float("nan"), device=device)
-    torch.ops.moe_xe.grouped_gemm_out(a, w, torch.tensor(offs, dtype=torch.int32, device=device), None, None, None, None, 1,
-                                      memory[30:60], "ends", "dynamic", "")
+    torch.ops.moe_xe.grouped_gemm_out(*INPUTS.flatten(Inputs(a, w, torch.tensor(offs, dtype=torch.int32, device=device))), memory[30:60],
+                                      "ends", "dynamic", "")
     assert memory[:30].isnan().all() and memory[60:].isnan().all()
 
 

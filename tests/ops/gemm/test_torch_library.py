@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import moe_xe
 from moe_xe import device as devices
 from moe_xe.bench.numerics import agrees, reference_grouped_gemm
+from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
 from .test_grouped_gemm import COUNTS, make
 
@@ -15,9 +16,9 @@ def test_opcheck(dtype, device):
     a, w, rows, b = make(COUNTS, 24, 32, dtype, device, dtype)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
     scales = torch.rand(sum(COUNTS), device=device)
-    for arguments in ((a, w, rows, None, None, None, None, 1), (a, w, rows, b, indices, None, None, 1),
-                      (a, w, rows, b, None, indices, scales, 1)):
-        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic", ""))
+    for inputs in (Inputs(a, w, rows), Inputs(a, w, rows, b, indices), Inputs(a, w, rows, b, None, indices, scales)):
+        arguments = INPUTS.flatten(inputs)
+        torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, dtype, "counts", "dynamic", "", False))
         out = torch.empty(sum(COUNTS), 24, dtype=dtype, device=device)
         torch.library.opcheck(torch.ops.moe_xe.grouped_gemm_out, (*arguments, out, "counts", "dynamic", ""))
 

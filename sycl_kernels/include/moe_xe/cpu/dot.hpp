@@ -4,10 +4,9 @@
 
 namespace moe_xe {
 
-// Lane `column` of result[row]: row a[row] of A times row w[column] of W[n, k], both as they lie in memory. `ahead`:
-// elements from a row of W to the one to prefetch meanwhile.
+// Lane `column` of result[row]: row a[row] of A times the weights of w[column], both as they lie in memory.
 template <int rows, int columns>
-inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Floats (&result)[rows]) {
+inline void dot(const Input* const* a, const DenseWeights& weights, const Input* const* w, Floats (&result)[rows]) {
   static_assert(columns <= width);
   constexpr int64 whole = problem::k / chunk * chunk, summed = summed_steps / chunk_vectors * chunk;   // elements along K
   Floats sums[rows][columns], totals[rows][columns];
@@ -20,9 +19,9 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
   for_sums([&](int row, int column) { sums[row][column] = 0.f; });
   if constexpr (whole > summed) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
   const auto add = [&](auto tokens_of, auto weights_of) {
-    Dwords weights[columns];
+    Dwords loaded[columns];
 #pragma unroll
-    for (int column = 0; column < columns; ++column) weights[column] = weights_of(column);
+    for (int column = 0; column < columns; ++column) loaded[column] = weights_of(column);
 #pragma unroll
     for (int row = 0; row < rows; ++row) {
       const Dwords tokens = tokens_of(row);
@@ -30,7 +29,7 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
       for (int half = 0; half < chunk_vectors; ++half)
 #pragma unroll
         for (int column = 0; column < columns; ++column)
-          sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(weights[column], half));
+          sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(loaded[column], half));
     }
   };
 #pragma unroll 1
@@ -39,8 +38,8 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
 #pragma unroll 1
     for (; k < end; k += chunk) {
 #pragma unroll
-      for (int column = 0; column < columns; ++column) prefetch(w[column] + k + ahead);
-      add([=](int row) { return load_chunk(a[row] + k); }, [=](int column) { return load_chunk(w[column] + k); });
+      for (int column = 0; column < columns; ++column) weights.prefetch_ahead(w[column], k);
+      add([=](int row) { return DenseWeights::chunk(a[row], k); }, [=](int column) { return DenseWeights::chunk(w[column], k); });
     }
     if constexpr (whole > summed)
       for_sums([&](int row, int column) {
@@ -50,12 +49,12 @@ inline void dot(const Input* const* a, const Input* const* w, int64 ahead, Float
   }
   if constexpr (whole < problem::k) {   // the last elements by way of memory, in loops: a copy for each vector is slow to compile
     constexpr int left = int(problem::k - whole);
-    Dwords tokens[rows], weights[columns];
+    Dwords tokens[rows], loaded[columns];
 #pragma unroll 1
-    for (int row = 0; row < rows; ++row) tokens[row] = load_chunk(a[row] + whole, left);
+    for (int row = 0; row < rows; ++row) tokens[row] = DenseWeights::chunk(a[row], whole, left);
 #pragma unroll 1
-    for (int column = 0; column < columns; ++column) weights[column] = load_chunk(w[column] + whole, left);
-    add([&](int row) { return tokens[row]; }, [&](int column) { return weights[column]; });
+    for (int column = 0; column < columns; ++column) loaded[column] = DenseWeights::chunk(w[column], whole, left);
+    add([&](int row) { return tokens[row]; }, [&](int column) { return loaded[column]; });
   }
   if constexpr (whole > summed) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
 #pragma unroll

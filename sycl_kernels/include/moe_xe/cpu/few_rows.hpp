@@ -1,32 +1,33 @@
 // Tiles of so few rows that packing the weights would cost more than it saves: weights are read in place, once.
 #pragma once
 #include <moe_xe/cpu/dot.hpp>
+#include <moe_xe/cpu/dot_codes.hpp>
 #include <moe_xe/cpu/epilogue.hpp>
 
 namespace moe_xe {
 
-// Up to config::unpacked_rows rows of A and where their results go.
+// Up to config::unpacked_rows rows of A and where their results go. tokens: the rows for dot products over codes.
 struct FewRows {
   const Input* a[config::unpacked_rows];
+  const Token* tokens[config::unpacked_rows];
   OutputRow d[config::unpacked_rows];
   int count;
 };
 
 // [N, K] weights: dot products along K of `rows` rows with as many weights at a time as registers allow.
 template <int rows>
-void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w, int64 column, int columns) {
-  // One row is bound by memory: more columns, more streams. With more rows the registers are the limit.
-  constexpr int weights = rows == 1 ? width : width / 2, step = paired ? weights / 2 : weights;
-  const int64 between = w.column_step();
+void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
+  // One row is bound by memory: more columns, more streams. With more rows, or codes, the registers are the limit.
+  constexpr int weights = rows == 1 && !quantised ? width : width / 2, step = paired ? weights / 2 : weights;
 #pragma unroll 1
   for (int done = 0; done < columns; done += step) {
     const int count = columns - done < step ? columns - done : step;
-    const Input* at[weights];
+    Weights::Column at[weights];
 #pragma unroll
-    for (int i = 0; i < weights; ++i)
-      at[i] = (i < step ? w.gate : w.up) + (done + (i % step < count ? i % step : count - 1)) * between;
+    for (int i = 0; i < weights; ++i) at[i] = w.column(column + done + (i % step < count ? i % step : count - 1), i < step ? 0 : 1);
     Floats result[rows];
-    dot<rows, weights>(few.a + first, at, config::prefetch_columns * between, result);
+    if constexpr (quantised) dot<rows, weights>(few.tokens + first, w, at, result);
+    else dot<rows, weights>(few.a + first, w, at, result);
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
       float values[2 * width] = {};   // gates in the low lanes, up values behind them
@@ -37,8 +38,7 @@ void run_dots(const Arguments& args, int expert, const FewRows& few, int first, 
 }
 
 template <int rows>
-void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const ExpertWeights& w,
-              int64 column, int columns) {
+void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
   if constexpr (rows > 1)
     if (wanted < rows) return run_dots<rows - 1>(wanted, args, expert, few, first, w, column, columns);
   run_dots<rows>(args, expert, few, first, w, column, columns);
@@ -55,25 +55,22 @@ struct StreamedSums {
 
   const float* totals(int row) const { return sums[levels - 1][row]; }
 
-  // Columns [0, columns) of weights that begin at `w`, for K elements [0, problem::k) of every row.
-  void add(const FewRows& few, const Input* w, int64 row_stride, int first_sum, int columns) {
+  // `columns` neighbours in rows of memory, from `first` on, for K elements [0, problem::k) of every row.
+  void add(const FewRows& few, const Weights& w, Weights::Column first, int first_sum, int columns) {
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += depth) {
       float tokens[config::unpacked_rows][depth];
       for (int row = 0; row < few.count; ++row)
 #pragma unroll
         for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < problem::k ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
-      const Input* from[depth];    // rows past K repeat one that exists, times zero
-#pragma unroll
-      for (int i = 0; i < depth; ++i) from[i] = w + (k + i < problem::k ? k + i : k) * row_stride;
       int column = 0;
       if (k + depth <= problem::k)
 #pragma unroll 1
         for (; column + block <= columns; column += block)
-          add_block<block / width, true>(few, tokens, from, row_stride, first_sum, column, block);
+          add_block<block / width, true>(few, tokens, w, first, k, first_sum, column, block);
 #pragma unroll 1
       for (; column < columns; column += width)
-        add_block<1, false>(few, tokens, from, row_stride, first_sum, column, columns - column, int(problem::k - k));
+        add_block<1, false>(few, tokens, w, first, k, first_sum, column, columns - column, int(problem::k - k));
       if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= problem::k)) add_to_totals(few.count, first_sum, columns);
     }
   }
@@ -93,16 +90,17 @@ struct StreamedSums {
   }
 
   template <int vectors, bool whole>
-  void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Input* const (&from)[depth],
-                 int64 row_stride, int first_sum, int column, int count, int left = depth) {
+  void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Weights& w, Weights::Column first, int64 k,
+                 int first_sum, int column, int count, int left = depth) {
     Floats weights[depth][vectors];
 #pragma unroll
     for (int i = 0; i < depth; ++i) {
-      if constexpr (whole) prefetch(from[i] + column + ahead * row_stride);
+      const int64 row = whole || i < left ? k + i : k;    // rows past K repeat one that exists, times zero
+      if constexpr (whole) w.prefetch_row(first, row + ahead, column);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
-        if constexpr (whole) weights[i][v] = load_floats<problem::input>(from[i] + column + v * width);
-        else weights[i][v] = load_floats<problem::input>(from[i] + column, count);
+        if constexpr (whole) weights[i][v] = w.neighbours(first, row, column + v * width);
+        else weights[i][v] = w.neighbours(first, row, column, count);
       }
     }
 #pragma unroll 1
@@ -120,12 +118,11 @@ struct StreamedSums {
   }
 };
 
-inline void run_streamed(const Arguments& args, int expert, const FewRows& few, const ExpertWeights& w, int64 column, int columns) {
+inline void run_streamed(const Arguments& args, int expert, const FewRows& few, const Weights& w, int64 column, int columns) {
   StreamedSums streamed;
   constexpr int second = woven ? width : int(round_up(config::tile_width / 2, width));   // from a gate's sum to its up value's
-  if constexpr (woven) streamed.add(few, w.gate, w.row_stride, 0, 2 * columns);
-  else streamed.add(few, w.gate, w.row_stride, 0, columns);
-  if constexpr (paired && !woven) streamed.add(few, w.up, w.row_stride, second, columns);
+  streamed.add(few, w, w.column(column, 0), 0, woven ? 2 * columns : columns);
+  if constexpr (paired && !woven) streamed.add(few, w, w.column(column, 1), second, columns);
 #pragma unroll 1
   for (int row = 0; row < few.count; ++row)
 #pragma unroll 1

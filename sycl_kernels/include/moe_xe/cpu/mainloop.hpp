@@ -19,6 +19,8 @@ constexpr int64 panel_dwords = round_up(k_block / elements_per_step * config::mi
 constexpr int64 sums_dwords = k_blocks > 1 ? round_up(tallest * sums_stride, 16) : 0;
 static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
 
+constexpr bool can_read_in_place = !quantised || !rows_are_n || lanes_have_a_group;
+
 class Mainloop {
  public:
   Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
@@ -32,40 +34,36 @@ class Mainloop {
     const int64 column = paired ? tile.column / 2 : tile.column;
     const int left = int(out_n - column), most = paired ? config::tile_width / 2 : config::tile_width;
     const int columns = left < most ? left : most;
-    if (tile.rows > config::unpacked_rows) run_packed(tile, column, columns);
-    else run_few(tile, column, columns);
+    if constexpr (can_read_in_place)
+      if (tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
+    run_packed(tile, column, columns);
   }
 
  private:
   const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
 
-  // The expert's weights from output column `column` and row `k` of K on.
-  ExpertWeights weights_from(int expert, int64 column, int64 k) const {
-    ExpertWeights w = weights_of(args, expert);
-    const int64 offset = column * w.column_step() + k * (problem::weights == WeightLayout::enk ? 1 : w.row_stride);
-    w.gate += offset;
-    w.up += offset;
-    return w;
+  // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
+  template <class Pack> void pack_rows(const Tile& tile, Pack pack) {
+    if (packed_row == tile.row) return;
+    for (int row = 0; row < tile.rows; ++row) pack(row_of_a(tile.row + row), packed_a + row * packed_stride);
+    packed_row = tile.row;
   }
 
   void run_packed(const Tile& tile, int64 first_column, int columns) {
-    if (packed_row != tile.row) {
-      for (int row = 0; row < tile.rows; ++row) pack_row(row_of_a(tile.row + row), packed_a + row * packed_stride);
-      packed_row = tile.row;
-    }
+    pack_rows(tile, [](const Input* from, Packed* to) { pack_row(from, to); });
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
     const int height = (tile.rows + blocks - 1) / blocks;
     constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
     float finished[config::micro_rows * config::micro_columns];
+    const Weights w(args, tile.expert);
 #pragma unroll 1
     for (int64 k = 0; k < problem::k; k += k_block) {
       const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
 #pragma unroll 1
       for (int column = 0; column < columns; column += panel_columns) {
-        const ExpertWeights w = weights_from(tile.expert, first_column + column, k);
-        if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, columns - column, depth, panel);
-        else pack_panel_ekn(w, columns - column, depth, panel);
+        if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, first_column + column, columns - column, k, depth, panel);
+        else pack_panel_ekn(w, first_column + column, columns - column, k, depth, panel);
         const int first_sum = column / panel_columns * config::micro_columns;
 #pragma unroll 1
         for (int row = 0; row < tile.rows; row += height) {
@@ -102,9 +100,13 @@ class Mainloop {
     few.count = tile.rows;
     for (int row = 0; row < tile.rows; ++row) {
       few.a[row] = row_of_a(tile.row + row);
+      const void* tokens = few.a[row];
+      if constexpr (spread_tokens) tokens = packed_a + row * packed_stride;
+      few.tokens[row] = static_cast<const Token*>(tokens);
       few.d[row] = output_row(args, tile.row + row);
     }
-    const ExpertWeights w = weights_from(tile.expert, column, 0);
+    if constexpr (spread_tokens && rows_are_n) pack_rows(tile, [](const Input* from, Packed* to) { spread_row(from, to); });
+    const Weights w(args, tile.expert);
     if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
     else
 #pragma unroll 1

@@ -29,16 +29,18 @@ template <Dtype dtype> Floats load_floats(const void* from) {
   else return __builtin_bit_cast(Floats, __builtin_convertvector(load<Words>(from), Dwords) << 16);
 }
 
-// Rounds as scalar.hpp does.
+// Rounds to bf16 in the low half of each lane, as scalar.hpp does.
+inline Dwords bf16_bits(Floats value) {
+  const Dwords bits = __builtin_bit_cast(Dwords, value);
+  const Dwords rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Dwords quiet = (bits >> 16) | 0x40u;
+  return value == value ? rounded : quiet;
+}
+
 template <Dtype dtype> void store_rounded(void* to, Floats value) {
   if constexpr (dtype == Dtype::f32) store(to, value);
   else if constexpr (dtype == Dtype::f16) store(to, __builtin_convertvector(value, Halves));
-  else {
-    const Dwords bits = __builtin_bit_cast(Dwords, value);
-    const Dwords rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Dwords quiet = (bits >> 16) | 0x40u;
-    store(to, __builtin_convertvector(value == value ? rounded : quiet, Words));
-  }
+  else store(to, __builtin_convertvector(bf16_bits(value), Words));
 }
 
 // The compiler may not know this value. Loops over a constant part of a vector become vectors of as many elements, for

@@ -1,0 +1,62 @@
+"""Quantised weights as parts of modules."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.weights import Weight
+from ..quantized.weight import QuantizedWeight
+
+__all__ = ["QuantizedParameter", "set_weight", "weight_of"]
+
+
+class QuantizedParameter(nn.Module):
+    """A `QuantizedWeight` where a module has a parameter: its tensors are buffers, codes, scales, zeros and global_scales, and so in state
+    dicts. They move with the module, but keep their dtypes, whatever it is cast to."""
+
+    def __init__(self, weight: QuantizedWeight):
+        super().__init__()
+        if not isinstance(weight, QuantizedWeight):
+            raise TypeError(f"weight must be a QuantizedWeight, got {type(weight).__name__}")
+        for name in ("codes", "scales", "zeros", "global_scales"):
+            self.register_buffer(name, getattr(weight, name))
+        self.format, self.group, self.transposed = weight.format, weight.group, weight.transposed
+
+    @property
+    def weight(self) -> QuantizedWeight:
+        return QuantizedWeight(self.codes, self.scales, self.zeros, self.global_scales, self.format, self.group, self.transposed)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def _apply(self, fn, recurse: bool = True):
+        def moved(tensor):
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(moved, recurse)
+
+    def extra_repr(self) -> str:
+        return repr(self.weight)
+
+
+def weight_of(module: nn.Module, name: str) -> Weight:
+    """A module's weight: its parameter, or quantised."""
+    value = getattr(module, name)
+    return value.weight if isinstance(value, QuantizedParameter) else value
+
+
+def set_weight(module: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Puts a quantised weight in the place of a module's parameter, or of another quantised weight, of its shape."""
+    if not isinstance(weight, QuantizedWeight):
+        raise TypeError(f"{name} must be a QuantizedWeight, got {type(weight).__name__}")
+    shape = getattr(module, name).shape
+    if weight.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, got {weight}")
+    delattr(module, name)
+    module.register_module(name, QuantizedParameter(weight))

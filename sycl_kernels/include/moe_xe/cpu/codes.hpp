@@ -1,0 +1,89 @@
+// Codes and scales of quantised weights as vectors of numbers: what operands/expert_codes.hpp has for one at a time.
+#pragma once
+#include <moe_xe/operands/expert_codes.hpp>
+#include <moe_xe/cpu/micro_kernel.hpp>
+
+namespace moe_xe {
+
+template <class T, int count> using Several = T __attribute__((ext_vector_type(count)));
+
+// e4m3: as fp16, whose exponents are 8 larger. 0x7f and 0xff carry into the next bit, which makes them NaN.
+template <int count> Several<float, count> e4m3_numbers(const void* from) {
+  using Bits = Several<short, count>;
+  Bits bits = (__builtin_convertvector(load<Several<signed char, count>>(from), Bits) << 7) & short(0xbfff);
+  bits |= (bits + short(0x80)) & short(0x4000);
+  return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Several<float, count>) * 256.f;
+}
+
+// Elements of a row of scales or zeros.
+template <int count> Several<float, count> grid_values(const unsigned char* from) {
+  using Values = Several<float, count>;
+  using Bits = Several<unsigned, count>;
+  if constexpr (problem::scale_type == ScaleType::f32) return load<Values>(from);
+  else if constexpr (problem::scale_type == ScaleType::f16) return __builtin_convertvector(load<Several<_Float16, count>>(from), Values);
+  else if constexpr (problem::scale_type == ScaleType::e4m3) return e4m3_numbers<count>(from);
+  else if constexpr (problem::scale_type == ScaleType::bf16)
+    return __builtin_bit_cast(Values, __builtin_convertvector(load<Several<unsigned short, count>>(from), Bits) << 16);
+  else {
+    const Bits bits = __builtin_convertvector(load<Several<unsigned char, count>>(from), Bits) << 23;
+    const Values values = __builtin_bit_cast(Values, bits == 0u ? Bits(0x400000u) : bits);
+    return values * 0.f + values;   // 255: an infinity, which becomes NaN
+  }
+}
+
+// The zero of all codes, which numbers below are less by.
+constexpr float common_zero = problem::has_zeros ? 0.f : problem::zero;
+
+// Lane i, modulo 16: the number of 4-bit code i.
+inline Floats number_table() {
+  Floats table;
+#pragma unroll
+  for (int i = 0; i < width; ++i) table[i] = number_of<problem::codes>(i % 16) - common_zero;
+  return table;
+}
+
+// Numbers of the lowest four bits of each lane.
+inline Floats numbers_of(Dwords codes) {
+  if constexpr (wide) {
+    Floats numbers;
+    asm("vpermps %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(number_table()));
+    return numbers;
+  } else {
+    Floats numbers;
+    if constexpr (problem::codes == Codes::int4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes << 28) >> 28, Floats);
+    else if constexpr (problem::codes == Codes::uint4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes & 15u), Floats);
+    else {
+      // As if all were normal: 0 and 0.5 are then 0.5 and 0.75.
+      const Floats size = __builtin_bit_cast(Floats, ((codes & 7u) << 22) + (126u << 23)), small = 2.f * size - 1.f;
+      numbers = __builtin_bit_cast(Floats, __builtin_bit_cast(Dwords, size < 1.f ? small : size) | ((codes & 8u) << 28));
+    }
+    return common_zero == 0.f ? numbers : numbers - common_zero;
+  }
+}
+
+// Numbers of `width` codes from an even one on.
+inline Floats numbers_at(const unsigned char* codes, int64 column) {
+  if constexpr (code_bits == 4) {
+    using Raw = std::conditional_t<width == 4, unsigned short, unsigned>;
+    const unsigned char* from = codes + column / 2;
+    Dwords raw, shift;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      raw[i] = load<Raw>(from + i / 8 * 4);
+      shift[i] = i % 8 * 4;
+    }
+    return numbers_of(raw >> shift);
+  } else {
+    const unsigned char* from = codes + column;
+    if constexpr (problem::codes == Codes::e4m3) return e4m3_numbers<width>(from);
+    else if constexpr (problem::codes == Codes::e5m2) {
+      const Words bits = __builtin_convertvector(load<Vector<unsigned char>>(from), Words) << 8;
+      return __builtin_convertvector(__builtin_bit_cast(Halves, bits), Floats);
+    } else {
+      const Floats numbers = __builtin_convertvector(load<Vector<signed char>>(from), Floats);
+      return common_zero == 0.f ? numbers : numbers - common_zero;
+    }
+  }
+}
+
+}  // namespace moe_xe

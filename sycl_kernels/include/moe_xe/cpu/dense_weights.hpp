@@ -1,0 +1,49 @@
+// One expert's weights as they lie in memory, a vector at a time.
+#pragma once
+#include <moe_xe/operands/expert_weights.hpp>
+#include <moe_xe/cpu/micro_kernel.hpp>
+
+namespace moe_xe {
+
+inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
+
+class DenseWeights {
+ public:
+  // Elements along K of a chunk: of as many as a dword vector holds.
+  static constexpr int chunk_elements = problem::input == Dtype::bf16 ? 2 * width : width;
+  using Column = const Input*;
+
+  DenseWeights(const Arguments& args, int expert) : w(weights_of(args, expert)), step(w.column_step()) {}
+
+  // The weights of an output column, or of its pair.
+  Column column(int64 output, int part) const { return (part == 0 ? w.gate : w.up) + output * step; }
+
+  // [N, K] weights: a chunk along K, of which `left` elements exist. bf16 stays two to a dword, so that a transposition moves two
+  // elements; fp16 is widened first.
+  static Dwords chunk(Column column, int64 k) { return chunk_at(column + k); }
+  static Dwords chunk(Column column, int64 k, int left) {
+    if (left >= chunk_elements) return chunk_at(column + k);
+    return chunk_at(Partial<Input, chunk_elements>(column + k, left).element);
+  }
+  void prefetch_ahead(Column column, int64 k) const { prefetch(column + k + config::prefetch_columns * step); }
+
+  // [K, N] weights: neighbours in row k, from so many weights behind a column on, of which `count` exist.
+  Floats neighbours(Column column, int64 k, int offset) const { return load_floats<problem::input>(column + k * w.row_stride + offset); }
+  Floats neighbours(Column column, int64 k, int offset, int count) const {
+    return load_floats<problem::input>(column + k * w.row_stride + offset, count);
+  }
+  // As dwords of bf16, which they are.
+  static Dwords pairs(Floats even, Floats odd) { return __builtin_bit_cast(Dwords, even) >> 16 | __builtin_bit_cast(Dwords, odd); }
+  void prefetch_row(Column column, int64 k, int offset) const { prefetch(column + k * w.row_stride + offset); }
+
+ private:
+  static Dwords chunk_at(const Input* from) {
+    if constexpr (problem::input == Dtype::f16) return __builtin_bit_cast(Dwords, load_floats<Dtype::f16>(from));
+    else return load<Dwords>(from);
+  }
+
+  const ExpertWeights w;
+  const int64 step;
+};
+
+}  // namespace moe_xe
