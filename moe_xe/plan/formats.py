@@ -103,7 +103,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> float:
         """Of one weight, with its share of a scale."""
-        return FORMATS[self.format].codes.bits / 8 + self.scales.size / (self.group[0] * self.group[1])
+        return self.quantization.weight_bytes
 
 
 # by the names of commands' --weights: gpt-oss; GPTQ, AWQ and AutoRound; DeepSeek-V3 and Qwen3's FP8; GPTQ's 8 bits
