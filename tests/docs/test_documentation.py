@@ -39,7 +39,7 @@ router_logits, gradient = torch.randn(80, 16, dtype=torch.bfloat16, requires_gra
 """
 # What comes before a block, by its number in the document.
 GIVEN = {
-    "README.md": {1: BLOCK},
+    "README.md": {1: BLOCK, 2: "codes, scales = torch.zeros(16, 96, 32, dtype=torch.uint8), torch.full((16, 96, 2), 127, dtype=torch.uint8)\n"},
     "docs/tuning.md": {
         0: """
 import torch, transformers
@@ -61,6 +61,7 @@ model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(
 RESULTS = {
     "README.md": "assert out.isfinite().all() and all(t.grad.isfinite().all() for t in (hidden_states, w13, w2))\n"
                  "assert model(torch.arange(7)[None]).logits.isfinite().all() and model.config._experts_implementation == 'moe_xe'",
+    "docs/quantised.md": "assert out.isfinite().all() and all(p.grad.isfinite().all() for p in adapted.parameters())",
     "docs/simulated-gpu.md": "assert out.isfinite().all()",
     "docs/training.md": "assert out.isfinite().all() and block(torch.randn(3, 64, dtype=torch.bfloat16)).isfinite().all()",
     "docs/tuning.md": "assert config.tile_width == 128 and out.isfinite().all()",
