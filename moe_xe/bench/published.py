@@ -12,10 +12,12 @@ import torch
 import yaml
 
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
+from ..plan.formats import CHECKPOINTS
 from ..plan.gemm.config import Schedule, XeConfig
 from ..plan.model import cost as cost_model
 from ..plan.model.devices import DeviceRecord, find_record
 from ..plan.problem import Activation, Dtype, GroupedGemmProblem, WeightLayout
+from ..plan.xe.candidates import choose_xe_config
 from . import workloads
 
 TILE_INSTRUCTIONS = 720         # of a sub-group outside the K loop, counted in CUTLASS's MoE example
@@ -24,13 +26,19 @@ REFERENCE_SUMS = 32 * 64        # of the sub-group that `step` was counted for
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published time and the predicted one, in seconds."""
+    """One published time and the predicted one, in seconds; ours: of moe_xe's kernel for the same GEMM, predicted, if it is one."""
     source: str
     device: str
     case: str
     measured: float
     predicted: float
     bound_by: str
+    ours: float | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """What moe_xe's kernel, by the model, is faster than the published time."""
+        return self.measured / self.ours if self.ours else None
 
     @property
     def error(self) -> float:
@@ -67,15 +75,29 @@ def _problem(n: int, k: int, activation: Activation | None = None) -> GroupedGem
     return GroupedGemmProblem(n, k, Dtype.bf16, Dtype.bf16, WeightLayout.ekn, activation=activation)
 
 
-def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_model.Prediction]:
+def _median(device: DeviceRecord, problem: GroupedGemmProblem, layers: list[list[int]], of: cost_model.Kernel, launches: int):
+    """The prediction that is in the middle of those for several layers."""
+    predictions = sorted((cost_model.predict(problem, rows, of, device, launches) for rows in layers), key=lambda found: found.seconds)
+    return predictions[len(predictions) // 2]
+
+
+def _own_seconds(device: DeviceRecord, case: dict, layers: list[list[int]]) -> float:
+    """Of moe_xe's kernel, gathered rows of [E, N, K] weights, in the default configuration for the sum of the rows."""
+    (n, k), dtype = case["gemm"], Dtype(case.get("dtype", "bf16"))
+    quantization = CHECKPOINTS[case["weights"]].quantization if "weights" in case else None
+    problem = GroupedGemmProblem(n, k, dtype, dtype, gathered=True, quantization=quantization)
+    config = choose_xe_config(problem, sum(layers[0]), case["experts"], device)
+    return _median(device, problem, layers, cost_model.own_kernel(problem, config, device), case["launches"]).seconds
+
+
+def _compare_gemm(device: DeviceRecord, case: dict) -> tuple[str, float, cost_model.Prediction, float]:
     (n, k), experts = case["gemm"], case["experts"]
     layers = workloads.recorded_layers() if case["rows"] == "recorded" else [[case["rows"]] * case.get("active", experts)]
-    predictions = sorted((cost_model.predict(_problem(n, k), rows, kernel(case["kernel"]), device, case["launches"])
-                          for rows in layers), key=lambda prediction: prediction.seconds)
+    predicted = _median(device, _problem(n, k), layers, kernel(case["kernel"]), case["launches"])
     flops = statistics.median(2 * sum(rows) * n * k for rows in layers)
     measured = case["ms"] / 1e3 if "ms" in case else flops / case["tflops"] / 1e12
-    name = f"{case['kernel']}, {experts} x {case['rows']} rows, {n} x {k} {case.get('name', '')}".strip()
-    return name, measured, predictions[len(predictions) // 2]
+    name = f"{case['kernel']}, {experts} x {case['rows']} rows, {n}x{k} {case.get('name', '')}".strip()
+    return name, measured, predicted, _own_seconds(device, case, layers)
 
 
 def _rows_of_layer(case: dict) -> list[int]:
@@ -107,8 +129,8 @@ def comparisons() -> Iterator[Comparison]:
     for group in _data()["points"]:
         device = find_record(group["device"])
         for case in group["cases"]:
-            name, measured, predicted = _compare_gemm(device, group["common"] | case)
-            yield Comparison(group["source"], device.name, name, measured, predicted.seconds, predicted.bound_by)
+            name, measured, predicted, ours = _compare_gemm(device, group["common"] | case)
+            yield Comparison(group["source"], device.name, name, measured, predicted.seconds, predicted.bound_by, ours)
     for group in _data()["layers"]:
         device = find_record(group["device"])
         for case in group["cases"]:

@@ -124,11 +124,15 @@ def _check(json, plot):
     if json:
         print(jsonlib.dumps({"within_25_percent": close, "points": [
             {"source": c.source, "device": c.device, "case": c.case, "measured_ms": 1e3 * c.measured,
-             "predicted_ms": 1e3 * c.predicted, "error": c.error, "bound_by": c.bound_by} for c in found]}, indent=1))
+             "predicted_ms": 1e3 * c.predicted, "error": c.error, "bound_by": c.bound_by,
+             "own_predicted_ms": c.ours and 1e3 * c.ours} for c in found]}, indent=1))
         return
     for source in dict.fromkeys(c.source for c in found):
-        table = new_table("case", "ms", "pred.", "off", "bound\nby", title=source, text=("case", "bound\nby"))
-        for c in (c for c in found if c.source == source):
-            table.add_row(c.case, short(1e3 * c.measured), short(1e3 * c.predicted), f"{c.error:+.0%}", c.bound_by)
+        cases = [c for c in found if c.source == source]
+        ours = ["peer /\nours"] if cases[0].ours else []
+        table = new_table("case", "ms", "pred.", "bound\nby", *ours, title=source, text=("case", "bound\nby"))
+        for c in cases:
+            table.add_row(c.case, short(1e3 * c.measured), f"{c.error:+.0%}", c.bound_by, *([f"{c.speedup:.2f}"] if ours else []))
         print_table(table)
     print(f"{close} of {len(found)} published points are predicted within 25 %")
+    print("pred.: off by so much; ours: moe_xe's kernel, by the same model")

@@ -22,11 +22,11 @@ from moe_xe.runtime import devices
 from moe_xe.tuning import Entry, tuning_key
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-GEMM = SimpleNamespace(model="mixtral-8x7b", n=28672, k=4096, tokens=16384, moe_xe_ms=13167.654, grouped_mm_ms=23167.654, mm_loop_ms=23167.6,
+GEMM = SimpleNamespace(model="mixtral-8x7b", n=28672, k=4096, tokens=16384, weights="dense", moe_xe_ms=13167.654, moe_xe_dense_ms=13167.654, grouped_mm_ms=23167.654, mm_loop_ms=23167.6,
                        speedup=14.36, gflops=123456, gbytes_per_s=123.4, correct=False)
-BLOCK = Result(model="deepseek", mode="backward", device="cpu", dtype="bf16", hidden_size=7168, intermediate_size=2048, shared_intermediate_size=2048,
+BLOCK = Result(model="deepseek", weights="dense", mode="backward", device="cpu", dtype="bf16", hidden_size=7168, intermediate_size=2048, shared_intermediate_size=2048,
                num_experts=256, top_k=8, tokens=16384, rows=131072, active_experts=256, permute_x=True, permute_y=True, autotune=True,
-               moe_xe_ms=12345.678, eager_ms=23456.789, grouped_mm_ms=None, batched_mm_ms=3456.7891, not_run={}, fastest_peer="eager", speedup=12.34,
+               moe_xe_ms=12345.678, moe_xe_dense_ms=None, eager_ms=23456.789, grouped_mm_ms=None, batched_mm_ms=3456.7891, not_run={}, fastest_peer="eager", speedup=12.34,
                gflops=98765.4, gbytes_per_s=123.4, roofline=1.23, moe_xe_peak_bytes=12_345_600_000, fastest_peer_peak_bytes=23_456_700_000, wrong=[])
 LISTING = {"kernel": "grouped_gemm", "device": "ptl-h", "dtype": "bf16", "layout": "ekn", "gathered": False, "grf": 256, "spill_bytes": 12345,
            "slm_bytes": 131072, "dpas": 1024, "messages": 1024, "other": 12345, "other_per_dpas": 12.34}
@@ -55,17 +55,19 @@ def row_with(shown: list[str], *cells: str) -> None:
 
 
 def test_bench_gemm(capsys):
-    cases = [SimpleNamespace(**{**vars(GEMM), "dtype": dtype}) for dtype in ("bf16", "fp32")]
+    cases = [SimpleNamespace(**{**vars(GEMM), "dtype": dtype, "weights": weights}) for dtype, weights in (
+        ("bf16", "dense"), ("fp32", "dense"), ("bf16", "mxfp4"))]
     bench._print_gemms(cases)
     shown = lines(capsys.readouterr().out)
-    assert sum("mixtral-8x7b 28672 x 4096" in " ".join(line.split()) and "13168" in line and "NO" in line for line in shown) == 2
+    assert sum("mixtral-8x7b 28672 x 4096" in " ".join(line.split()) and "13168" in line and "NO" in line for line in shown) == 3
 
 
 def test_bench_block(capsys):
-    bench._print_blocks([BLOCK, replace(BLOCK, dtype="fp32", tokens=1)], 64)
+    bench._print_blocks([BLOCK, replace(BLOCK, dtype="fp32", tokens=1), replace(BLOCK, weights="mxfp4", tokens=8192, moe_xe_dense_ms=34567.8)], 64)
     shown = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     lines("\n".join(line for line in shown if not line.startswith(("fused: ", "deepseek at "))))     # sentences are the terminal's to fold
     row_with(shown, "16384", "12346", "23457", "-", "3457", "12.34", "98765", "123.4", "123%", "yes")
+    row_with(shown, "8192", "12346", "34568", "23457", "-", "3457")
 
 
 def test_isa(capsys):
