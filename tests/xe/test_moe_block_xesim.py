@@ -51,7 +51,7 @@ class Block:
 
     def __init__(self, arguments: dict):
         self.call = call = call_of(arguments)
-        tokens, experts = len(call.hidden_states), len(call.w13)
+        tokens, experts = len(call.hidden_states), call.w13.shape[0]
         shared = merged_shared(call, Fusions())
         weights = None if call.shared is None or call.shared.weights is None else call.shared.weights.view(tokens, 1).repeat(1, shared)
         self.routing = Routing(call.topk_ids, experts, call.expert_map, shared, call.topk_weights, weights, call.routed_scaling_factor)
