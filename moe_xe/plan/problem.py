@@ -43,6 +43,9 @@ class ActivationKind(str, Enum):
     swiglu_oai = "swiglu_oai"
 
 
+ACTIVATION_NAMES = tuple(kind.value for kind in ActivationKind)    # dynamo does not trace an enumeration's members
+
+
 @dataclass(frozen=True)
 class Activation:
     """What becomes of a GEMM's sums, in float32: ``act(gate) * up`` of pairs of columns, or ``act(sum)`` if not gated.

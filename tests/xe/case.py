@@ -183,8 +183,8 @@ class Case:
 
     def scratch(self, config: SubGroupConfig) -> np.ndarray:
         """The list of tiles, with junk; no byte more than a launch has."""
-        records = self.groups + config.most_records(self.problem, self.sorted_rows, self.groups)
-        return np.full((records, RECORD_BYTES // 4), -7, "i4")
+        tiles = config.most_records(self.problem, self.sorted_rows, self.groups)
+        return np.full((self.groups * RECORD_BYTES + tiles * config.entry_bytes) // 4, -7, "i4")
 
     def check(self):
         p, written = self.problem, ~np.isnan(self.want).all(1)

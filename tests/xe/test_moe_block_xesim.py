@@ -21,9 +21,11 @@ from moe_xe.ops.checks import TORCH_DTYPES
 from moe_xe.ops.routing.token_sort import Routing
 from moe_xe.plan.block.one_launch import OneLaunch, plan_one_launch
 from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, aligned_columns
+from moe_xe.plan.gemm.config import Schedule, XeConfig
 from moe_xe.plan.gemm.heuristics import Family, generic_config
 from moe_xe.plan.launch import LaunchPlan, Target
 from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 from ..ops.block.case import assert_right, call_of, make, make_shared, reference
@@ -136,6 +138,14 @@ def test_shared_experts():
     size = 160      # a part of down_proj begins at a multiple of 64 bytes
     shared = make_shared(2 * size, weights=torch.rand(6), hidden=HIDDEN, dtype=BF16)
     check(make(6, 4, 3, HIDDEN, size, BF16, shared=shared))
+
+
+@pytest.mark.parametrize("layout", ["enk", pytest.param("ekn", marks=pytest.mark.full)])
+def test_k_in_parts(layout):
+    """An expert's first GEMM is done when the last part of its last tile is."""
+    config = XeConfig((16,), 256, 2, 7, Schedule.dynamic, (16,), (32,), prefetch_distance=3, splits=2)
+    with force_config(config):
+        check(make(3, 4, 2, 520, 512, BF16, weight_layout=layout, bias=(F32, BF16)))
 
 
 def test_the_generic_family():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 
 from ..model.devices import DeviceRecord
@@ -10,6 +11,7 @@ from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
 from ..xe.rules import SCALE_ROUND
 from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
+from .splits import choose_splits, evenly
 
 
 class Family(str, Enum):
@@ -137,8 +139,8 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
                   isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic) -> TileConfig:
     """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
-    if family is Family.cpu:
-        return cpu_config(problem, isa or "baseline", schedule)
-    if family is Family.generic:
-        return generic_config(problem, total_rows, schedule)
-    return choose_xe_config(problem, total_rows, num_experts, record, schedule)
+    if family is Family.xe:
+        return choose_xe_config(problem, total_rows, num_experts, record, schedule)
+    config = cpu_config(problem, isa or "baseline", schedule) if family is Family.cpu else generic_config(problem, total_rows, schedule)
+    splits = choose_splits(problem, config, evenly(total_rows, num_experts), cores)
+    return config if splits == 1 else replace(config, splits=splits)

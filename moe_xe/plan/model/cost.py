@@ -15,9 +15,9 @@ import yaml
 
 from ..formats import Codes
 from ..gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
-from ..problem import GroupedGemmProblem
+from ..problem import Dtype, GroupedGemmProblem
 from .devices import DeviceRecord
-from .schedule import Tile, cut_rows, tiles
+from .schedule import Tile, cut_of, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop
 # Codes that are counted, by those that they stand for: as many instructions, or nearly so.
@@ -107,16 +107,6 @@ def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceReco
     return Kernel(config, code, weight_bytes=problem.weight_bytes)
 
 
-def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
-    """The heights of one expert's row tiles."""
-    return _cut(rows, config.heights, config.min_fill_eighths)
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
-    return tuple(cut_rows(rows, heights, min_fill_eighths))
-
-
 def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
             launches: int = 1, even: bool = False) -> Prediction:
     """The time of one grouped GEMM.
@@ -132,19 +122,22 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     for count, experts in Counter(tokens_per_expert).items():
         for height in cut_of(count, config):
             row_tiles[height] += experts
-    residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
+    num_parts = row_tiles.total() * column_tiles * config.splits
+    residents = min(kernel.groups_per_core, max(-(-num_parts // device.xe_cores), 1))
     costs = {height: tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
 
     def share(part: str) -> float:
         total = sum(getattr(costs[height], part) * number for height, number in row_tiles.items())
-        return total * column_tiles / device.xe_cores
+        return total * column_tiles * config.splits / device.xe_cores
 
     rows, mean = sum(tokens_per_expert), share("seconds")
     queue = (costs[height].seconds for height in _tile_heights(tokens_per_expert, problem.n, config))
     makespan = mean if even else _makespan(queue, device.xe_cores, config.schedule)
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
+    l2_bytes += 2 * config.splits * column_tiles * sum(_part_bytes(config, height) * number for height, number in row_tiles.items())
+    readers = max(min(device.xe_cores, num_parts), 1)
     parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
-    parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
+    parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * readers)
     moved = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes)
     parts["memory"] = moved / (device.bandwidth * 1e9)
     parts["launch"] = launches * LAUNCH_SECONDS
@@ -159,7 +152,7 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
 
     def tile_seconds(tile: Tile) -> float:
         columns = min(config.tile_width, problem.n - tile.column)
-        return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / core_rate
+        return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / config.splits / core_rate
 
     work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
     queue = map(tile_seconds, tiles(tokens_per_expert, problem.n, config))
@@ -185,7 +178,7 @@ def _tile_heights(tokens_per_expert: Sequence[int], n: int, config: TileConfig) 
     for count in sorted(tokens_per_expert, key=lambda count: -count.bit_length()):
         row_tiles = cut_of(count, config)
         for first in range(0, len(row_tiles), config.raster_group):
-            yield from row_tiles[first:first + config.raster_group] * columns
+            yield from (height for height in row_tiles[first:first + config.raster_group] * columns for _ in range(config.splits))
 
 
 def _makespan(seconds: Iterable[float], cores: int, schedule: Schedule) -> float:
@@ -200,6 +193,11 @@ def _makespan(seconds: Iterable[float], cores: int, schedule: Schedule) -> float
     return max(busy)
 
 
+def _part_bytes(config: TileConfig, height: int) -> int:
+    """Of a tile's sums that go through memory, for each part of its K."""
+    return height * config.tile_width * Dtype.f32.size if config.splits > 1 else 0
+
+
 @dataclass(frozen=True)
 class TileCost:
     """Seconds that one tile takes of its Xe core, by what keeps the core busy; seconds: all of it."""
@@ -211,11 +209,11 @@ class TileCost:
 
 
 def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord, index: int, residents: int = 1) -> TileCost:
-    """Of the tile shape at this index of the heights, where `residents` work-groups share the core."""
+    """Of the tile shape at this index of the heights, or of a part of its K, where `residents` work-groups share the core."""
     arch, config, clock = device.architecture, kernel.config, device.clock * 1e9
     rows, columns, sub_groups = config.sub_group_rows[index], config.sub_group_columns[index], config.sub_groups[index]
     code, weight_share = kernel.code(rows, columns), (kernel.weight_bytes or problem.input.size) / problem.input.size
-    steps = -(-problem.k * problem.input.size // STEP_BYTES)
+    steps = -(-problem.k * problem.input.size // (STEP_BYTES * config.splits))
     threads = -(-sub_groups * residents // arch.engines)            # of an engine
     # a thread waits for its own loads; the others of its engine multiply meanwhile
     step_dpas = rows * columns / STEP_DPAS_SUMS * arch.dpas_cycles
@@ -225,6 +223,8 @@ def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord,
     # a step's lines are asked for prefetch_distance steps ahead
     latency = steps * arch.memory_latency / max(config.prefetch_distance, 1)
     ends = arch.memory_latency + threads * code.tile / clock        # first loads, epilogue
+    if config.splits > 1:       # sums are stored and counted; the last part of a tile loads all
+        ends += 2 * arch.memory_latency + (1 + config.splits) * _part_bytes(config, config.heights[index]) / (arch.l2_rate * clock)
     parts = (matrix, issue, l1, latency)
     return TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
 

@@ -110,6 +110,17 @@ def test_what_bounds_decode_and_prefill():
     assert predicted(gemm(n=64), tall).tail > 0
 
 
+def test_parts_of_k():
+    """One tile takes less time in parts, on cores that would be idle; many take more, as parts' sums go through L2."""
+    problem, config = gemm(n=64, k=8192), XeConfig((16,), 64, 1, 8, Schedule.dynamic, (16,), (8,), prefetch_distance=3)
+
+    def seconds(rows, splits):
+        return predict(problem, rows, own_kernel(problem, dataclasses.replace(config, splits=splits), B60), B60, launches=0).seconds
+
+    few, many = ([seconds(rows, splits) for splits in (1, 2, 4)] for rows in ([1], [4096] * 20))
+    assert few[0] > 1.3 * few[1] > 1.3 * 1.3 * few[2] and many[0] < many[1] < many[2]
+
+
 def test_a_launch_costs_even_without_rows():
     nothing = predicted(gemm(), [0, 0])
     assert nothing.seconds == cost_model.LAUNCH_SECONDS and nothing.tflops == 0

@@ -154,6 +154,22 @@ def test_decode_takes_wide_tiles_of_few_instructions(n, k, experts, layout):
     assert predicted(problem, (1,) * 8, chosen).bound_by == "memory"
 
 
+@pytest.mark.parametrize("layout", WeightLayout)
+def test_k_is_shared_out_where_there_are_few_tiles(layout):
+    """Only where that is expected to be faster."""
+    few, many = gemm(256, 4096, layout), gemm(28672, 4096, layout)
+    chosen = choose_xe_config(few, 1, 8, B580)
+    whole = min((predicted(few, [1], config).seconds for config in enumerate_configs(few, B580, 1)[0]))
+    assert chosen.splits > 1 and predicted(few, [1], chosen).seconds < whole / candidates.ALIKE
+    assert chosen in best_xe_configs(few, [1], B580, 4)
+    assert choose_xe_config(many, 2, 8, B580).splits == 1 == choose_xe_config(few, 8 * 2048, 8, B580).splits
+
+
+def test_many_rows_of_one_expert():
+    """Of more rows than the choice knows of, there are more tiles."""
+    assert choose_xe_config(gemm(64, 4096), 10**6, 1, B580).splits == 1
+
+
 @settings(max_examples=8, deadline=None)
 @given(problems, st.lists(st.integers(0, 500), min_size=1, max_size=12), st.integers(1, 8))
 def test_configurations_to_measure(problem, rows, count):

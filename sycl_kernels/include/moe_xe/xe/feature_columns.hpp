@@ -42,7 +42,7 @@ template <int variant> class DenseColumns {
  private:
   [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
     const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, place.column + first_feature, 0, 16, step_elements, weight_blocks);
+    return Block(place.surface, place.column + first_feature, first_step(tile) * step_elements, 16, step_elements, weight_blocks);
   }
 
   Block blocks[2];

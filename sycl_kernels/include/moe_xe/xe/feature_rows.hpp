@@ -37,7 +37,7 @@ template <int variant> class DenseRows {
  private:
   [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
     const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
+    return Block(place.surface, first_step(tile) * x_per_step, place.column + first_feature, 16, load_rows, 2);
   }
 
   Block blocks[2];

@@ -3,6 +3,7 @@
 #include <moe_xe/xe/atoms.hpp>
 #include <moe_xe/operands/expert_codes.hpp>
 #include <moe_xe/operands/rows.hpp>
+#include <moe_xe/queue/split_k.hpp>
 
 namespace moe_xe {
 
@@ -20,21 +21,31 @@ static_assert(config::prefetch_distance * x_per_step < 512, "an immediate offset
 // Steps that share address arithmetic through immediate offsets; gathered operands A have the most of it.
 inline constexpr int unroll = problem::gathered && problem::weights == WeightLayout::ekn ? 8 : 4;
 
+// Steps of every part of K but the last one, which has all beyond `steps_before`.
+inline constexpr int part_steps = int(part_of_k(unroll * step_elements)) / step_elements;
+inline constexpr int steps_before = (config::splits - 1) * part_steps;
+static_assert(!split || part_steps > 0, "a round of steps in each part");
+inline int first_step(const Tile& tile) { return split ? tile.part * part_steps : 0; }
+
 // Where the first step's dpas start the sums, it and what makes the others whole rounds come before the loop. Beside rounds of
 // eight steps that would spill (on PVC, and with a tail). Rounds of codes begin where their scales do.
 inline constexpr bool first_apart = unroll < 8 && !quantised;
-inline constexpr int whole_steps = k_bytes / step_bytes, first_steps = first_apart ? (whole_steps - 1) % unroll + 1 : 0;
+inline constexpr int whole_steps = k_bytes / step_bytes - steps_before;    // of the last part, and all of it
+inline constexpr int first_steps = !first_apart ? 0 : split ? unroll : (whole_steps - 1) % unroll + 1;
 
 // step<ahead, first, tail>(): `ahead` steps behind the last move; `first`: there are no sums yet; `tail`: the rows end
 // before 64 bytes. move<steps>() follows so many steps.
-template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work) {
-  constexpr int rounds = (whole_steps - first_steps) / unroll, rest = k_steps - first_steps - rounds * unroll;
+template <class Work> [[gnu::always_inline]] inline void loop_over_k(Work& work, int part) {
+  constexpr int last_rounds = (whole_steps - first_steps) / unroll, rest = k_steps - steps_before - first_steps - last_rounds * unroll;
+  const bool is_last = !split || part == config::splits - 1;
+  const int rounds = is_last ? last_rounds : (part_steps - first_steps) / unroll;
   unrolled<first_steps>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, ahead == 0, false>(); });
-  if constexpr (first_steps > 0 && k_steps > first_steps) work.template move<first_steps>();
+  if constexpr (first_steps > 0 && k_steps - steps_before > first_steps) work.template move<first_steps>();
   for (int round = 0; round < rounds; ++round) {
     unrolled<unroll>([&](auto ahead) __attribute__((always_inline)) { work.template step<ahead, false, false>(); });
     work.template move<unroll>();
   }
+  if (!is_last) return;
   unrolled<rest>([&](auto ahead) __attribute__((always_inline)) {
     work.template step<ahead, false, (tail_bytes > 0 && ahead == rest - 1)>();
   });
@@ -104,7 +115,7 @@ inline int64 gathered_token(const Arguments& args, const Tile& tile, int row) {
 template <int variant> class WeightPrefetch {
  public:
   [[gnu::always_inline]] WeightPrefetch(const Arguments& args, const Tile& tile, int sub_group)
-      : WeightPrefetch(weight_run(args, tile, part_of(sub_group) / run_sub_groups), part_of(sub_group) % run_sub_groups) {}
+      : WeightPrefetch(weight_run(args, tile, part_of(sub_group) / run_sub_groups), part_of(sub_group) % run_sub_groups, first_step(tile)) {}
   template <int ahead> [[gnu::always_inline]] void step() const {
     if constexpr (ahead % line_steps == 0) unrolled<messages>([&](auto i) __attribute__((always_inline)) {
       if constexpr (rows_are_k) block.template prefetch<rows, i * 32, ahead * step_elements>();
@@ -137,9 +148,9 @@ template <int variant> class WeightPrefetch {
     return row / sharers * run_sub_groups + column * sharers + row % sharers;
   }
 
-  [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part)
-      : block(run.surface, rows_are_k ? weight_bytes(run.column) / 2 + part / down * messages * 32 : 0,
-              rows_are_k ? part % down * rows : run.column + part * lines, 32, rows, 1) {
+  [[gnu::always_inline]] WeightPrefetch(const WeightRun& run, int part, int first)
+      : block(run.surface, rows_are_k ? weight_bytes(run.column) / 2 + part / down * messages * 32 : first * x_per_step / line_steps,
+              rows_are_k ? part % down * rows + first * step_elements : run.column + part * lines, 32, rows, 1) {
     unrolled<distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
     move<distance>();
   }
@@ -151,7 +162,7 @@ template <int variant> class WeightPrefetch {
 template <int variant> class TokenPrefetch {
  public:
   [[gnu::always_inline]] TokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int)
-      : block(token_surface(args, tile), 0, int(tile.row) + sub_group * rows, 32, rows, 1) {
+      : block(token_surface(args, tile), first_step(tile) * x_per_step, int(tile.row) + sub_group * rows, 32, rows, 1) {
     unrolled<config::prefetch_distance>([&](auto ahead) __attribute__((always_inline)) { step<ahead>(); });
     move<config::prefetch_distance>();
   }
@@ -168,7 +179,8 @@ template <int variant> class TokenPrefetch {
 // The same for gathered tokens: each lane takes 64-byte lines of its own.
 template <int variant> class GatheredTokenPrefetch {
  public:
-  [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane) {
+  [[gnu::always_inline]] GatheredTokenPrefetch(const Arguments& args, const Tile& tile, int sub_group, int lane)
+      : offset(first_step(tile) * step_bytes) {
     for (int i = 0; i < vectors; ++i) {
       const int row = i * 16 + lane / lines;
       address[i] = gathered_token(args, tile, sub_group * rows + (row < rows ? row : rows - 1)) + lane % lines * step_bytes;
@@ -194,7 +206,7 @@ template <int variant> class GatheredTokenPrefetch {
   static constexpr int lines = rows > 8 ? 1 : rows > 4 ? 2 : 4;  // of a row in one message
   static constexpr int last_offset = k_bytes - unroll * step_bytes;
   int64 address[vectors];
-  int offset = 0;
+  int offset;
 };
 
 template <int variant>

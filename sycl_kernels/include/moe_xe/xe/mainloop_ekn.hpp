@@ -3,6 +3,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/feature_columns.hpp>
+#include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -20,14 +21,14 @@ template <int variant> class TokensByFeatures {
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
         first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights(args, tile, first_feature, lane),
-        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
+        tokens(token_surface(args, tile), first_step(tile) * x_per_step, int(tile.row) + first_token, 16, Part::rows, 2),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
     if constexpr (!first_apart)
       for (auto& blocks : sums)
         for (auto& block : blocks) block = zeros();
     if constexpr (problem::gathered)
       unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
-        const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane);
+        const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane) + first_step(tile) * step_bytes;
         pieces[2 * v] = PieceAddresses::of<0>(rows, lane);
         if constexpr (2 * v + 1 < row_blocks) pieces[2 * v + 1] = PieceAddresses::of<1>(rows, lane);
       });
@@ -58,6 +59,10 @@ template <int variant> class TokensByFeatures {
     weight_prefetch.template move<steps>();
     token_prefetch.template move<steps>();
   }
+
+  // Where K is split: the sums to memory, and those of all parts from there.
+  [[gnu::always_inline]] void save(float* to) const { save_sums(sums, to, lane); }
+  [[gnu::always_inline]] void add_up(const float* from) { add_parts(sums, from, lane); }
 
   [[gnu::always_inline]] void store() {
     finish();

@@ -4,6 +4,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/feature_rows.hpp>
+#include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -19,13 +20,14 @@ template <int variant> class FeaturesByTokens {
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
         first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
         weights(args, tile, first_feature, lane),
-        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
+        tokens(token_surface(args, tile), first_step(tile) * x_per_step / 2, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
     if constexpr (!first_apart)
       for (auto& blocks : sums)
         for (auto& block : blocks) block = zeros();
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
+      for (int j = 0; j < token_blocks; ++j)
+        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) + first_step(tile) * step_bytes;
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
@@ -41,6 +43,10 @@ template <int variant> class FeaturesByTokens {
     weight_prefetch.template move<steps>();
     token_prefetch.template move<steps>();
   }
+
+  // Where K is split: the sums to memory, and those of all parts from there.
+  [[gnu::always_inline]] void save(float* to) const { save_sums(sums, to, lane); }
+  [[gnu::always_inline]] void add_up(const float* from) { add_parts(sums, from, lane); }
 
   [[gnu::always_inline]] void store() {
     constexpr int piece = Part::outputs < 16 || problem::output == Dtype::f32 ? 8 : 16;  // features a message
