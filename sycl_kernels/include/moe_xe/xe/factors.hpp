@@ -28,9 +28,10 @@ constexpr int code_shift() {
     default: return to_f16 ? 10 : 0;
   }
 }
-// Operands are weights / 2^sum_shift, where a scale times 2^code_shift would be no number, and sums are multiplied by it. In bf16 that
-// leaves scales up to 2^26 and weights down to 2^-94; f16 operands have scales up to 2^16 / 2^(code_shift - sum_shift).
-inline constexpr int sum_shift = to_f16 ? (problem::codes == Codes::e2m1 && problem::scale_type == ScaleType::e4m3 ? 10 : 0)
+// Operands are weights / 2^sum_shift, where a scale times 2^code_shift would be no number, and sums are multiplied by it. Scales are below
+// 2^(16 - code_shift + sum_shift) in f16, 2^(128 - code_shift + sum_shift) in bf16; there weights below 2^-94 may become zeros, in f16 e2m1's
+// below 2^-18. Larger scales give infinities and NaN.
+inline constexpr int sum_shift = to_f16 ? (problem::codes != Codes::e2m1 ? 0 : problem::scale_type == ScaleType::e4m3 ? 10 : 6)
                                         : (code_shift() == 0 ? 0 : 32);
 inline constexpr bool scales_sums = quantised && (sum_shift != 0 || problem::has_global_scales);
 
