@@ -150,10 +150,11 @@ def test_k_in_parts(layout):
         check(make(3, 4, 2, 520, 512, BF16, weight_layout=layout, bias=(F32, BF16)))
 
 
-@pytest.mark.parametrize("format, dtype", [("mxfp4", BF16), pytest.param("int4", F16, marks=pytest.mark.full), pytest.param("fp8_e4m3", BF16, marks=pytest.mark.full)])
+@pytest.mark.parametrize("format, dtype", [
+    ("mxfp4", BF16), pytest.param("int4", F16, marks=pytest.mark.full), pytest.param("fp8_e4m3", BF16, marks=pytest.mark.full)])
 def test_quantised_weights(format, dtype):
-    block = make(5, 4, 3, 256, 160, dtype)
-    check(block | {name: QuantizedWeight.quantize(block[name].float(), format, FORMATS[format].group or (1, 32)) for name in ("w13", "w2")}, groups=(1, 7))
+    block, group = make(5, 4, 3, 256, 160, dtype), FORMATS[format].group or (1, 32)
+    check(block | {name: QuantizedWeight.quantize(block[name].float(), format, group) for name in ("w13", "w2")}, groups=(1, 7))
 
 
 def test_the_generic_family():
@@ -161,12 +162,13 @@ def test_the_generic_family():
 
 
 def plan_of(layout: WeightLayout, tokens: int, *, generic: bool = False, hidden: int = 2048, size: int = 768, experts: int = 128, top_k: int = 8,
-            activation: Activation = Activation(), bias: Dtype | None = None, shared: int = 0, quantization: Quantization | None = None) -> OneLaunch:
+            activation: Activation = Activation(), bias: Dtype | None = None, shared: int = 0,
+            quantization: Quantization | None = None) -> OneLaunch:
     """Of a model's block, as it is launched by default."""
     first = GroupedGemmProblem(2 * size, hidden, Dtype.bf16, Dtype.bf16, layout, gathered=True, slots=top_k + shared, activation=activation,
                                bias=bias, shared=shared, quantization=quantization)
-    second = GroupedGemmProblem(hidden, size, Dtype.bf16, Dtype.f32, layout, scattered=True, row_scale=RowScale.outputs, bias=bias, shared=shared,
-                                quantization=quantization)
+    second = GroupedGemmProblem(hidden, size, Dtype.bf16, Dtype.f32, layout, scattered=True, row_scale=RowScale.outputs, bias=bias,
+                                shared=shared, quantization=quantization)
     rows = tokens * (top_k + shared)
     plans = []
     for problem in (first, second):

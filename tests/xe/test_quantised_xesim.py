@@ -141,8 +141,11 @@ def test_instructions_of_the_k_loop(format, input):
         quantization = replace(quantization, columns=2880)
     problem = GroupedGemmProblem(512, 2880, input, input, quantization=quantization, gathered=True)
     per_dpas, per_byte = BOUNDS[format, input]
-    prefill, decode = (
-        kernels.prefill_loop(summarize(kernels.build(problem, config, "bmg"), "grouped_gemm").loops)
-        for config in (XeConfig((256,), 256, 8, 7, Schedule.dynamic, (64,), (32,), 3), XeConfig((16,), 512, 8, 7, Schedule.dynamic, (16,), (64,), 3)))
+
+    def loop(height: int, width: int, rows: int, columns: int):
+        config = XeConfig((height,), width, 8, 7, Schedule.dynamic, (rows,), (columns,), 3)
+        return kernels.prefill_loop(summarize(kernels.build(problem, config, "bmg"), "grouped_gemm").loops)
+
+    prefill, decode = loop(256, 256, 64, 32), loop(16, 512, 16, 64)
     assert prefill.other_per_dpas <= per_dpas
     assert decode.instructions <= per_byte * 64 * 128 * FORMATS[format].codes.bits / 8     # 64 columns, a round of 128 along K

@@ -43,7 +43,8 @@ class Block {
     return rows;
   }
   // `blocks` times `width` bytes of `height` rows, one block after the other, each row after row.
-  template <int blocks, int width, int height, int x, int y> [[gnu::always_inline]] vec<int32, blocks * width * height / 64> load_bytes() const {
+  template <int blocks, int width, int height, int x, int y>
+  [[gnu::always_inline]] vec<int32, blocks * width * height / 64> load_bytes() const {
     vec<int32, blocks * width * height / 64> bytes;
     asm volatile("lsc_load_block2d.ugm (M1,1) %0:d8.%4x%5x%6nn flat[%1+(%2,%3)]"
                  : "=rw"(bytes) : "rw.u"(payload), "P"(x), "P"(y), "P"(blocks), "P"(width), "P"(height));

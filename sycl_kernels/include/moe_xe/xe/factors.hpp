@@ -28,9 +28,9 @@ constexpr int code_shift() {
     default: return to_f16 ? 10 : 0;
   }
 }
-// Operands are weights / 2^sum_shift, where a scale times 2^code_shift would be no number, and sums are multiplied by it. Scales are below
-// 2^(16 - code_shift + sum_shift) in f16, 2^(128 - code_shift + sum_shift) in bf16; there weights below 2^-94 may become zeros, in f16 e2m1's
-// below 2^-18. Larger scales give infinities and NaN.
+// Operands are weights / 2^sum_shift, where a scale times 2^code_shift would be no number, and sums are multiplied by it. Scales are
+// below 2^(16 - code_shift + sum_shift) in f16, 2^(128 - code_shift + sum_shift) in bf16: larger ones give infinities and NaN. In bf16
+// weights below 2^-94 may become zeros, in f16 those of e2m1 below 2^-18.
 inline constexpr int sum_shift = to_f16 ? (problem::codes != Codes::e2m1 ? 0 : problem::scale_type == ScaleType::e4m3 ? 10 : 6)
                                         : (code_shift() == 0 ? 0 : 32);
 inline constexpr bool scales_sums = quantised && (sum_shift != 0 || problem::has_global_scales);
@@ -55,13 +55,14 @@ inline constexpr bool has_remainders = to_f16 && problem::scale_type == ScaleTyp
 // Rows 8 * `eight` and on. A bf16 source of mad is the middle one: another would be widened before.
 #define MOE_XE_MUL_ROW(r, odd, h, i) "mul (M1_NM,16) BF(" r "," h ")<1> BF(" r "," h ")<1;1,0> S(0," i ")<0;1,0>\n"
 #define MOE_XE_MAD_ROW(r, odd, h, i) "mad (M1_NM,16) BF(" r "," h ")<1> S(0," i ")<0;1,0> BF(" r "," h ")<1;1,0> C(0," i ")<0;1,0>\n"
-#define MOE_XE_FACTORS(s, c, by) ".decl S v_type=G type=F num_elts=8 alias=<" s "," by ">\n.decl C v_type=G type=F num_elts=8 alias=<" c "," by ">\n"
+#define MOE_XE_FLOATS(name, of, at) ".decl " name " v_type=G type=F num_elts=8 alias=<" of "," at ">\n"
 template <int eight> [[gnu::always_inline]] inline void complete(vec<int32, 4>& words, const Bf16Factors& factors) {
   if constexpr (integer_codes)
-    asm(MOE_XE_OPERAND MOE_XE_FACTORS("%1", "%3", "%2") MOE_XE_ROWS(MOE_XE_MAD_ROW) "}\n"
+    asm(MOE_XE_OPERAND MOE_XE_FLOATS("S", "%1", "%2") MOE_XE_FLOATS("C", "%3", "%2") MOE_XE_ROWS(MOE_XE_MAD_ROW) "}\n"
         : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32), "rw"(factors.addend));
   else
-    asm(MOE_XE_OPERAND MOE_XE_FACTORS("%1", "%1", "%2") MOE_XE_ROWS(MOE_XE_MUL_ROW) "}\n" : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32));
+    asm(MOE_XE_OPERAND MOE_XE_FLOATS("S", "%1", "%2") MOE_XE_ROWS(MOE_XE_MUL_ROW) "}\n"
+        : "+rw"(words) : "rw"(factors.multiplier), "P"(eight * 32));
 }
 #undef MOE_XE_MAD_ROW
 #undef MOE_XE_MUL_ROW
@@ -102,7 +103,7 @@ template <int eight> [[gnu::always_inline]] inline void complete(vec<int32, 4>& 
   "{\n.decl OUT0 v_type=G type=" type " num_elts=128 alias=<%0,0>\n.decl OUT1 v_type=G type=" type " num_elts=128 alias=<%0,256>\n" \
   ".decl X0 v_type=G type=" type " num_elts=128 alias=<%1,0>\n.decl X1 v_type=G type=" type " num_elts=128 alias=<%2,0>\n"          \
   "lifetime.start %0\n"
-#define MOE_XE_TWO(name, of) ".decl " name "0 v_type=G type=F num_elts=8 alias=<" of ",0>\n.decl " name "1 v_type=G type=F num_elts=8 alias=<" of ",32>\n"
+#define MOE_XE_TWO(name, of) MOE_XE_FLOATS(name "0", of, "0") MOE_XE_FLOATS(name "1", of, "32")
 #define MOE_XE_MUL_TO(n, r, odd, h, i) "mul (M1_NM,16) OUT" n "(" r "," odd ")<2> X" n "(" r "," h ")<1;1,0> S" n "(0," i ")<0;1,0>\n"
 #define MOE_XE_MAD_TO(n, r, odd, h, i) \
   "mad (M1_NM,16) OUT" n "(" r "," odd ")<2> S" n "(0," i ")<0;1,0> X" n "(" r "," h ")<1;1,0> C" n "(0," i ")<0;1,0>\n"
@@ -134,6 +135,7 @@ template <int eight> [[gnu::always_inline]] inline void complete(vec<int32, 4>& 
 #undef MOE_XE_MAD_TO
 #undef MOE_XE_MUL_TO
 #undef MOE_XE_TWO
+#undef MOE_XE_FLOATS
 #undef MOE_XE_COLUMNS
 #undef MOE_XE_REGISTERS
 #undef MOE_XE_ROWS
@@ -148,9 +150,12 @@ template <int rows, int columns>
     for (auto& block : blocks) block = (Wide{block} * factor).values;
 }
 
-// Of the lower and the upper code in a byte, each lane's row has these: all 16 rows as operands have them.
+// Of the lower and the upper code in a byte.
+inline int32 pair_of(float lower, float upper) { return __builtin_bit_cast(int32, vec<_Float16, 2>{_Float16(lower), _Float16(upper)}); }
+
+// Each lane's row has these: all 16 rows as operands have them.
 [[gnu::always_inline]] inline vec<int32, 8> along_rows(float lower, float upper) {
-  const int32 pairs = __builtin_bit_cast(int32, vec<_Float16, 2>{_Float16(lower), _Float16(upper)});
+  const int32 pairs = pair_of(lower, upper);
   vec<int32, 8> rows;
 #define MOE_XE_LINE(r, first) "mov (M1_NM,16) %0(" r ",0)<1> %1(0," first ")<1;8,0>\n"
   asm("{\n" MOE_XE_LINE("0", "0") MOE_XE_LINE("1", "2") MOE_XE_LINE("2", "4") MOE_XE_LINE("3", "6") MOE_XE_LINE("4", "8")
@@ -165,8 +170,7 @@ inline float addend_of(float zero) { return (-code_origin - zero) * power_of_two
 [[gnu::always_inline]] inline void start(Bf16Factors&) {}
 [[gnu::always_inline]] inline void start(F16Factors& factors) {
   const float addend = addend_of(problem::zero);
-  if constexpr (integer_codes && !problem::has_zeros)
-    factors.addend[0] = unknown(__builtin_bit_cast(int32, vec<_Float16, 2>{_Float16(addend), _Float16(addend * upper_code)}));
+  if constexpr (integer_codes && !problem::has_zeros) factors.addend[0] = unknown(pair_of(addend, addend * upper_code));
 }
 
 // For a group: each lane has its row's scale and zero.

@@ -71,7 +71,8 @@ template <int variant> class CodeColumns {
   template <int ahead> [[gnu::always_inline]] Step load() {
     Step step;
     unrolled<column_blocks / load_blocks>([&](auto i) __attribute__((always_inline)) {
-      step.codes[i] = block.template load_bytes<load_blocks, block_bytes, step_elements, i * load_blocks * block_bytes, ahead * step_elements>();
+      constexpr int x = i * load_blocks * block_bytes, y = ahead * step_elements;
+      step.codes[i] = block.template load_bytes<load_blocks, block_bytes, step_elements, x, y>();
     });
     for (auto& half : rows) half.take();
     next += step_elements;

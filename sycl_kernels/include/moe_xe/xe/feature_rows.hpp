@@ -43,8 +43,8 @@ template <int variant> class DenseRows {
   Block blocks[2];
 };
 
-// Each sub-group makes operands of its own codes, which load in the checkpoint's order: a message's blocks have 16 codes of a row each, as an
-// operand has.
+// Each sub-group makes operands of its own codes, which load in the checkpoint's order: a message's blocks have 16 codes of each row, as
+// an operand has.
 template <int variant> class CodeRows {
   using Part = Shape<variant>;
   static constexpr int round_elements = unroll * step_elements;
@@ -59,7 +59,8 @@ template <int variant> class CodeRows {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
       const int feature = v * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
-      const int column = (Part::runs > 1 ? tile.column / 2 + run * int(out_n) : tile.column) + first_feature + feature - run * Part::run_columns;
+      const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
+      const int column = first + first_feature + feature;
       rows[v].go_to(codes, column < int(problem::n) ? column : int(problem::n) - 1);
       rows[v].load(0);
     }
@@ -69,7 +70,8 @@ template <int variant> class CodeRows {
   template <int ahead> [[gnu::always_inline]] void load() {
     if constexpr (ahead % load_steps == 0)
       unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
-        codes[i] = blocks[i / run_loads].template load_bytes<load_blocks, block_bytes, load_rows, ahead * code_step_bytes, i % run_loads * 32>();
+        constexpr int x = ahead * code_step_bytes, y = i % run_loads * 32;
+        codes[i] = blocks[i / run_loads].template load_bytes<load_blocks, block_bytes, load_rows, x, y>();
       });
     if constexpr (ahead == 0) {
       next += round_elements;

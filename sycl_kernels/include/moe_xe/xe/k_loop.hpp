@@ -75,7 +75,9 @@ inline Surface token_surface(const Arguments& args, const Tile& tile) {
 }
 
 // Bytes of so many weights that lie side by side.
-template <class Number> constexpr Number weight_bytes(Number weights) { return quantised ? weights * code_bits / 8 : weights * element_bytes; }
+template <class Number> constexpr Number weight_bytes(Number weights) {
+  return quantised ? weights * code_bits / 8 : weights * element_bytes;
+}
 
 // One run of the tile's columns of weights: which surface they are in, and the first one's place there.
 struct WeightRun {
