@@ -65,11 +65,13 @@ FORMATS = {
 }
 
 
-@pytest.mark.few(5)
-@pytest.mark.parametrize("input", [BF16, F16])
-@pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("format", FORMATS)
-def test_formats(format, layout, input):
+SAMPLE = [("int4, zeros", F16, ENK), ("mxfp4", BF16, EKN), ("nvfp4", F16, ENK), ("int8", BF16, ENK), ("fp8 in blocks", F16, EKN)]
+ALL = [(format, input, layout) for format in FORMATS for input in (BF16, F16) for layout in (ENK, EKN)]
+
+
+@pytest.mark.parametrize("format, input, layout", [
+    pytest.param(*case, marks=[pytest.mark.full] * (case not in SAMPLE)) for case in ALL])
+def test_formats(format, input, layout):
     problem = problem_of(FORMATS[format], input, "gathered", layout)
     run(problem, config_of(layout), COUNTS, groups=(1, 7))
 
@@ -85,6 +87,15 @@ def test_formats(format, layout, input):
     pytest.param("int4, zeros", F16, "rows, bias", EKN, N, marks=pytest.mark.full)])
 def test_fusions(format, input, kind, layout, n):
     run(problem_of(FORMATS[format], input, kind, layout, n), config_of(layout), COUNTS, groups=(7, 40))
+
+
+@pytest.mark.parametrize("format, k, layout", [
+    ("int4", 128, ENK), *(pytest.param(*case, marks=pytest.mark.full) for case in [
+        ("mxfp4", 136, ENK), ("int8, zeros", 72, ENK), ("fp8 in blocks", 64, ENK), ("fp8 in blocks", 24, EKN), ("uint4", 256, EKN),
+        ("nvfp4", 2056, ENK)])])
+def test_short_and_long_k(format, k, layout):
+    """No round of 128, one, or one and a tail."""
+    run(problem_of(FORMATS[format], BF16, "gathered", layout, k=k), config_of(layout), [33, 2], groups=(2,))
 
 
 @pytest.mark.parametrize("input, least, largest", [(BF16, 60, 160), pytest.param(F16, 110, 134, marks=pytest.mark.full)])
