@@ -14,7 +14,7 @@ from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmPr
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.xe.candidates import choose_xe_config
 
-from .case import EKN, ENK, Case, missing, run
+from .case import EKN, ENK, Case, encode, missing, run
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
@@ -112,6 +112,9 @@ def test_every_e8m0(input, least, largest):
     assert np.isnan(got[:, 9]).all()
     got[:, 9] = want[:, 9]
     assert (np.abs(got - want).max(0) < 1e-5 * np.abs(want).max(0)).all()
+    case.a[:], case.w[0, 9] = encode(np.ones(1, "f4"), input), 0x22       # 1 x 1 x NaN, which an infinity would not be
+    case.launch(config_of(), 1)
+    assert np.isnan(got[:, 9]).all()
 
 
 # A block of gpt-oss, and of Qwen3-30B as int4 and as FP8.
