@@ -226,8 +226,8 @@ class CpuConfig(TileConfig):
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
         bf16 = problem.input is Dtype.bf16
         pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
-        unit = 2 if bf16 else 1
-        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * (unit if problem.quantization is None else 8))
+        lane_elements = 8 if problem.quantization else 2 if bf16 else 1
+        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
         packed_a = self.heights[0] * (padded_k // pairs + 16)
         panel = min(self.k_block, padded_k) // pairs * self.micro_columns
         sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moe_xe.plan.choice.block_config import GemmConfigs, MoeConfig
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm.config import MOST, CpuConfig, GenericConfig, Schedule, TileConfig, XeConfig
 from moe_xe.plan.outer.config import OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
@@ -105,11 +106,12 @@ def test_what_a_launch_takes():
 
 
 def test_scratch_grows_with_what_is_packed():
-    def scratch(config, k=100):
-        return config.scratch_bytes(GroupedGemmProblem(64, k, Dtype.bf16, Dtype.bf16))
+    def scratch(config, k=100, **fields):
+        return config.scratch_bytes(GroupedGemmProblem(64, k, Dtype.bf16, Dtype.bf16, **fields))
 
     assert scratch(XE) == scratch(GENERIC) == 0 < scratch(CPU) < scratch(replace(CPU, heights=(128,)))
     assert scratch(CPU, 300) - scratch(CPU, 256) > 4 * 64 * 128      # sums between two blocks of K
+    assert scratch(CPU, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32)) > scratch(CPU)      # eight codes a lane
 
 
 def test_an_entry_of_the_list_has_room_for_the_sums_of_all_parts():

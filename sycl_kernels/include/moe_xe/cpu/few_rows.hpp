@@ -66,7 +66,7 @@ struct StreamedSums {
 #pragma unroll
         for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < end ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
       int column = 0;
-      if (k + depth <= end)
+      if (k + depth <= end && w.has_whole_vectors(first))
 #pragma unroll 1
         for (; column + block <= columns; column += block)
           add_block<block / width, true>(few, tokens, w, first, k, first_sum, column, block);
@@ -95,15 +95,17 @@ struct StreamedSums {
   void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Weights& w, Weights::Column first, int64 k,
                  int first_sum, int column, int count, int left = depth) {
     Floats weights[depth][vectors];
+    if constexpr (whole) {
 #pragma unroll
-    for (int i = 0; i < depth; ++i) {
-      const int64 row = whole || i < left ? k + i : k;    // rows past K repeat one that exists, times zero
-      if constexpr (whole) w.prefetch_row(first, row + ahead, column);
+      for (int i = 0; i < depth; ++i) {
+        w.prefetch_row(first, k + i + ahead, column);
 #pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        if constexpr (whole) weights[i][v] = w.neighbours(first, row, column + v * width);
-        else weights[i][v] = w.neighbours(first, row, column, count);
+        for (int v = 0; v < vectors; ++v) weights[i][v] = w.neighbours(first, k + i, column + v * width);
       }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < depth; ++i)     // rows past K repeat one that exists, times zero
+        weights[i][0] = w.neighbours(first, i < left ? k + i : k, column, count);
     }
 #pragma unroll 1
     for (int row = 0; row < few.count; ++row) {
