@@ -107,6 +107,16 @@ class GroupedGemmProblem:
         return self.activation is not None and self.activation.gated
 
     @property
+    def weight_bits(self) -> int:
+        """Of one weight, or its code."""
+        return self.quantization.codes.bits if self.quantization else 8 * self.input.size
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight in memory, with its share of scales."""
+        return self.quantization.weight_bytes if self.quantization else self.input.size
+
+    @property
     def out_n(self) -> int:
         """Columns of d."""
         return self.n // 2 if self.pairs else self.n

@@ -13,12 +13,16 @@ from importlib.resources import files
 
 import yaml
 
+from ..formats import Codes
 from ..gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
 from ..problem import Dtype, GroupedGemmProblem
 from .devices import DeviceRecord
 from .schedule import Tile, cut_of, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop
+# Codes that are counted, by those that they stand for: as many instructions, or nearly so.
+COUNTED_CODES = {Codes.int4: Codes.int4, Codes.uint4: Codes.int4, Codes.e2m1: Codes.e2m1, Codes.int8: Codes.int8, Codes.e4m3: Codes.e4m3,
+                 Codes.e5m2: Codes.e4m3}
 STEP_DPAS_SUMS = 64         # sums (rows x columns) that a step brings forward with one dpas: 128 sums, half a step each
 
 # Fitted to the published measurements (plan/model/data/published.yaml); all else comes from the records.
@@ -88,7 +92,8 @@ def counted_instructions() -> dict:
 def variant_of(problem: GroupedGemmProblem) -> str:
     """The kernel that instructions were counted for, in plan/model/data/instructions.yaml."""
     fused = " gathered" * problem.gathered + " pairs" * (problem.gathered and problem.pairs) + " scattered" * problem.scattered
-    return problem.weights.value + fused
+    codes = f" {COUNTED_CODES[problem.quantization.codes].value}" if problem.quantization else ""
+    return problem.weights.value + fused + codes
 
 
 def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceRecord) -> Kernel:
@@ -99,7 +104,7 @@ def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceReco
         entry = counted[f"{rows}x{columns}"]
         return Code(entry["dpas"] + entry["messages"] + entry["other"], entry["tile"])
 
-    return Kernel(config, code)
+    return Kernel(config, code, weight_bytes=problem.weight_bytes)
 
 
 def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
@@ -152,10 +157,10 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
     work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
     queue = map(tile_seconds, tiles(tokens_per_expert, problem.n, config))
     makespan = _makespan(queue, device.xe_cores, config.schedule)
-    num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.input.size, device.l2_bytes)
+    num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.weight_bytes, device.l2_bytes)
     parts = {"multiply-add": work, "memory": num_bytes / (device.bandwidth * 1e9)}
     seconds = overlapped(makespan, parts["memory"])
-    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.input.size)
+    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.weight_bytes)
 
 
 def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], device: DeviceRecord, seconds: float,
@@ -207,14 +212,14 @@ def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord,
     """Of the tile shape at this index of the heights, or of a part of its K, where `residents` work-groups share the core."""
     arch, config, clock = device.architecture, kernel.config, device.clock * 1e9
     rows, columns, sub_groups = config.sub_group_rows[index], config.sub_group_columns[index], config.sub_groups[index]
-    code = kernel.code(rows, columns)
+    code, weight_share = kernel.code(rows, columns), (kernel.weight_bytes or problem.input.size) / problem.input.size
     steps = -(-problem.k * problem.input.size // (STEP_BYTES * config.splits))
     threads = -(-sub_groups * residents // arch.engines)            # of an engine
     # a thread waits for its own loads; the others of its engine multiply meanwhile
     step_dpas = rows * columns / STEP_DPAS_SUMS * arch.dpas_cycles
     matrix = steps * max(threads * step_dpas, step_dpas + arch.load_latency) / MATRIX_EFFICIENCY / clock
     issue = steps * threads * code.step / clock
-    l1 = steps * sub_groups * residents * (rows + columns) * STEP_BYTES / arch.l1_rate / clock
+    l1 = steps * sub_groups * residents * (rows + columns * weight_share) * STEP_BYTES / arch.l1_rate / clock
     # a step's lines are asked for prefetch_distance steps ahead
     latency = steps * arch.memory_latency / max(config.prefetch_distance, 1)
     ends = arch.memory_latency + threads * code.tile / clock        # first loads, epilogue

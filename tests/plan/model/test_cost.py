@@ -198,7 +198,8 @@ def test_a_device_with_a_record_and_stand_ins():
 @pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")
 @pytest.mark.parametrize("variant, shape", [
     pytest.param("enk", (16, 64), marks=pytest.mark.full), ("enk gathered pairs", (32, 64)), ("ekn scattered", (32, 64)),
-    pytest.param("ekn gathered", (8, 16), marks=pytest.mark.full)])
+    ("enk gathered pairs e2m1", (64, 32)), pytest.param("ekn gathered", (8, 16), marks=pytest.mark.full),
+    pytest.param("ekn int8", (32, 64), marks=pytest.mark.full)])
 def test_the_counted_instructions_are_those_of_the_listing(variant, shape):
     """To a tenth: if this fails, the kernels have changed. python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml."""
     table = cost_model.counted_instructions()
@@ -212,5 +213,5 @@ def test_every_shape_was_counted(target):
     table = cost_model.counted_instructions()[target]
     assert list(table) == [cost_model.variant_of(problem) for problem in counts.problems()]
     for problem in counts.problems():
-        possible = {"{}x{}".format(*shape) for shape in counts.SHAPES[problem.weights] if sub_group_reason(problem, *shape) is None}
+        possible = {"{}x{}".format(*shape) for shape in counts.shapes(problem) if sub_group_reason(problem, *shape) is None}
         assert set(table[cost_model.variant_of(problem)]) == possible
