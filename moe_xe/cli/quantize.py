@@ -13,11 +13,13 @@ _TOKENS = 32
 
 
 def quantize(
-    model_dir: Annotated[Path, typer.Argument(help="A dense model's folder, in safetensors.", exists=True, file_okay=False)],
-    out_dir: Annotated[Path, typer.Argument(help="The folder to write; what is in it already is not made again.", file_okay=False)],
+    model_dir: Annotated[Path, typer.Argument(help="A dense model's folder, in safetensors.")],
+    out_dir: Annotated[Path, typer.Argument(help="The folder to write; what is in it already is not made again.")],
     format: Annotated[str, typer.Option(help="int4, mxfp4 or fp8.")] = "int4",
-    group: Annotated[Optional[int], typer.Option(help="Weights that share a scale: so many columns, of fp8 a square block; default: 128, mxfp4 32.")] = None,
-    report: Annotated[Optional[bool], typer.Option("--report/--no-report", help="The logits' error on random tokens; default: if memory allows.")] = None,
+    group: Annotated[Optional[int], typer.Option(help="Weights that share a scale: so many columns, of fp8 a square block; default: 128, "
+                                                      "of mxfp4 32.")] = None,
+    report: Annotated[Optional[bool], typer.Option("--report/--no-report", help="The logits' error on random tokens; default: if memory "
+                                                                                "allows.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
 ):
     """Quantise the experts' weights of a model, shard by shard, for moe_xe.integrations.transformers.load_quantized and other libraries."""
@@ -32,7 +34,8 @@ def quantize(
     except (ValueError, TypeError, OSError, ImportError) as error:
         errors.print(plain(error), markup=False)
         raise typer.Exit(1)
-    sizes = {name: sum(file.stat().st_size for file in folder.glob("*.safetensors")) for name, folder in (("dense", model_dir), ("quantised", out_dir))}
+    sizes = {name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+             for name, folder in (("dense", model_dir), ("quantised", out_dir))}
     found = {"bytes": sizes}
     if report or (report is None and _fits(sizes["dense"])):
         found["logits"] = _logits_error(model_dir, out_dir)

@@ -17,15 +17,17 @@ import pytest
 import typer
 
 from moe_xe.cli import app
+from moe_xe.quantized.folder import quantize_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in
              (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *(ROOT / "benchmarks").glob("*.md"), *(ROOT / "examples").rglob("*.md"))]
 
-TINY_QWEN = "moe_xe_tiny_qwen3"     # a folder in which the test saved a model
+TINY_QWEN, TINY_INT4 = "moe_xe_tiny_qwen3", "moe_xe_tiny_qwen3_int4"     # folders in which the test saved a model
 REPLACED = {
     "README.md": [('"xpu"', '"cpu"'), ("8000, 2880", "320, 64"), ("5760, 2880", "96, 64"), ("(32,), 250", "(32,), 10"),
                   ("Qwen/Qwen3-30B-A3B", TINY_QWEN)],
+    "docs/quantised-models.md": [('"xpu"', '"cpu"'), ("openai/gpt-oss-20b", TINY_INT4)],
     "docs/simulated-gpu.md": [("level_zero:gpu", "opencl:cpu")],
     "docs/training.md": [('"xpu"', '"cpu"')],
     "docs/transformers.md": [('"xpu"', '"cpu"'), ("Qwen/Qwen3-30B-A3B", TINY_QWEN)],
@@ -62,6 +64,8 @@ RESULTS = {
     "README.md": "assert out.isfinite().all() and all(t.grad.isfinite().all() for t in (hidden_states, w13, w2))\n"
                  "assert model(torch.arange(7)[None]).logits.isfinite().all() and model.config._experts_implementation == 'moe_xe'",
     "docs/quantised.md": "assert out.isfinite().all() and all(p.grad.isfinite().all() for p in adapted.parameters())",
+    "docs/quantised-models.md": "assert model.config.quantization_config.quant_method == 'moe_xe'\n"
+                                "assert {name.split('.')[-2] for name, p in model.named_parameters() if p.grad is not None} == {'lora_A', 'lora_B'}",
     "docs/simulated-gpu.md": "assert out.isfinite().all()",
     "docs/training.md": "assert out.isfinite().all() and block(torch.randn(3, 64, dtype=torch.bfloat16)).isfinite().all()",
     "docs/tuning.md": "assert config.tile_width == 128 and out.isfinite().all()",
@@ -85,6 +89,7 @@ def folder(tmp_path_factory):
     config = transformers.Qwen3MoeConfig(vocab_size=96, hidden_size=64, intermediate_size=80, moe_intermediate_size=48, num_hidden_layers=1,
                                          num_attention_heads=2, num_key_value_heads=1, head_dim=32, num_experts=8, num_experts_per_tok=2)
     transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder / TINY_QWEN)
+    assert list(quantize_folder(folder / TINY_QWEN, folder / TINY_INT4, "int4", 16))
     return folder
 
 

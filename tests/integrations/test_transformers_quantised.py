@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,5 +150,6 @@ def test_loading_takes_little_more_than_the_packed_size(tmp_path):
         config.num_hidden_layers, config.layer_types = layers, None
         checkpoints.write_random_gptq(folder, AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
     size = sum(path.stat().st_size for path in folders[1].glob("*.safetensors"))
-    done = subprocess.run([sys.executable, "-m", "tests.integrations.loading_memory", *map(str, folders)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "tests.integrations.loading_memory", *map(str, folders)], capture_output=True,
+                          text=True, check=True, cwd=Path(__file__).parents[2])
     assert size > 1e8 and int(done.stdout) < 1.2 * size, (done.stdout, size)
