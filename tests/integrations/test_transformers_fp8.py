@@ -78,6 +78,7 @@ def test_scales_that_mxfp4_has_not():
         experts(torch.randn(3, 64), ids, weights)
 
 
+@pytest.mark.full
 def test_gradients():
     """Adapters that begin as nothing change neither the results nor the hidden states' gradient."""
     experts, (ids, weights), x = fp8_experts(block_size=(16, 32)), _routing(7), torch.randn(7, 64, requires_grad=True)
