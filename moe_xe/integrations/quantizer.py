@@ -22,7 +22,6 @@ from ..quantized.weight import QuantizedWeight
 __all__ = ["MoeXeConfig", "MoeXeQuantizer"]
 
 _METHOD = "moe_xe"
-_TENSORS = "codes", "scales", "zeros", "global_scales"
 
 
 @register_quantization_config(_METHOD)
@@ -67,17 +66,18 @@ class MoeXeQuantizer(HfQuantizer):
         self._method = method_of(self.quantization_config.checkpoint)
         self._stored = find_stored(self._method, self._shards)
         self._targets = self._find_targets(model)
+        if not self._targets:
+            raise ValueError(f"the checkpoint must have weights {' and '.join(self._method.parts)}, as its quantization_config says, it has none of the model's")
         with torch.device("cpu"):       # sizes are read, though the model is being built on meta
             for full_name, target in self._targets.items():
                 target.module._is_hf_initialized = True
                 if target.is_experts:
                     set_weight(target.module, target.name, self._read(full_name, target, meta=True))
-        # Transformers allocates them, where device_map says
-        endings = [ending for ending in self._method.parts.values() if ending]
-        model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *map(_anchored, self._targets),
-                                                 *(rf"\.{name}$" for name in _TENSORS)}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *map(_anchored, self._targets),
-                                                    *(f"{re.escape(ending)}$" for ending in endings), r"\.(input|activation|output)_scale$"}
+        # Missing and unexpected to Transformers, which allocates them where device_map says.
+        names, endings = set(map(_anchored, self._targets)), map(re.escape, filter(None, self._method.parts.values()))
+        model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *names}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *names,
+                                                    rf"({'|'.join(endings)}|(activation|input|output)(_global)?_scale)$"}
 
     def _process_model_after_weight_loading(self, model, **_):
         if self.quantization_config.checkpoint is not None:
@@ -176,7 +176,8 @@ def _in_order(by_name: dict, model) -> dict:
 
 
 def _anchored(name: str) -> str:
-    return f"^{re.escape(name)}$"
+    """A pattern of a weight's name, and of its tensors'."""
+    return rf"^{re.escape(name)}(\.\w+)?$"
 
 
 def _check_target(full_name: str, target: _Target, pattern: str | None) -> None:

@@ -15,9 +15,10 @@ SIZES = {"weight_shape"}        # parts whose values are sizes of others
 
 @dataclass(frozen=True)
 class Method:
-    """Of a quantization_config. parts: behind which ending of the weight's name each tensor is, by the converter's argument. The first one is there for every
-    quantised weight. Endings begin behind "name" or, if the weight's own name ends in it, before `own`.
-    convert: tensors by part, with a leading dimension of experts, and the configuration -> QuantizedWeight.
+    """Of a quantization_config.
+
+    parts: by the converter's argument, the ending of a tensor's name, in the place of `own` at the end of the weight's. The first one is there for
+    every quantised weight, and for no other. convert: tensors by part, with a leading dimension of experts, and the configuration -> QuantizedWeight.
     """
     parts: dict[str, str]
     convert: Callable[[dict[str, torch.Tensor], dict], QuantizedWeight]
@@ -35,15 +36,16 @@ def _from_awq(parts, config):
 
 
 def _from_fp8(parts, config):
-    weight, scales = parts["weight"], parts["weight_scale_inv"]
-    if weight.dtype in (torch.int8, torch.uint8):       # DeepSeek-V4's experts
-        return QuantizedWeight(weight.view(torch.uint8), scales, format="mxfp4")
     block = config.get("weight_block_size")
-    return QuantizedWeight.from_fp8_block(weight, scales, tuple(block)) if block else QuantizedWeight.from_fp8(weight, scales)
+    if block is None:
+        return QuantizedWeight.from_fp8(parts["weight"], parts["weight_scale_inv"])
+    return QuantizedWeight.from_fp8_block(**parts, block=tuple(block))
 
 
 def _from_modelopt(parts, config):
-    return QuantizedWeight.from_modelopt(**parts) if "weight_scale_2" in parts else QuantizedWeight.from_fp8(parts["weight"], parts["weight_scale"])
+    if "weight_scale_2" in parts:
+        return QuantizedWeight.from_modelopt(**parts)
+    return QuantizedWeight.from_fp8(parts["weight"], parts["weight_scale"])
 
 
 _GPTQ_PARTS = {part: f".{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
@@ -60,6 +62,33 @@ METHODS = {
 _AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
 
 
+def _check(config: dict, name: str, value, *possible) -> None:
+    if value not in possible:
+        raise ValueError(f"quantization_config's {name} must be {' or '.join(map(repr, possible))} for {config['quant_method']}, got {value!r}")
+
+
+def _check_gptq(config):
+    _check(config, "checkpoint_format", config.get("checkpoint_format") or "gptq", "gptq", "gptq_v2")
+
+
+def _check_awq(config):
+    _check(config, "version", str(config.get("version") or config.get("format") or "gemm").lower(), "gemm")
+    _check(config, "bits", config.get("bits", 4), 4)
+
+
+def _check_compressed(config):
+    """Weights that are rotated, or left out where they are zero, are no weights of ours."""
+    groups = (config.get("config_groups") or {}).values()
+    for format in {config.get("format"), *(group.get("format") for group in groups)} - {None, "dense", "mixed-precision"}:
+        _check(config, "format", format, *_COMPRESSED_FORMATS)
+    _check(config, "sparsity_config's format", (config.get("sparsity_config") or {}).get("format", "dense"), "dense")
+    _check(config, "transform_config", config.get("transform_config") or None, None)
+
+
+_COMPRESSED_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized")
+_CHECKS = {"gptq": _check_gptq, "awq": _check_awq, "compressed-tensors": _check_compressed}
+
+
 def method_of(config: dict) -> Method:
     """Of a checkpoint's quantization_config. ValueError for one that is not supported."""
     name = config.get("quant_method")
@@ -70,8 +99,7 @@ def method_of(config: dict) -> Method:
             raise ValueError(f"quantization_config's packing_format must be one of {', '.join(_AUTO_ROUND)}, got {packing!r}")
     if name not in METHODS:
         raise ValueError(f"quantization_config's quant_method must be one of {', '.join([*METHODS, 'auto-round'])}, got {name!r}")
-    if name == "awq" and (layout := str(config.get("version") or config.get("format") or "gemm").lower()) != "gemm":
-        raise ValueError(f'quantization_config\'s version must be "gemm" for awq, got {layout!r}')
+    _CHECKS.get(name, lambda config: None)(config)
     return METHODS[name]
 
 

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import pickle
 
@@ -206,3 +207,11 @@ def test_exports():
     exported = torch.export.export(Shifted(), (x, weight)).module()
     other = random_weight("int4", zeros=True, seed=1)
     assert torch.equal(exported(x, other), Shifted()(x, other))
+
+
+@pytest.mark.parametrize("format, options", [("mxfp4", {}), ("nvfp4", {}), ("int4", dict(group=(1, 16), symmetric=False))])
+def test_description(format, options):
+    """JSON has it, and a weight without values is made of it."""
+    weight = moe_xe.QuantizedWeight.quantize(torch.randn(2, 6, 32), format, **options).mT
+    empty = moe_xe.QuantizedWeight.of_description(json.loads(json.dumps(weight.description())), "meta")
+    assert empty.description() == weight.description() and empty.shape == weight.shape and empty.device.type == "meta"
