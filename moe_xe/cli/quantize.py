@@ -38,7 +38,12 @@ def quantize(
              for name, folder in (("dense", model_dir), ("quantised", out_dir))}
     found = {"bytes": sizes}
     if report or (report is None and _fits(sizes["dense"])):
-        found["logits"] = _logits_error(model_dir, out_dir)
+        try:
+            found["logits"] = _logits_error(model_dir, out_dir)
+        except (ValueError, OSError, ImportError) as error:
+            errors.print(f"no report: {plain(error)}", markup=False)
+            if report:
+                raise typer.Exit(1)
     if json:
         print(jsonlib.dumps(found, indent=1))
         return

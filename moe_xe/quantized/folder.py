@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..plan.formats import FORMATS
-from .shards import INDEX, Shards, safetensors_of, shards_of
+from .shards import INDEX, Shards, open_safetensors, shards_of
 from .weight import QuantizedWeight
 
 __all__ = ["WRITTEN", "quantize_folder"]
@@ -25,8 +25,8 @@ _KEY = "moe_xe"     # of a shard's metadata: what it was made with
 
 
 def quantize_folder(source: Path, target: Path, format: str, group: int | None = None) -> Iterator[tuple[int, int]]:
-    """Quantises the experts' weights of a dense model in `source`, one shard after the other, into `target`. Yields how many shards are there and how
-    many there will be; what is there already, of the same model, format and group, is not made again.
+    """Quantises the experts' weights of a dense model in `source`, one shard after the other, into `target`. Yields how many shards are
+    there and how many there will be; what is there already, of the same model, format and group, is not made again.
 
     format, group: of WRITTEN; a group of int4 and mxfp4 is of so many columns, of fp8 a square block. Weights with a module for each expert become
     compressed-tensors' pack-quantized (int4) or mxfp4-pack-quantized (mxfp4), or FP8 blocks with weight_scale_inv; gpt-oss' mxfp4 becomes gpt-oss' own;
@@ -148,13 +148,15 @@ def _is_experts(name: str) -> bool:
 
 
 def _metadata(file: Path) -> dict:
-    with safetensors_of().safe_open(file, framework="pt") as opened:
+    with open_safetensors(file) as opened:
         return opened.metadata() or {}
 
 
 def _save(file: Path, tensors: dict[str, torch.Tensor], settings: str) -> None:
+    from safetensors.torch import save_file
+
     unfinished = file.with_name(f".{file.name}.tmp")
-    safetensors_of().torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata={"format": "pt", _KEY: settings})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata={"format": "pt", _KEY: settings})
     os.replace(unfinished, file)
 
 

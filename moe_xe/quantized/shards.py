@@ -7,19 +7,21 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["INDEX", "SINGLE", "Shards", "natural", "safetensors_of", "shards_of"]
+__all__ = ["INDEX", "SINGLE", "Shards", "natural", "open_safetensors", "shards_of"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_NEEDS = "safetensors is needed for checkpoints (pip install safetensors)"
 
 
-def safetensors_of():
-    """The library's module; ImportError that says how to get it."""
+def open_safetensors(file: str | Path):
+    """The open file. ImportError without safetensors, ValueError for what is no such file."""
     try:
-        import safetensors.torch
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ImportError(_NEEDS) from error
-    return safetensors
+        raise ImportError("safetensors is needed for checkpoints (pip install safetensors)") from error
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} must be a safetensors file, it cannot be read: {error}") from error
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -44,10 +46,9 @@ class Shards:
     """The tensors of some files, which stay open. A name is of one file."""
 
     def __init__(self, files: Iterable[str | Path]):
-        open_file = safetensors_of().safe_open
         self._files = {}
-        for file in map(str, files):
-            opened = open_file(file, framework="pt")
+        for file in files:
+            opened = open_safetensors(file)
             self._files.update({name: opened for name in opened.keys()})
 
     def __contains__(self, name: str) -> bool:

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from moe_xe.cli import app  # noqa: E402
 from moe_xe.integrations.transformers import load_quantized  # noqa: E402
 from moe_xe.nn.quantized import weight_of  # noqa: E402
 from moe_xe.quantized.folder import WRITTEN  # noqa: E402
-from tests.integrations.test_transformers import _model  # noqa: E402
+from tests.integrations.test_transformers import MODELS, _config, _model  # noqa: E402
 
 
 def run(*arguments):
@@ -83,6 +86,26 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert all(file.stat().st_mtime_ns > time for file, time in zip(files, times))
 
 
+@pytest.mark.full
+def test_memory_is_that_of_a_shard(tmp_path):
+    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | dict(num_experts=32, moe_intermediate_size=256, hidden_size=512, num_hidden_layers=12, head_dim=16))
+    for name, layers in (("tiny", 1), ("large", 12)):
+        config.num_hidden_layers, config.layer_types = layers, None
+        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name, max_shard_size="50MB")
+    shards = [file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors")]
+    program = f"""
+from pathlib import Path
+from moe_xe.quantized.folder import quantize_folder
+from tests.anonymous_memory import printed_peak
+folder = Path({str(tmp_path)!r})
+list(quantize_folder(folder / "tiny", folder / "tiny8", "fp8"))
+with printed_peak():
+    list(quantize_folder(folder / "large", folder / "large8", "fp8"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert len(shards) > 5 and int(done.stdout) < 1.2 * max(shards), (done.stdout, shards)
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--format", "int3"], "format must be one of int4, mxfp4, fp8, got 'int3'"),
     (["--format", "mxfp4", "--group", "16"], "group must be 32 for mxfp4, got 16"),
@@ -103,6 +126,10 @@ def test_folders_that_are_no_dense_moe(tmp_path):
     assert run(tmp_path / "dense", tmp_path / "quantised", "--group", 32, "--no-report").exit_code == 0
     done = run(tmp_path / "quantised", tmp_path / "twice")
     assert done.exit_code == 1 and "must be a dense model, its quant_method is 'compressed-tensors'" in done.stderr
-    os.unlink(next((tmp_path / "dense").glob("*.safetensors")))
+    damaged = next((tmp_path / "dense").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    done = run(tmp_path / "dense", tmp_path / "other")
+    assert done.exit_code == 1 and f"{damaged.name} must be a safetensors file, it cannot be read" in done.stderr
+    os.unlink(damaged)
     done = run(tmp_path / "dense", tmp_path / "other")
     assert done.exit_code == 1 and "must have the file model-0" in done.stderr
