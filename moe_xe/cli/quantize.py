@@ -79,4 +79,5 @@ def _logits_error(model_dir: Path, out_dir: Path) -> dict[str, float]:
             logits.append(model(tokens, use_cache=False).logits[0].float())
         del model
     dense, quantised = logits
-    return {"error": ((quantised - dense).norm() / dense.norm()).item(), "same_token": (quantised.argmax(1) == dense.argmax(1)).float().mean().item()}
+    return {"error": ((quantised - dense).norm() / dense.norm()).item(),
+            "same_token": (quantised.argmax(1) == dense.argmax(1)).float().mean().item()}

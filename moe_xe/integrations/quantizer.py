@@ -67,7 +67,8 @@ class MoeXeQuantizer(HfQuantizer):
         self._stored = find_stored(self._method, self._shards)
         self._targets = self._find_targets(model)
         if not self._targets:
-            raise ValueError(f"the checkpoint must have weights {' and '.join(self._method.parts)}, as its quantization_config says, it has none of the model's")
+            raise ValueError(f"the checkpoint must have weights {' and '.join(self._method.parts)}, as its quantization_config says, it has none "
+                             f"of the model's")
         with torch.device("cpu"):       # sizes are read, though the model is being built on meta
             for full_name, target in self._targets.items():
                 target.module._is_hf_initialized = True
@@ -134,7 +135,8 @@ class MoeXeQuantizer(HfQuantizer):
 
     def _convert(self, name: str, parts: dict[str, torch.Tensor]) -> QuantizedWeight:
         try:
-            return self._method.convert(parts, self.quantization_config.checkpoint)
+            weight = self._method.convert(parts, self.quantization_config.checkpoint)
+            return weight if weight.device.type == "meta" else weight.prepacked()
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name} cannot be loaded: {error}") from error
 
@@ -182,15 +184,15 @@ def _anchored(name: str) -> str:
 
 def _check_target(full_name: str, target: _Target, pattern: str | None) -> None:
     if not target.is_experts and (pattern is not None or target.parameter.dim() != 2):
-        raise ValueError(f"{full_name} must be a linear layer's weight, or one of experts that Transformers lets be chosen, for a quantised one to be "
-                         f"loaded, it is one of {type(target.module).__name__}")
+        raise ValueError(f"{full_name} must be a linear layer's weight, or one of experts that Transformers lets be chosen, for a quantised one "
+                         f"to be loaded, it is one of {type(target.module).__name__}")
 
 
 def _check_operations(full_name: str, converter: WeightConverter) -> None:
     operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
     if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]) or len(converter.target_patterns) != 1:
-        raise ValueError(f"{full_name} must be experts' weights, stacked and concatenated, for quantised ones to be loaded; Transformers makes it "
-                         f"by {converter.operations}")
+        raise ValueError(f"{full_name} must be experts' weights, stacked and concatenated, for quantised ones to be loaded; Transformers makes "
+                         f"it by {converter.operations}")
 
 
 def _makes(converter: WeightConverter, names: list[str]) -> bool:

@@ -56,16 +56,16 @@ def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None
 def load_quantized(model: str | os.PathLike, *, model_class: type | None = None, **options):
     """A checkpoint whose experts are quantised, as a model whose experts are: their weights stay `QuantizedWeight`s, on xpu and on cpu.
 
-    model: a folder or a model's name on the hub, in safetensors: gpt-oss' MXFP4, FP8 (blocks or tensors), compressed-tensors (int4, int8, FP8,
-    MXFP4 and NVFP4), GPTQ, AWQ or AutoRound; docs/quantised-models.md has the table. model_class: AutoModelForCausalLM by default. options: of its
-    from_pretrained, such as dtype and device_map.
+    model: a folder or a model's name on the hub, in safetensors: gpt-oss' MXFP4, FP8 (blocks or tensors), compressed-tensors (int4, int8,
+    FP8, MXFP4 and NVFP4), GPTQ, AWQ, AutoRound or ModelOpt; docs/quantised-models.md has the table. model_class: AutoModelForCausalLM by
+    default. options: of its from_pretrained, such as dtype and device_map.
 
     Experts are read weight by weight, once all else is loaded; no dense copy of them exists at any time. Other weights that are quantised in the
     checkpoint, such as attention's, become dense, in the model's dtype. Activations are not quantised. save_pretrained saves codes and
     scales, and from_pretrained loads them again once `register` was called.
 
-    ImportError as `register`. ValueError for a checkpoint without a quantization_config or of another method, for act-order (desc_act=True), and for
-    experts that Transformers does not let be chosen.
+    ImportError as `register`. ValueError for a checkpoint without a quantization_config or of another method, for act-order
+    (desc_act=True), for FP8 codes that are no numbers, and for experts that Transformers does not let be chosen.
     """
     if "moe_xe" not in getattr(sys.modules.get("transformers.integrations.moe"), "ALL_EXPERTS_FUNCTIONS", ()):
         register()

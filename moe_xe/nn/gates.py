@@ -92,7 +92,8 @@ def _numbers(module: nn.Module, suffix: str) -> list[float]:
             if name.endswith(suffix) and isinstance(value, (int, float)) and 0 < value < math.inf]
 
 
-_EXPERT_TENSORS = {f"{name}{part}" for name in ("gate_up_proj", "up_proj", "down_proj") for part in ("", "_bias", "_scale_inv", "_activation_scale")}
+_EXPERT_TENSORS = {f"{name}{part}" for name in ("gate_up_proj", "up_proj", "down_proj")
+                   for part in ("", "_bias", "_scale_inv", "_activation_scale")}
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"}
 
 

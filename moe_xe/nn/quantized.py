@@ -55,7 +55,8 @@ def weight_of(module: nn.Module, name: str) -> Weight:
 
 
 def _weight_of_fp8_experts(module: nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
-    """A weight of Transformers' FP8Experts, in place: FP8 with scales of blocks, or of a tensor, or FP4 with MXFP4's. They are frozen there, too."""
+    """A weight of Transformers' FP8Experts, in place: FP8 with scales of blocks, or of a tensor, or FP4 with MXFP4's. They are frozen there,
+    too."""
     codes, scales = codes.detach(), scales.detach()
     if codes.dtype == torch.int8:
         return QuantizedWeight(codes.view(torch.uint8), scales, format="mxfp4", group=(1, 32))

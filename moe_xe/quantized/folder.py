@@ -28,9 +28,10 @@ def quantize_folder(source: Path, target: Path, format: str, group: int | None =
     """Quantises the experts' weights of a dense model in `source`, one shard after the other, into `target`. Yields how many shards are
     there and how many there will be; what is there already, of the same model, format and group, is not made again.
 
-    format, group: of WRITTEN; a group of int4 and mxfp4 is of so many columns, of fp8 a square block. Weights with a module for each expert become
-    compressed-tensors' pack-quantized (int4) or mxfp4-pack-quantized (mxfp4), or FP8 blocks with weight_scale_inv; gpt-oss' mxfp4 becomes gpt-oss' own;
-    other tensors of all experts become moe_xe's own (docs/quantised-models.md). All else is copied. At most one shard is in memory.
+    format, group: of WRITTEN; a group of int4 and mxfp4 is of so many columns, of fp8 a square block. Weights with a module for each expert
+    become compressed-tensors' pack-quantized (int4) or mxfp4-pack-quantized (mxfp4), or FP8 blocks with weight_scale_inv; gpt-oss' mxfp4
+    becomes gpt-oss' own; other tensors of all experts become moe_xe's own (docs/quantised-models.md). All else is copied. At most one shard
+    is in memory.
 
     A file comes into place by one rename, config.json as the last. ValueError naming what is wrong, FileNotFoundError without a model.
     """

@@ -17,8 +17,9 @@ SIZES = {"weight_shape"}        # parts whose values are sizes of others
 class Method:
     """Of a quantization_config.
 
-    parts: by the converter's argument, the ending of a tensor's name, in the place of `own` at the end of the weight's. The first one is there for
-    every quantised weight, and for no other. convert: tensors by part, with a leading dimension of experts, and the configuration -> QuantizedWeight.
+    parts: by the converter's argument, the ending of a tensor's name, in the place of `own` at the end of the weight's. The first one is
+    there for every quantised weight, and for no other.
+    convert: tensors by part, with a leading dimension of experts, and the configuration -> QuantizedWeight.
     """
     parts: dict[str, str]
     convert: Callable[[dict[str, torch.Tensor], dict], QuantizedWeight]

@@ -19,7 +19,7 @@ from moe_xe.cli import app  # noqa: E402
 from moe_xe.integrations.transformers import load_quantized  # noqa: E402
 from moe_xe.nn.quantized import weight_of  # noqa: E402
 from moe_xe.quantized.folder import WRITTEN  # noqa: E402
-from tests.integrations.test_transformers import MODELS, _config, _model  # noqa: E402
+from tests.integrations.test_transformers import MODELS, _config, _model, _one_torch_thread  # noqa: E402, F401
 
 
 def run(*arguments):
@@ -80,7 +80,8 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert run(source, target, "--format", "fp8", "--no-report").exit_code == 0
     assert [file.stat().st_mtime_ns for file in files][1:] == times[1:] and files[0].stat().st_mtime_ns > times[0]
     again = load_file(files[0])
-    assert again.keys() == whole[files[0].name].keys() and all(torch.equal(again[name].float(), w.float()) for name, w in whole[files[0].name].items())
+    before = whole[files[0].name]
+    assert again.keys() == before.keys() and all(torch.equal(again[name].float(), w.float()) for name, w in before.items())
     assert (target / "config.json").is_file() and not list(target.glob(".*"))
     assert run(source, target, "--format", "fp8", "--group", 64, "--no-report").exit_code == 0
     assert all(file.stat().st_mtime_ns > time for file, time in zip(files, times))
@@ -88,15 +89,17 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
 @pytest.mark.full
 def test_memory_is_that_of_a_shard(tmp_path):
-    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | dict(num_experts=32, moe_intermediate_size=256, hidden_size=512, num_hidden_layers=12, head_dim=16))
+    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | dict(num_experts=32, moe_intermediate_size=256, hidden_size=512))
     for name, layers in (("tiny", 1), ("large", 12)):
         config.num_hidden_layers, config.layer_types = layers, None
         transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name, max_shard_size="50MB")
     shards = [file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors")]
     program = f"""
+import torch
 from pathlib import Path
 from moe_xe.quantized.folder import quantize_folder
 from tests.anonymous_memory import printed_peak
+torch.set_num_threads(1)
 folder = Path({str(tmp_path)!r})
 list(quantize_folder(folder / "tiny", folder / "tiny8", "fp8"))
 with printed_peak():

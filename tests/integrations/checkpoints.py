@@ -107,8 +107,9 @@ def nvfp4(w, multiplies=True):
 
 
 def _compressed(format, **weights):
-    return {"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "quantization_status": "compressed", "config_groups": {
-        "group_0": {"targets": ["Linear"], "weights": {"dynamic": False, "symmetric": True, **weights}, "input_activations": None}}}
+    group = {"targets": ["Linear"], "weights": {"dynamic": False, "symmetric": True, **weights}, "input_activations": None}
+    return {"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "quantization_status": "compressed",
+            "config_groups": {"group_0": group}}
 
 
 # by name: quantization_config, tensors and dense numbers of a weight, and which weights
@@ -127,10 +128,12 @@ FORMATS = {
     "fp8": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]},
             fp8_block, "all"),
     "fp8_tensor": ({"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}, fp8_tensor, "all"),
-    "nvfp4": (_compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16), lambda w: nvfp4(w, False), "experts"),
+    "nvfp4": (_compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
+              lambda w: nvfp4(w, False), "experts"),
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4, "all"),
     "fp8_experts": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic",
-                     "modules_to_not_convert": ["lm_head", r"model\.layers\.\d+\.self_attn", r"model\.layers\.\d+\.mlp\.gate"]}, fp8_block, "experts"),
+                     "modules_to_not_convert": ["lm_head", r"model\.layers\.\d+\.self_attn", r"model\.layers\.\d+\.mlp\.gate"]},
+                    fp8_block, "experts"),
 }
 
 
@@ -194,8 +197,8 @@ def write_random_gptq(folder: Path, model) -> None:
             quantised.update({f"{name.removesuffix('down_proj')}{e}.down_proj.{part}": tensor
                               for e in range(len(w)) for part, tensor in random(w.shape[2], w.shape[1]).items()})
         elif name.endswith("experts.gate_up_proj"):
-            quantised.update({f"{name.removesuffix('gate_up_proj')}{e}.{half}_proj.{part}": tensor for e in range(len(w)) for half in ("gate", "up")
-                              for part, tensor in random(w.shape[2], w.shape[1] // 2).items()})
+            quantised.update({f"{name.removesuffix('gate_up_proj')}{e}.{half}_proj.{part}": tensor for e in range(len(w))
+                              for half in ("gate", "up") for part, tensor in random(w.shape[2], w.shape[1] // 2).items()})
         else:
             quantised[name] = w
     _save(folder, quantised, model.config.to_dict() | {"quantization_config": FORMATS["gptq"][0]})

@@ -40,7 +40,8 @@ def dense_of(codes, scales, block):
     """By the definition: each number times its block's scale; gate and up have one each, if there are two."""
     if codes.dtype == torch.int8:
         nibbles = codes.view(torch.uint8).long()
-        return (checkpoints.E2M1[torch.stack((nibbles & 15, nibbles >> 4), -1).flatten(-2)].unflatten(-1, (-1, 32)) * scales.float()[..., None]).flatten(-2)
+        numbers = checkpoints.E2M1[torch.stack((nibbles & 15, nibbles >> 4), -1).flatten(-2)]
+        return (numbers.unflatten(-1, (-1, 32)) * scales.float()[..., None]).flatten(-2)
     n, k = codes.shape[1:]
     rows, columns = block or (n, k)
     rows = n // 2 if scales.shape[1] == 2 else rows
@@ -50,7 +51,8 @@ def dense_of(codes, scales, block):
 
 def expected_of(experts, x, ids, weights):
     first = "gate_up_proj" if experts.has_gate else "up_proj"
-    w13, w2 = (dense_of(getattr(experts, name).detach(), getattr(experts, f"{name}_scale_inv").detach(), experts.block_size) for name in (first, "down_proj"))
+    w13, w2 = (dense_of(getattr(experts, name).detach(), getattr(experts, f"{name}_scale_inv").detach(), experts.block_size)
+               for name in (first, "down_proj"))
     out = torch.zeros_like(x)
     for slot in range(ids.shape[1]):
         h = torch.einsum("th,tnh->tn", x, w13[ids[:, slot]])

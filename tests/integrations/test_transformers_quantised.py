@@ -51,7 +51,8 @@ def test_checkpoint(written, tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     generation = dict(max_new_tokens=8, do_sample=False)
     assert torch.equal(model.generate(prompt, **generation), dense.generate(prompt, **generation))
-    assert [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, QuantizedParameter)] == 2 * ["gate_up_proj", "down_proj"]
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, QuantizedParameter)]
+    assert names == 2 * ["gate_up_proj", "down_proj"]
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
@@ -79,7 +80,8 @@ def test_experts_compile_without_graph_breaks(written):
 @pytest.mark.full
 @pytest.mark.parametrize("written", [("Qwen3Moe", "int4")], indirect=True)
 def test_adapters_learn_on_quantised_experts(written):
-    """A tiny model that has to repeat a text: the loss falls to less than half, and is within 5 % of that on the dense weights which the codes are."""
+    """A tiny model that has to repeat a text: the loss falls to less than half, and is within 5 % of that on the dense weights which the
+    codes are."""
     prompt, losses = _prompt(), {}
     for name, load, folder in zip(("quantised", "dense"), (integration.load_quantized, AutoModelForCausalLM.from_pretrained), written):
         torch.manual_seed(5)
@@ -146,7 +148,8 @@ def test_tensors_that_are_not_supported(written):
 @pytest.mark.full
 def test_loading_takes_little_more_than_the_packed_size(tmp_path):
     """GPTQ's codes are transposed, of which no more than one weight at a time may be there twice."""
-    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | dict(num_experts=32, moe_intermediate_size=384, hidden_size=512, num_hidden_layers=24, head_dim=16))
+    sizes = dict(num_experts=32, moe_intermediate_size=384, hidden_size=512, num_hidden_layers=24)
+    config = _config("Qwen3Moe", **MODELS["Qwen3Moe"] | sizes)
     folders = [tmp_path / "tiny", tmp_path / "large"]
     for folder, layers in zip(folders, (1, config.num_hidden_layers)):
         config.num_hidden_layers, config.layer_types = layers, None
