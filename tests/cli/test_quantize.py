@@ -17,9 +17,9 @@ transformers = pytest.importorskip("transformers", minversion="5.23")
 from moe_xe import QuantizedWeight  # noqa: E402
 from moe_xe.cli import app  # noqa: E402
 from moe_xe.integrations.transformers import load_quantized  # noqa: E402
-from moe_xe.nn.quantized import weight_of  # noqa: E402
+from moe_xe.nn.quantized import QuantizedParameter, weight_of  # noqa: E402
 from moe_xe.quantized.folder import WRITTEN  # noqa: E402
-from tests.integrations.test_transformers import MODELS, _config, _model, _one_torch_thread  # noqa: E402, F401
+from tests.integrations.test_transformers import MODELS, _config, _model, _one_torch_thread, _prompt  # noqa: E402, F401
 
 
 def run(*arguments):
@@ -66,6 +66,23 @@ def test_quantised_model(family, format, group, method, tmp_path):
     others = {name: tensor for name, tensor in dense.state_dict().items() if not name.endswith(("experts.gate_up_proj", "experts.down_proj"))}
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in others.items())
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("family", sorted(MODELS.keys() - {"GraniteMoe"}))      # whose experts have other names
+@torch.inference_mode()
+def test_families(family, tmp_path):
+    """By their own names of experts, in one tensor or in one for each: what is loaded computes what the dense model does with its numbers."""
+    dense, prompt = _model(family), _prompt()
+    dense.save_pretrained(tmp_path / "dense")
+    assert run(tmp_path / "dense", tmp_path / "quantised", "--format", "int4", "--group", 16, "--no-report").exit_code == 0
+    model = load_quantized(tmp_path / "quantised", dtype=torch.float32)
+    quantised = {name: module.weight for name, module in model.named_modules() if isinstance(module, QuantizedParameter)}
+    assert quantised
+    for name, weight in quantised.items():
+        dense.get_parameter(name).copy_(weight.dequantize())
+    logits = model(prompt, use_cache=False).logits
+    torch.testing.assert_close(logits, dense(prompt, use_cache=False).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
