@@ -39,19 +39,22 @@ def cat(cls, weights: Sequence, dim: int = 0):
         return first
     global_scales = None
     if any(weight.global_scales is not None for weight in weights):
-        weights = [weight if weight.global_scales is not None else replace(weight, global_scales=torch.ones(weight.num_experts, device=weight.device))
+        weights = [replace(weight, global_scales=torch.ones(weight.num_experts, device=weight.device)) if weight.global_scales is None else weight
                    for weight in weights]
-        weights = _with_one_global_scale(weights) if axis else weights
-        if (global_scales := weights[0].global_scales) is not None and not axis:
+        if axis:
+            weights = _with_one_global_scale(weights)
+            global_scales = weights[0].global_scales
+        else:
             global_scales = torch.cat([weight.global_scales for weight in weights])
     group = _common_group(weights) if axis else first.group
     zeros = None
     if any(weight.zeros is not None for weight in weights):
         zero = FORMATS[first.format].zero
-        zeros = _cat([_divided(weight, torch.full_like(weight.scales, zero) if weight.zeros is None else weight.zeros, group)
-                      for weight in weights], axis)
-    return cls(_cat([weight.codes for weight in weights], axis), _cat([_divided(weight, weight.scales, group) for weight in weights], axis), zeros,
-               global_scales, first.format, group, first.transposed)
+        zeros = torch.cat([_divided(weight, torch.full_like(weight.scales, zero) if weight.zeros is None else weight.zeros, group)
+                           for weight in weights], axis)
+    codes = torch.cat([weight.codes for weight in weights], axis)
+    scales = torch.cat([_divided(weight, weight.scales, group) for weight in weights], axis)
+    return cls(codes, scales, zeros, global_scales, first.format, group, first.transposed)
 
 
 def _kind(weight, axis: int) -> dict:
@@ -60,11 +63,6 @@ def _kind(weight, axis: int) -> dict:
     del sizes[axis]
     return {"format": weight.format, "codes": weight.codes.dtype, "sizes": sizes, "group": weight.group if axis == 0 else weight.group[1],
             "scales": weight.scales.dtype, "transposed": weight.transposed, "device": weight.device}
-
-
-def _cat(tensors, axis: int) -> torch.Tensor:
-    """torch.cat of any dtype: bytes."""
-    return torch.cat([tensor.view(torch.uint8) for tensor in tensors], axis).view(tensors[0].dtype)
 
 
 def _common_group(weights) -> tuple[int, int]:
