@@ -7,7 +7,7 @@ from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.weights import Weight
 from ..quantized import QuantizedWeight
-from .arguments import check_bias, named
+from .arguments import check_bias, check_weight, check_weight_shape, named
 
 __all__ = ["fused_experts"]
 
@@ -52,14 +52,11 @@ def fused_experts(hidden_states: torch.Tensor, w1: Weight, w2: Weight, topk_weig
         raise ValueError(f"block_shape must be None without use_fp8_w8a8, got {block_shape!r}")
     w1, w2 = _weight("w1", w1, w1_scale, w1_zp, format, block_shape), _weight("w2", w2, w2_scale, w2_zp, format, block_shape)
     options = _activation(activation, gemm1_alpha, gemm1_limit, swiglu_limit)
-    for name, w in (("w1", w1), ("w2", w2)):
-        checks.check_weight_type(name, w)
-        if isinstance(w, torch.Tensor):
-            checks.check_tensor(name, w, 3, "[E, N, K]")
+    check_weight("w1", w1, "[E, 2I, H]")
+    check_weight("w2", w2, "[E, H, I]")
     num_experts, hidden_size, intermediate_size = w2.shape
     expected = [num_experts, intermediate_size * (1 if activation == "relu2" else 2), hidden_size]
-    if list(w1.shape) != expected:
-        raise ValueError(f"w1 must be {expected} for w2 {list(w2.shape)} and {activation}, got {list(w1.shape)}")
+    check_weight_shape("w1", w1, expected, "w2", w2, f" and {activation}")
     check_bias("b1", b1, expected[:2])
     check_bias("b2", b2, [num_experts, hidden_size])
     scaling = 1.0 if routed_scaling_factor is None else routed_scaling_factor

@@ -7,7 +7,7 @@ from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.weights import Weight
 from ..quantized import QuantizedWeight
-from .arguments import check_bias, named
+from .arguments import check_bias, check_weight, check_weight_shape, described, named
 
 __all__ = ["XpuFusedMoe", "xpu_fused_moe"]
 
@@ -102,7 +102,7 @@ def xpu_fused_moe(hidden_states: torch.Tensor, w13: Weight, w13_scales: torch.Te
     flags = dict(is_fp8=is_fp8, is_int4=is_int4, is_mxfp4=is_mxfp4, is_mxfp8=is_mxfp8, is_block_fp8=is_block_fp8)
     for name, flag in flags.items():
         if flag and (not isinstance(w13, torch.Tensor) or _format(w13, w13_scales) != name.removeprefix("is_")):
-            raise ValueError(f"{name} must be False for w13 {_described(w13)} with w13_scales {_described(w13_scales)}, got {flag!r}")
+            raise ValueError(f"{name} must be False for w13 {described(w13)} with w13_scales {described(w13_scales)}, got {flag!r}")
     experts = XpuFusedMoe(w13, w13_scales, w13_bias, w2, w2_scales, w2_bias, n_experts_per_token, activation, num_experts,
                           ep_rank, ep_size, expert_map, gemm1_clamp_limit)
     if output is None:
@@ -151,18 +151,10 @@ def _weight(name: str, w, scales) -> Weight:
         return QuantizedWeight(w, scales, format="uint4", group=(1, columns)).mT
 
 
-def _described(value) -> str:
-    return checks.shape_of(value) if isinstance(value, torch.Tensor) else str(value)
-
-
 def _check_weights(w13, w2, num_experts, gated) -> None:
-    for name, w, layout in (("w13", w13, "[E, H, 2I]" if gated else "[E, H, I]"), ("w2", w2, "[E, I, H]")):
-        checks.check_weight_type(name, w)
-        if isinstance(w, torch.Tensor):
-            checks.check_tensor(name, w, 3, layout)
+    check_weight("w13", w13, "[E, H, 2I]" if gated else "[E, H, I]")
+    check_weight("w2", w2, "[E, I, H]")
     _, intermediate_size, hidden_size = w2.shape
-    expected = [num_experts, hidden_size, intermediate_size * (2 if gated else 1)]
-    same = not (isinstance(w13, torch.Tensor) and isinstance(w2, torch.Tensor)) or w13.dtype == w2.dtype
-    if list(w13.shape) != expected or w2.shape[0] != num_experts or not same:
-        dtype = f"{str(w2.dtype).removeprefix('torch.')}" if isinstance(w2, torch.Tensor) else ""
-        raise ValueError(f"w13 must be {dtype}{expected} for w2 {_described(w2)} and num_experts = {num_experts}, got {_described(w13)}")
+    experts = f" and num_experts = {num_experts}"
+    check_weight_shape("w13", w13, [num_experts, hidden_size, intermediate_size * (2 if gated else 1)], "w2", w2, experts)
+    check_weight_shape("w2", w2, [num_experts, intermediate_size, hidden_size], "w13", w13, experts)
