@@ -20,12 +20,14 @@ class XpuFusedMoe:
     """One layer's routed experts, with the constructor and `apply` of vllm_xpu_kernels' class.
 
     w13: [E, H, 2I], gates first (swigluoai: gates in even columns, ups in odd ones; relu2_no_mul: [E, H, I]). w2: [E, I, H].
-      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions, or quantised: a `QuantizedWeight` of this shape, or
-      a tensor with scales. They are read in place, and not changed.
-    w13_scales, w2_scales: None, or scales of quantised weights, whose dtypes say the format, as in vllm_xpu_kernels (N and K are a GEMM's, 2I and H
-      or H and I): uint8 [E, N, K / 2] are int4 (0 to 15, 8 is zero) with bfloat16, float16 or float32 scales [E, N, K / g]; float4_e2m1fn_x2
-      [E, N, K / 2] are mxfp4 with e8m0 scales [E, N, K / 32]; float8_e4m3fn or float8_e5m2 [E, K, N] are mxfp8 with e8m0 scales [E, K / 32, N],
-      block FP8 with float32 ones [E, ceil(K / 128), ceil(N / 128)], else FP8 with one for each expert, [E]. e8m0: uint8 or float8_e8m0fnu.
+      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions, or quantised: a `QuantizedWeight` of this shape,
+      or a tensor with scales. They are read in place, and not changed.
+    w13_scales, w2_scales: None, or scales of quantised weights, whose dtypes say the format, as in vllm_xpu_kernels (N and K are a GEMM's,
+      2I and H or H and I; e8m0 is uint8 or float8_e8m0fnu):
+      uint8 [E, N, K / 2] are int4, 0 to 15 of which 8 is zero, with bfloat16, float16 or float32 scales [E, N, K / g];
+      float4_e2m1fn_x2 [E, N, K / 2] are mxfp4 with e8m0 scales [E, N, K / 32];
+      float8_e4m3fn or float8_e5m2 [E, K, N] are mxfp8 with e8m0 scales [E, K / 32, N], block FP8 with float32 ones
+      [E, ceil(K / 128), ceil(N / 128)], else FP8 with one for each expert, [E].
     w13_bias: [E, 2I], w2_bias: [E, H], any float dtype.
     n_experts_per_token: the k of apply's topk_ids. num_experts: this rank's, E.
     activation: "silu", "gelu", "gelu_tanh", "swigluoai" or "relu2_no_mul", or an enum member of such a value.
@@ -65,8 +67,8 @@ class XpuFusedMoe:
               expert_map: torch.Tensor | None = None, a1q_scale: torch.Tensor | None = None) -> None:
         """Writes the weighted sum of every token's experts on this rank to output.
 
-        output, hidden_states: [T, H], the dtype of weights that are not quantised; they may be the same. topk_weights, a float dtype, and topk_ids,
-        global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
+        output, hidden_states: [T, H], the dtype of weights that are not quantised; they may be the same. topk_weights, a float dtype, and
+        topk_ids, global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
         to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
         """

@@ -30,15 +30,16 @@ def scaled_grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, scale_a: torch.T
                       offs: torch.Tensor | None = None, output_dtype: torch.dtype | None = torch.bfloat16,
                       contraction_dim: list[int] | tuple[int, ...] = (), use_fast_accum: bool = False, *,
                       config: TileConfig | GemmConfigs | None = None, autotune: bool = False) -> torch.Tensor:
-    """[total_rows, N]: group e's rows of mat_a times mat_b[e], whose scales are applied to mat_b; offs [E] int32 holds each group's cumulative end.
+    """Group e's rows of mat_a times mat_b[e], [total_rows, N]; offs [E] int32 holds each group's cumulative end.
 
-    mat_a: [total_rows, K], bfloat16, float16 or float32, with scale_a and scale_recipe_a None; or float8_e4m3fn or float8_e5m2, which bfloat16 holds
-      exactly, with scale_a float32, [total_rows] (RowWise) or of one element (TensorWise): it multiplies the sums, and there is no bias.
-    mat_b: [E, K, N], in place where K or N is contiguous. float8_e4m3fn or float8_e5m2: scale_b [E] (TensorWise), [E, N] (RowWise), or with
-      BlockWise128x128, 1x128 or 1x32 (the latter e8m0) [E, ceil(K / bk), ceil(N / bn)], in mat_b's order. float4_e2m1fn_x2 [E, K / 2, N], two k in
-      a byte: BlockWise1x32, e8m0; or [BlockWise1x16, TensorWise], float8_e4m3fn and float32 [E].
-    bias: [E, N]. output_dtype: bfloat16, float16 or float32; None is bfloat16. use_fast_accum: accepted; sums are float32. config, autotune: as in
-    `grouped_gemm`. Differentiable in bias and in a mat_a that is not FP8.
+    mat_a: [total_rows, K], bfloat16, float16 or float32, with scale_a and scale_recipe_a None; or float8_e4m3fn or float8_e5m2, which
+      bfloat16 holds exactly, with scale_a float32, [total_rows] (RowWise) or of one element (TensorWise): it multiplies the sums, and
+      there is no bias.
+    mat_b: [E, K, N], in place where K or N is contiguous. float8_e4m3fn or float8_e5m2: scale_b [E] (TensorWise), [E, N] (RowWise), or for
+      BlockWise128x128, 1x128 and 1x32 (of this, e8m0) [E, ceil(K / bk), ceil(N / bn)], in mat_b's order. float4_e2m1fn_x2 [E, K / 2, N],
+      two k in a byte: BlockWise1x32, e8m0; or [BlockWise1x16, TensorWise], float8_e4m3fn and float32 [E].
+    bias: [E, N]. output_dtype: bfloat16, float16 or float32; None is bfloat16. use_fast_accum: accepted; sums are float32. config,
+    autotune: as in `grouped_gemm`. Differentiable in bias and in a mat_a that is not FP8.
     Other forms and recipes, swizzled scales and a contraction_dim are a ValueError. Raises TypeError or ValueError naming the argument.
     """
     checks.check_tensor("mat_a", mat_a, 2, "[total_rows, K]")
@@ -80,7 +81,8 @@ def _rows(mat_a: torch.Tensor, scales: list, recipes: list) -> tuple[torch.Tenso
 def _weight(mat_b: torch.Tensor, scales: list, recipes: list) -> QuantizedWeight:
     """[E, N, K] of scales in mat_b's order."""
     if len(scales) != len(recipes) or not all(isinstance(scale, torch.Tensor) for scale in scales):
-        raise ValueError(f"scale_b must be a torch.Tensor for each of scale_recipe_b, got {[type(scale).__name__ for scale in scales]} for {recipes}")
+        raise ValueError(f"scale_b must be a torch.Tensor for each of scale_recipe_b, got {[type(scale).__name__ for scale in scales]} "
+                         f"for {recipes}")
     try:
         if mat_b.dtype == torch.float4_e2m1fn_x2:
             codes, scale = mat_b.view(torch.uint8).mT.contiguous(), scales[0].mT if scales and scales[0].dim() == 3 else None
