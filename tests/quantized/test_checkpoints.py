@@ -213,15 +213,15 @@ def test_modelopt_multiplies_and_compressed_tensors_divides():
 compressed = QuantizedWeight.from_compressed_tensors
 
 
-@pytest.mark.parametrize("k", [96, 84])     # whole words of codes, and not
+@pytest.mark.parametrize("n, k", [(24, 96), (21, 84)])     # whole words of codes, and not
 @pytest.mark.parametrize("zero", [None, "packed", "plain"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_pack_quantized(bits, zero, k):
+def test_pack_quantized(bits, zero, n, k):
     middle, groups = 2 ** (bits - 1), 3
-    codes, scales = numbers(bits, E, N, k), scales_of(torch.bfloat16, E, N, groups)
-    zeros = numbers(bits, E, N, groups) if zero else torch.full((E, N, groups), middle)
-    expected = (codes - spread(zeros, 1, k // groups, N, k)) * spread(scales.double(), 1, k // groups, N, k)
-    tensors = dict(weight_packed=words(codes, bits, 2), weight_scale=scales, weight_shape=torch.tensor([[N, k]] * E),
+    codes, scales = numbers(bits, E, n, k), scales_of(torch.bfloat16, E, n, groups)
+    zeros = numbers(bits, E, n, groups) if zero else torch.full((E, n, groups), middle)
+    expected = (codes - spread(zeros, 1, k // groups, n, k)) * spread(scales.double(), 1, k // groups, n, k)
+    tensors = dict(weight_packed=words(codes, bits, 2), weight_scale=scales, weight_shape=torch.tensor([[n, k]] * E),
                    weight_zero_point={None: None, "packed": words(zeros, bits, 1), "plain": (zeros - middle).to(torch.int8)}[zero])
     weight = compressed(**tensors)
     same(weight, expected)
