@@ -10,7 +10,7 @@ from ..ops.launch import target_of
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
 from ..plan.formats import Quantization
 from ..plan.gemm.config import TileConfig, XeConfig
-from ..plan.gemm.heuristics import cpu_config
+from ..plan.gemm.heuristics import Family, choose_config
 from ..plan.model.cost import own_kernel, predict, predict_cpu
 from ..plan.model.devices import DeviceRecord, record_named
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
@@ -53,15 +53,16 @@ def device_record(name: str) -> DeviceRecord:
 
 
 def describe(config: TileConfig) -> str:
-    """Heights and width of the tiles; on a GPU also what a sub-group computes of the tallest and of the shortest."""
+    """Heights and width of the tiles; on a GPU also what a sub-group computes of the tallest and of the shortest; parts of K."""
     def ends(values: list) -> str:
         return "-".join(str(value) for value in dict.fromkeys((values[0], values[-1])))
 
     tiles = f"{ends(config.heights)} x {config.tile_width}"
+    splits = f", {config.splits} splits" if config.splits > 1 else ""
     if not isinstance(config, XeConfig):
-        return tiles
+        return tiles + splits
     shapes = [f"{rows}x{columns}" for rows, columns in zip(config.sub_group_rows, config.sub_group_columns)]
-    return f"{tiles}, {ends(shapes)}"
+    return f"{tiles}, {ends(shapes)}{splits}"
 
 
 def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
@@ -70,7 +71,8 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
     problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0, quantization=quantization)
     if device.architecture is None:
-        config: TileConfig = cpu_config(problem, target_of(facts_of(queue_for(torch.device("cpu")))).isa)
+        isa = target_of(facts_of(queue_for(torch.device("cpu")))).isa
+        config: TileConfig = choose_config(problem, Family.cpu, sum(rows), model.num_experts, device.xe_cores, isa=isa)
         prediction = predict_cpu(problem, rows, config, device)
     else:
         config = choose_xe_config(problem, sum(rows), model.num_experts, device)

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
+from ..plan.formats import Codes, Quantization, ScaleType
 from ..plan.gemm.config import Schedule, XeConfig
 from ..plan.model.cost import variant_of
 from ..plan.problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
@@ -19,12 +21,18 @@ from .listing import summarize
 TARGETS = ("bmg", "pvc")
 WIDTH, SUB_GROUPS = 256, 32
 K = 17 * 128                    # whole rounds of the loop, of four steps or eight, and four steps outside it (xe/k_loop.hpp)
-OTHER_STEPS = 4
+OTHER_STEPS = 4                 # of codes: what is no whole round
 STEP_K = 32                     # of a step, 64 bytes of bf16
 
 # rows and columns of a sub-group whose sums leave room for operands in 256 registers
 SHAPES = {WeightLayout.enk: ((16, 8), (16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64)),
           WeightLayout.ekn: ((8, 16), (8, 32), (8, 64), (16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64))}
+
+# The same of codes, whose operands should serve many tokens, or stream past few
+CODE_SHAPES = {WeightLayout.enk: ((16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64), (64, 16), (64, 32)),
+               WeightLayout.ekn: ((8, 32), (8, 64), (16, 32), (16, 64), (32, 32), (32, 64))}
+QUANTIZATIONS = {Codes.int4: Quantization(Codes.int4, ScaleType.f16, 1, 128), Codes.e2m1: Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32),
+                 Codes.int8: Quantization(Codes.int8, ScaleType.f16, 1, 128), Codes.e4m3: Quantization(Codes.e4m3, ScaleType.f32, 128, 128)}
 
 HEADER = """\
 # Instructions of one sub-group, bf16, counted in machine code: target -> layout + fusions -> rows x columns -> counts.
@@ -38,7 +46,14 @@ FUSIONS = ({}, {"gathered": True}, {"gathered": True, "slots": 8, "activation": 
 
 
 def problems() -> list[GroupedGemmProblem]:
-    return [GroupedGemmProblem(2 * WIDTH, K, Dtype.bf16, Dtype.bf16, layout, **fusions) for layout in SHAPES for fusions in FUSIONS]
+    dense = [GroupedGemmProblem(2 * WIDTH, K, Dtype.bf16, Dtype.bf16, layout, **fusions) for layout in SHAPES for fusions in FUSIONS]
+    codes = [replace(problem, quantization=quantization) for quantization in QUANTIZATIONS.values() for problem in dense
+             if problem.weights is WeightLayout.enk or not problem.pairs]
+    return dense + codes
+
+
+def shapes(problem: GroupedGemmProblem) -> tuple[tuple[int, int], ...]:
+    return (CODE_SHAPES if problem.quantization else SHAPES)[problem.weights]
 
 
 def count(problem: GroupedGemmProblem, shape: tuple[int, int], targets: tuple[str, ...] = TARGETS) -> Iterator[dict]:
@@ -56,13 +71,13 @@ def count(problem: GroupedGemmProblem, shape: tuple[int, int], targets: tuple[st
         steps = loop.macs * 16 // (rows * columns * STEP_K * 16)
         yield {"dpas": loop.dpas / steps, "messages": loop.messages / steps,
                "other": (loop.instructions - loop.dpas - loop.messages) / steps,
-               "tile": round(loop.around - loop.instructions * OTHER_STEPS / steps)}
+               "tile": round(loop.around - loop.instructions * (K // STEP_K % steps if problem.quantization else OTHER_STEPS) / steps)}
 
 
 def main() -> None:
     table: dict[str, dict[str, dict[str, dict]]] = {target: {} for target in TARGETS}
     for problem in problems():
-        for shape in SHAPES[problem.weights]:
+        for shape in shapes(problem):
             if sub_group_reason(problem, *shape) is None:
                 for target, entry in zip(TARGETS, count(problem, shape)):
                     table[target].setdefault(variant_of(problem), {})["{}x{}".format(*shape)] = entry

@@ -83,7 +83,7 @@ def gemm_constants(problem: GroupedGemmProblem, config: TileConfig) -> tuple[lis
         f"inline constexpr RowScale row_scale = RowScale::{problem.row_scale.value};",
         *_quantization_constants(problem.quantization),
     ], [
-        f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",
+        f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)}, entry_bytes = {config.entry_bytes};",
         *constants_of(config),
     ]
 

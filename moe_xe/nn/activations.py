@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from ..ops.block.activation import apply_activation
-from ..plan.problem import Activation, ActivationKind
+from ..plan.problem import ACTIVATION_NAMES, Activation, ActivationKind
 
 __all__ = ["activation_name", "recognise"]
 
@@ -41,7 +41,7 @@ def activation_name(function: Callable[[torch.Tensor], torch.Tensor], name: str)
     """`fused_moe`'s name of an activation without a limit, such as a module's act_fn; ValueError if it has none."""
     activation = recognise(function, gated=False)
     if activation is None:
-        raise ValueError(f"{name} must compute one of {', '.join(ActivationKind.__members__)}, got {function}")
+        raise ValueError(f"{name} must compute one of {', '.join(ACTIVATION_NAMES)}, got {function}")
     return activation.kind.value
 
 

@@ -29,6 +29,10 @@ class Codes(str, Enum):
         return 4 if self in _TABLES else 8
 
     @property
+    def is_integer(self) -> bool:
+        return self in (Codes.int4, Codes.uint4, Codes.int8)
+
+    @property
     def table(self) -> tuple[float, ...]:
         """The number of each of the sixteen 4-bit codes."""
         return _TABLES[self]
@@ -99,7 +103,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> float:
         """Of one weight, with its share of a scale."""
-        return FORMATS[self.format].codes.bits / 8 + self.scales.size / (self.group[0] * self.group[1])
+        return self.quantization.weight_bytes
 
 
 # by the names of commands' --weights: gpt-oss; GPTQ, AWQ and AutoRound; DeepSeek-V3 and Qwen3's FP8; GPTQ's 8 bits
@@ -125,3 +129,8 @@ class Quantization:
     zero: float = 0.0
     zeros: bool = False
     global_scales: bool = False
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight in memory, with its share of its group's scale and zero."""
+        return self.codes.bits / 8 + self.scales.size * (1 + self.zeros) / (self.rows * self.columns)

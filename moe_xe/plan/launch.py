@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .gemm import heuristics
-from .gemm.config import Schedule, TileConfig
+from .gemm.config import RECORD_BYTES, Schedule, TileConfig
 from .gemm.heuristics import Family
 from .model.devices import DeviceRecord
 from .outer import heuristics as outer_heuristics
@@ -39,9 +39,7 @@ class Origin(str, Enum):
     chosen = "chosen"
 
 
-# Of sycl_kernels/include/moe_xe/queue/tile_list.hpp: int32 words that are zero before a launch, and bytes of a record.
-QUEUE_WORDS = 4
-RECORD_BYTES = 16
+QUEUE_WORDS = 4         # of sycl_kernels/include/moe_xe/queue/tile_list.hpp: int32 words that are zero before a launch
 
 Problem = TypeVar("Problem", GroupedGemmProblem, OuterProblem)
 Config = TypeVar("Config", TileConfig, OuterConfig)
@@ -59,9 +57,9 @@ class LaunchPlan(Generic[Problem, Config]):
     origin: Origin = Origin.chosen
 
     def scratch_bytes(self, operands: Operands | OuterOperands) -> int:
-        """Of the work-groups, and of the list of tiles: a record for each expert and then, however the rows are spread, each tile."""
+        """Of the work-groups, and of the list of tiles: a record for each expert and then, however the rows are spread, an entry for each tile."""
         records = self.config.most_records(self.problem, operands.total_rows, operands.num_experts)
-        return self.num_groups * self.group_scratch_bytes + RECORD_BYTES * (operands.num_experts + records)
+        return self.num_groups * self.group_scratch_bytes + RECORD_BYTES * operands.num_experts + self.config.entry_bytes * records
 
     def with_config(self, config: Config, origin: Origin, cores: int) -> LaunchPlan[Problem, Config]:
         """The same launch in another configuration."""

@@ -43,6 +43,9 @@ class ActivationKind(str, Enum):
     swiglu_oai = "swiglu_oai"
 
 
+ACTIVATION_NAMES = tuple(kind.value for kind in ActivationKind)    # dynamo does not trace an enumeration's members
+
+
 @dataclass(frozen=True)
 class Activation:
     """What becomes of a GEMM's sums, in float32: ``act(gate) * up`` of pairs of columns, or ``act(sum)`` if not gated.
@@ -102,6 +105,16 @@ class GroupedGemmProblem:
     def pairs(self) -> bool:
         """Whether two columns of sums become one of d."""
         return self.activation is not None and self.activation.gated
+
+    @property
+    def weight_bits(self) -> int:
+        """Of one weight, or its code."""
+        return self.quantization.codes.bits if self.quantization else 8 * self.input.size
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight in memory, with its share of scales."""
+        return self.quantization.weight_bytes if self.quantization else self.input.size
 
     @property
     def out_n(self) -> int:

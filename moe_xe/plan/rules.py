@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.config import LEAST_PART, MOST_PARTS, VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .gemm.heuristics import Family
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
 from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
@@ -17,7 +17,7 @@ MOST_SPLITS = 64                # parts that the kernel of their sums takes
 MOST_SUMS = 128                 # of a lane: half of the registers that a thread can have
 MOST_REGISTERS = 240            # of a thread's 256, for sums and dpas' right operand
 LARGEST_SCRATCH = 1 << 28       # bytes of a work-group
-LARGEST_SCRATCHES = 1 << 34     # bytes of all work-groups that a configuration asks for
+LARGEST_SCRATCHES = 1 << 34     # bytes of all work-groups, or of the list of tiles, that a configuration asks for
 LARGEST_STACK = 1 << 17         # bytes of a work-item on the CPU device
 
 _KINDS = {Family.xe: XeConfig, Family.cpu: CpuConfig, Family.generic: GenericConfig}
@@ -47,9 +47,22 @@ def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family
 def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int, num_experts: int, work_groups: int) -> None:
     """Raises ValueError for a queue whose numbers do not fit the kernel's integers, whoever chose the configuration."""
     _check_columns(N=problem.n, K=problem.k)
-    columns = -(-problem.n // config.tile_width)
-    _check_numbers(config, num_experts, config.most_records(problem, total_rows, num_experts), work_groups)
+    columns, tiles = -(-problem.n // config.tile_width), config.most_records(problem, total_rows, num_experts)
+    _check_numbers(config, num_experts, tiles * config.splits, work_groups)
+    if config.splits > 1:
+        _check_parts(problem, config, tiles)
     _check_fits(config, "raster_group x columns of tiles", config.raster_group * columns)
+
+
+def _check_parts(problem: GroupedGemmProblem, config: TileConfig, tiles: int) -> None:
+    if problem.quantization is not None:
+        _refuse(config, "splits must be 1 for quantised weights")
+    if problem.k < config.splits * LEAST_PART:
+        _refuse(config, f"splits must leave at least {LEAST_PART} elements of K to each part, K is {problem.k}")
+    if tiles * config.splits > MOST_PARTS:
+        _refuse(config, f"splits are for few tiles: tiles x splits must be at most {MOST_PARTS}, but there can be {tiles} tiles")
+    if tiles * config.entry_bytes > LARGEST_SCRATCHES:
+        _refuse(config, f"sums of parts take {tiles * config.entry_bytes} bytes, at most {LARGEST_SCRATCHES} can be")
 
 
 def check_outer_queue(problem: OuterProblem, config: OuterConfig, num_experts: int, work_groups: int) -> None:

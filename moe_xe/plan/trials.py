@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .gemm.config import CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.config import MOST_PARTS, CpuConfig, TileConfig, XeConfig
+from .gemm.splits import choose_splits as choose_k_splits
 from .launch import LaunchPlan, Target
 from .outer.config import OuterConfig, OuterCpuConfig, OuterOperands, OuterSubGroupConfig
 from .outer.heuristics import CPU_TILES, MAX_SPLITS, can_split, choose_splits
@@ -19,6 +20,19 @@ XE_TRIALS = 4
 def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_per_expert: Sequence[int],
                   target: Target) -> list[TileConfig] | list[OuterConfig]:
     """Configurations of the plan's kind, each worth its compilation for these rows of each expert."""
+    if isinstance(plan.config, OuterConfig):
+        return list(_outer_trials(plan, operands, target.cores))
+    trials = [*_tile_trials(plan, tokens_per_expert, target), *_split_trials(plan, tokens_per_expert, target.cores)]
+    return [trial if _few_tiles(plan, trial, operands) else replace(trial, splits=1) for trial in trials]
+
+
+def _few_tiles(plan: LaunchPlan, config: TileConfig, operands: Operands) -> bool:
+    """Whether so many parts are allowed, which smaller tiles may be too many for."""
+    tiles = config.most_records(plan.problem, operands.total_rows, operands.num_experts)
+    return config.splits == 1 or tiles * config.splits <= MOST_PARTS
+
+
+def _tile_trials(plan: LaunchPlan, tokens_per_expert: Sequence[int], target: Target) -> list[TileConfig]:
     config = plan.config
     if isinstance(config, XeConfig):
         best = best_xe_configs(plan.problem, tokens_per_expert, target.record, XE_TRIALS)
@@ -26,9 +40,14 @@ def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_p
     if isinstance(config, CpuConfig):
         active_experts = sum(rows > 0 for rows in tokens_per_expert)
         return list(_cpu_trials(config, max(tokens_per_expert), active_experts, plan.problem.n, plan.problem.k, target.cores))
-    if isinstance(config, GenericConfig):
-        return [replace(config, tile_width=width) for width in (64, 256) if width % max(config.sub_group_columns) == 0]
-    return list(_outer_trials(plan, operands, target.cores))
+    return [replace(config, tile_width=width) for width in (64, 256) if width % max(config.sub_group_columns) == 0]
+
+
+def _split_trials(plan: LaunchPlan, tokens_per_expert: Sequence[int], cores: int) -> list[TileConfig]:
+    """K shared out if it is not, where there are few tiles; or not, if it is."""
+    config = plan.config
+    splits = choose_k_splits(plan.problem, config, tokens_per_expert, cores) if config.splits == 1 else 1
+    return [replace(config, splits=splits)] if splits != config.splits else []
 
 
 def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, k: int,

@@ -24,9 +24,9 @@ struct Queue {
   int pieces;
 
   Record record_of(int number) const {
-    if (number < board.gate_up_tiles) return gate_up_list[number];
+    if (number < board.gate_up_tiles) return gate_up::TileRecords::at(gate_up_list, number);
     number -= board.gate_up_tiles;
-    if (number < board.down_tiles) return in_phase(down_phase, down_list[number]);
+    if (number < board.down_tiles) return in_phase(down_phase, down::TileRecords::at(down_list, number));
     number -= board.down_tiles;
     return number < pieces ? in_phase(sum_phase, Record{0, number, 0, 0}) : in_phase(end_phase, Record(0));
   }

@@ -6,7 +6,7 @@
 #include <moe_xe/gpu/team.hpp>
 #endif
 
-// seen: [capacity][6] expert, height, rows, column, row, how often; a tile's place is where the list has its record
+// seen: [capacity][7] expert, height, rows, column, row, part, how often; a tile's place is where the list has its record
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void record_tiles(const void* rows, int* queue_words, void* scratch, int* seen, long total_rows,
                                                       int num_experts, int capacity) {
   using namespace moe_xe;
@@ -26,12 +26,13 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void record_tiles(const void* rows, int* que
     int height = 0;
     for (int i = 0; i < num_heights; ++i)
       if (i == tile.variant) height = config::heights[i];
-    int* entry = seen + number * 6;
+    int* entry = seen + number * 7;
     entry[0] = tile.expert;
     entry[1] = height;
     entry[2] = tile.rows;
     entry[3] = tile.column;
     entry[4] = int(tile.row);
-    entry[5] += 1;
+    entry[5] = tile.part;
+    entry[6] += 1;
   }
 }

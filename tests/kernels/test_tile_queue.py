@@ -38,17 +38,17 @@ class Launch:
 
     def __init__(self, counts, problem: GroupedGemmProblem, config: TileConfig, groups: int):
         self.predicted = list(tiles(counts, problem.n, config))
-        records = config.most_records(problem, sum(counts), len(counts))
-        assert len(self.predicted) <= records
+        most = config.most_records(problem, sum(counts), len(counts))
+        assert len(self.predicted) <= most * config.splits
         self.rows, self.queue_words = rows_array(counts, problem), np.zeros(QUEUE_WORDS, np.int32)
-        self.scratch = np.full((groups * config.scratch_bytes(problem) + (len(counts) + records) * RECORD_BYTES) // 4, -7, np.int32)
-        self.seen = np.zeros((len(self.predicted) + 50, 6), np.int32)
+        self.scratch = np.full((groups * config.scratch_bytes(problem) + len(counts) * RECORD_BYTES + most * config.entry_bytes) // 4, -7, np.int32)
+        self.seen = np.zeros((len(self.predicted) + 50, 7), np.int32)
         self.sizes = (np.int64(sum(counts)), np.int32(len(counts)), np.int32(len(self.seen)))
 
     def check(self):
         found = self.seen.tolist()
-        assert found[len(self.predicted):] == [[0] * 6] * 50
-        assert found[:len(self.predicted)] == [[t.expert, t.height, t.rows, t.column, t.row, 1] for t in self.predicted]
+        assert found[len(self.predicted):] == [[0] * 7] * 50
+        assert found[:len(self.predicted)] == [[t.expert, t.height, t.rows, t.column, t.row, t.part, 1] for t in self.predicted]
 
 
 def record_on_cpu_device(counts, problem, config, groups):
@@ -85,6 +85,12 @@ def test_both_schedules_and_all_forms_of_row_counts(schedule, rows_format, rows_
 @pytest.mark.parametrize("family", ["cpu", "generic"])
 def test_edges(counts, family):
     record_on_cpu_device(counts, PROBLEM, SMALL if family == "generic" else cpu_config(PROBLEM, runtime.cpu_isa()), 3)
+
+
+@pytest.mark.parametrize("family", ["cpu", "generic"])
+def test_parts_of_k(family):
+    config = SMALL if family == "generic" else cpu_config(PROBLEM, runtime.cpu_isa())
+    record_on_cpu_device([0, 3, 70, 0, 1], PROBLEM, dataclasses.replace(config, splits=3), 3)
 
 
 @cache

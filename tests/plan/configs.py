@@ -8,11 +8,11 @@ ISAS = list(VECTOR_DWORDS)
 
 
 @st.composite
-def tiles(draw, heights, widths):
+def tiles(draw, heights, widths, splits):
     """The fields of every TileConfig."""
     return dict(heights=tuple(sorted(draw(st.sets(heights, min_size=1, max_size=3)), reverse=True)), tile_width=draw(widths),
                 raster_group=draw(st.integers(1, 9)), min_fill_eighths=draw(st.integers(1, 8)),
-                schedule=draw(st.sampled_from(Schedule)))
+                schedule=draw(st.sampled_from(Schedule)), splits=draw(st.integers(1, splits)))
 
 
 @st.composite
@@ -24,24 +24,24 @@ def micro_kernels(draw, isas, pairs=False):
 
 
 @st.composite
-def cpu_configs(draw, isas=ISAS, pairs=False):
+def cpu_configs(draw, isas=ISAS, pairs=False, splits=4):
     micro = draw(micro_kernels(isas, pairs))
-    return CpuConfig(**draw(tiles(st.integers(1, 50), st.integers(1, 60).map(lambda half: 2 * half))), **micro,
+    return CpuConfig(**draw(tiles(st.integers(1, 50), st.integers(1, 60).map(lambda half: 2 * half), splits)), **micro,
                      k_block=2 * VECTOR_DWORDS[micro["isa"]] * draw(st.integers(1, 4)), unpacked_rows=draw(st.integers(1, 12)),
                      dot_rows=draw(st.integers(1, 5)), prefetch_columns=draw(st.integers(0, 20)), threads=draw(st.integers(0, 3)))
 
 
 @st.composite
-def sub_group_tiles(draw, columns):
+def sub_group_tiles(draw, columns, splits=4):
     """The fields of every SubGroupConfig, in tiles that take as many sub-groups whatever their height. Small: the CPU
     device's compiler takes long over large blocks."""
     rows, part = draw(st.integers(1, 4)), draw(st.sampled_from(columns))
-    fields = draw(tiles(st.integers(1, 3).map(lambda parts: parts * rows), st.integers(1, 3).map(lambda parts: parts * part)))
+    fields = draw(tiles(st.integers(1, 3).map(lambda parts: parts * rows), st.integers(1, 3).map(lambda parts: parts * part), splits))
     return dict(fields, sub_group_rows=(rows,) * len(fields["heights"]), sub_group_columns=(part,) * len(fields["heights"]))
 
 
-def generic_configs(columns=(16, 32)):
-    return sub_group_tiles(columns).map(lambda fields: GenericConfig(**fields))
+def generic_configs(columns=(16, 32), splits=4):
+    return sub_group_tiles(columns, splits).map(lambda fields: GenericConfig(**fields))
 
 
 def xe_configs():

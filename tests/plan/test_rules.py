@@ -13,6 +13,7 @@ from moe_xe.ops import launch
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.launch import Call
 from moe_xe.ops.submission import Submission
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm import heuristics
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
@@ -113,11 +114,31 @@ def test_numbers_of_a_queue(n, change, rows, message):
         plan_launch(*arguments)
 
 
+@pytest.mark.parametrize("n, k, change, rows, message", [
+    (64, 1024, dict(splits=4), 1, None), (64, 1023, dict(splits=4), 1, "splits must leave at least 256 elements of K to each part, K is 1023"),
+    (256, 512, dict(splits=2, tile_width=1), 1, None),
+    (257, 512, dict(splits=2, tile_width=1), 1, "splits are for few tiles: tiles x splits must be at most 1024, but there can be 514 tiles"),
+    (65536, 512, dict(splits=2, heights=(65536,), tile_width=256), 1, "sums of parts take")], ids=str)
+def test_parts_of_k(n, k, change, rows, message):
+    problem, config = GroupedGemmProblem(n, k, F32, F32), replace(NARROW, **{"tile_width": 64, **change})
+    if message is None:
+        return check_queue(problem, config, rows, 4, 3)
+    with pytest.raises(ValueError, match=message):
+        check_queue(problem, config, rows, 4, 3)
+
+
+def test_parts_of_k_of_quantised_weights():
+    problem = GroupedGemmProblem(64, 1024, BF16, BF16, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32))
+    check_queue(problem, CPU, 1, 4, 3)
+    with pytest.raises(ValueError, match="splits must be 1 for quantised weights"):
+        check_queue(problem, replace(CPU, splits=2), 1, 4, 3)
+
+
 @settings(max_examples=200, deadline=None)
 @given(config=cpu_configs(), rows=st.lists(st.integers(0, 200), min_size=1, max_size=6))
 def test_there_are_no_more_tiles_than_the_list_has_room_for(config, rows):
     problem = GroupedGemmProblem(3 * config.tile_width - 1, 1, F32, F32)
-    assert sum(1 for _ in tiles(rows, problem.n, config)) <= config.most_records(problem, sum(rows), len(rows))
+    assert sum(1 for _ in tiles(rows, problem.n, config)) <= config.splits * config.most_records(problem, sum(rows), len(rows))
 
 
 @pytest.mark.parametrize("p, q, change, experts, message", [
@@ -183,7 +204,7 @@ SHAPES = [GroupedGemmProblem(102, 149, BF16, F32), GroupedGemmProblem(70, 64, F3
 @settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from(SHAPES))
 def test_legal_cpu_configurations_are_right(data, problem):
-    config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs))
+    config = data.draw(cpu_configs(USABLE_ISAS, problem.pairs, splits=1))      # K is short
     check_config(problem, config, Family.cpu, runtime.cpu_isa())
     gemm_is_right(config, problem)
 
@@ -191,7 +212,7 @@ def test_legal_cpu_configurations_are_right(data, problem):
 @settings(settings.get_profile("compiling"))
 @given(data=st.data(), problem=st.sampled_from([SHAPES[0], SHAPES[3]]))
 def test_legal_generic_configurations_are_right(data, problem):
-    config = data.draw(generic_configs((32,) if problem.pairs else (16, 32)))
+    config = data.draw(generic_configs((32,) if problem.pairs else (16, 32), splits=1))
     check_config(problem, config, Family.generic)
     gemm_is_right(config, problem)
 
@@ -249,6 +270,19 @@ def test_trials_are_legal(n, k, rows, layout, act, target):
     for config in trial_configs(plan, operands, rows, target):
         check_config(problem, config, plan.family, target.best_isa)
         assert type(config) is type(plan.config) and config.schedule is plan.config.schedule
+
+
+@pytest.mark.parametrize("target", [CPU_TARGET, *GPU_TARGETS], ids=["cpu", "xe", "generic"])
+def test_trials_share_few_tiles_k_out_or_not(target):
+    """But not where there is room for more rows than counts say, and so for too many tiles."""
+    problem, rows, target = GroupedGemmProblem(128, 4096, BF16, BF16), [1, 0, 0, 0], replace(target, cores=16)
+    for total_rows in (1, 20000):
+        operands = operands_of(problem, total_rows)
+        plan = plan_launch(problem, operands_of(problem, 1), target, heuristics.Schedule.dynamic)
+        trials = trial_configs(plan, operands, rows, target)
+        assert total_rows > 1 or {config.splits > 1 for config in [plan.config, *trials]} == {False, True}
+        for config in trials:
+            check_queue(problem, config, total_rows, operands.num_experts, target.cores)
 
 
 @settings(max_examples=60, deadline=None)

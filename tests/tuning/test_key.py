@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_xe.jit import cache_key
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.outer.config import Gathered
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, RowScale, RowsFormat, WeightLayout
 from moe_xe.tuning import TuningKey, key as key_module, rows_bucket, skew_bucket
@@ -16,9 +17,11 @@ from .example import DEFAULT, OUTER, OUTER_DEFAULT, PROBLEM, STATIC, Device, key
 
 OTHER = {"n": 97, "k": 65, "input": Dtype.f16, "output": Dtype.bf16, "weights": WeightLayout.ekn, "bias": Dtype.f32,
          "rows_format": RowsFormat.ends, "rows_bits": 64, "gathered": True, "tf32": True, "scattered": True, "slots": 2,
-         "row_scale": RowScale.sums, "shared": 1, "activation": None}
+         "row_scale": RowScale.sums, "shared": 1, "activation": None, "quantization": None}
 OTHER_OUTER = {"p": 97, "q": 65, "input": Dtype.f16, "output": Dtype.bf16, "rows_format": RowsFormat.ends, "rows_bits": 64,
                "gathered": Gathered.left, "slots": 2, "accumulate": True}
+CODES = Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32)
+OTHER_CODES = {"codes": Codes.int4, "scales": ScaleType.f16, "rows": 2, "columns": 16, "zero": 8.0, "zeros": True, "global_scales": True}
 OTHER_ACTIVATION = {"kind": ActivationKind.gelu, "gated": False, "interleaved": True, "alpha": 1.5, "limit": None}
 
 
@@ -79,8 +82,11 @@ def test_every_fusion_is_in_the_key():
     assert set(OTHER) == {field.name for field in fields(PROBLEM)}
     assert set(OTHER_OUTER) == {field.name for field in fields(OUTER)}
     assert set(OTHER_ACTIVATION) == {field.name for field in fields(Activation)}
-    keys = [key(), key(problem=OUTER, default=OUTER_DEFAULT)]
-    keys += [key(problem=replace(PROBLEM, **{name: value})) for name, value in OTHER.items()]
+    assert set(OTHER_CODES) == {field.name for field in fields(Quantization)}
+    quantised = replace(PROBLEM, quantization=CODES)
+    keys = [key(), key(problem=OUTER, default=OUTER_DEFAULT), key(problem=quantised)]
+    keys += [key(problem=replace(PROBLEM, **{name: value})) for name, value in OTHER.items() if name != "quantization"]
+    keys += [key(problem=replace(quantised, quantization=replace(CODES, **{name: value}))) for name, value in OTHER_CODES.items()]
     keys += [key(problem=replace(PROBLEM, activation=replace(PROBLEM.activation, **{name: value})))
              for name, value in OTHER_ACTIVATION.items()]
     keys += [key(problem=replace(OUTER, **{name: value}), default=OUTER_DEFAULT) for name, value in OTHER_OUTER.items()]

@@ -16,6 +16,8 @@ from moe_xe.plan.gemm.config import Schedule, SubGroupConfig, XeConfig
 from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
+from .quantised import QuantisedWeights
+
 missing = spirv.missing() or ocloc.missing()
 
 ENK, EKN = WeightLayout.enk, WeightLayout.ekn
@@ -89,14 +91,16 @@ class Case:
         self.sorted_rows = used if self.total_rows is None else self.total_rows
         a_rows = -(-self.sorted_rows // p.slots) + 13 if p.gathered else self.sorted_rows
         d_rows = self.sorted_rows + 5 if p.scattered else self.sorted_rows
-        a, w = rng.standard_normal((a_rows, p.k), "f4"), rng.standard_normal((self.groups, p.n, p.k), "f4") / np.sqrt(p.k)
+        a = rng.standard_normal((a_rows, p.k), "f4")
+        self.quantised = self._quantised(rng) if p.quantization else None
+        w = self.quantised_values() if p.quantization else rng.standard_normal((self.groups, p.n, p.k), "f4") / np.sqrt(p.k)
         bias = rng.standard_normal((self.groups, p.n), "f4")
         bias[:p.shared] = 0
         scales = rng.uniform(-1.5, 1.5, self.sorted_rows).astype("f4")
         self.indices = self._row_indices(rng, a_rows, d_rows) if p.gathered or p.scattered else None
         self.row_scales = scales if p.row_scale is not RowScale.none else None
         self.a = padded(a, p.input, 0, self.padding)
-        self.w = self._stored(w[p.shared:])
+        self.w = self.quantised.stored if p.quantization else self._stored(w[p.shared:])
         self.shared_w, self.shared_up, self.shared_expert_stride = self._stored_shared(w[:p.shared])
         self.bias = padded(bias[p.shared:], p.bias, 0, 3) if p.bias else None
         self.d = padded(np.full((d_rows, p.out_n), np.nan, "f4"), p.output, 0, self.padding)
@@ -105,6 +109,8 @@ class Case:
         self.rows = np.array(rows, f"i{p.rows_bits // 8}")
 
         a, w = (self._as_read(x) for x in (a, w))
+        if self.quantised and p.quantization.global_scales:
+            w = w * self.quantised.global_scales[:, None, None]
         bias = decode(encode(bias, p.bias), p.bias) if p.bias else np.zeros_like(bias)
         source = self.indices.clip(0) // p.slots if p.gathered else np.arange(self.sorted_rows)
         target = self.indices if p.scattered else np.arange(self.sorted_rows)
@@ -114,6 +120,16 @@ class Case:
             mine = np.flatnonzero(group_of_row == group)
             mine = mine[target[mine] >= 0]
             self.want[target[mine]] = self._outputs(a[source[mine]] @ w[group].T, bias[group], scales[mine, None])
+
+    def _quantised(self, rng) -> QuantisedWeights:
+        p = self.problem
+        shape = (p.n, p.k) if p.weights is ENK else (p.k, p.n)
+        return QuantisedWeights(p.quantization, self.groups, *shape, rng, 1 / np.sqrt(p.k), self.padding)
+
+    def quantised_values(self) -> np.ndarray:
+        """[experts, N, K], as dense ones; the activations' rounding is to come."""
+        values = self.quantised.values
+        return (values if self.problem.weights is ENK else values.transpose(0, 2, 1)).astype("f4")
 
     def _row_indices(self, rng, a_rows: int, d_rows: int) -> np.ndarray:
         """Pairs: of random tokens, or distinct ones, a few of which are left out."""
@@ -153,9 +169,12 @@ class Case:
 
     def launch(self, config: SubGroupConfig, groups: int, seed: int = 0):
         row_stride = lambda x: np.int64(0 if x is None else x.shape[-1])
-        args = [self.a, self.w, self.shared_w, self.shared_up, None, None, None, self.bias, self.d, self.rows, self.indices, self.row_scales,
+        codes, p = self.quantised, self.problem
+        scales = [None] * 3 if codes is None else [codes.scales, codes.zeros, codes.global_scales]
+        per_byte = 1 if codes is None else 8 // p.quantization.codes.bits
+        args = [self.a, self.w, self.shared_w, self.shared_up, *scales, self.bias, self.d, self.rows, self.indices, self.row_scales,
                 np.zeros(QUEUE_WORDS, "i4"), self.scratch(config), np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
-                row_stride(self.w), np.int64(0 if self.w is None else self.w[0].size), row_stride(self.shared_w),
+                per_byte * row_stride(self.w), np.int64(0 if self.w is None else per_byte * self.w[0].size), row_stride(self.shared_w),
                 np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), np.int32(self.groups)]
         size = config.work_group_size
         stats = kernel_of(self.problem, config).launch(groups * size, size, args, seed=seed)
@@ -164,8 +183,8 @@ class Case:
 
     def scratch(self, config: SubGroupConfig) -> np.ndarray:
         """The list of tiles, with junk; no byte more than a launch has."""
-        records = self.groups + config.most_records(self.problem, self.sorted_rows, self.groups)
-        return np.full((records, RECORD_BYTES // 4), -7, "i4")
+        tiles = config.most_records(self.problem, self.sorted_rows, self.groups)
+        return np.full((self.groups * RECORD_BYTES + tiles * config.entry_bytes) // 4, -7, "i4")
 
     def check(self):
         p, written = self.problem, ~np.isnan(self.want).all(1)
@@ -184,7 +203,8 @@ def name(problem: GroupedGemmProblem) -> str:
     fused = ["gathered"] * p.gathered + ["scattered"] * p.scattered + [f"{p.shared} shared"] * bool(p.shared)
     if act:
         fused.append(act.kind.value + (" interleaved" if act.interleaved else "" if act.gated else " no gate"))
-    return " ".join([p.input.value, p.output.value, p.weights.value, *fused, f"{p.n}x{p.k}"])
+    codes = [p.quantization.codes.value] if p.quantization else []
+    return " ".join([p.input.value, p.output.value, *codes, p.weights.value, *fused, f"{p.n}x{p.k}"])
 
 
 def run(problem: GroupedGemmProblem, config: SubGroupConfig, counts=RAGGED, groups=(1, 7, 40), unused: int = 0):

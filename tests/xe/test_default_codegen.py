@@ -65,6 +65,19 @@ def test_no_spills_with_few_and_many_rows(layout, name, rows):
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", WeightLayout)
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_no_spills_where_k_is_in_parts(name, layout, device):
+    """With so few columns every device shares K out."""
+    problem = replace(gemms(FAMILIES["gpt-oss"], layout)[name], n=128, k=4096)
+    config = choose_xe_config(problem, 1, 32, record_named(DEVICES[device]))
+    assert config.splits > 1
+    summary = summary_of(problem, config, device)
+    assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
+
+
 @pytest.mark.parametrize("layout", [WeightLayout.enk, pytest.param(WeightLayout.ekn, marks=pytest.mark.full)])
 def test_no_spills_where_heights_share_a_shape(layout):
     """Their code differs so little that the compiler would like to join its ends, with all sums copied there."""
@@ -86,6 +99,7 @@ def test_no_default_spills(family, layout, device):
     for name, problem, config in defaults(FAMILIES[family], layout, device):
         shapes = tuple(zip(config.heights, config.sub_group_rows, config.sub_group_columns))
         kind = (name, config.tile_width, config.prefetch_distance) if device == "bmg" else (problem.gathered, problem.pairs, config.tile_width)
+        kind = (*kind, config.splits > 1)
         if (kind, shapes) in seen:
             continue
         seen.add((kind, shapes))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_xe import QuantizedWeight
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.isa.listing import summarize
 from moe_xe.jit.block_source import KERNEL_NAME, KERNEL_SIGNATURE, block_source
@@ -21,9 +22,12 @@ from moe_xe.ops.checks import TORCH_DTYPES
 from moe_xe.ops.routing.token_sort import Routing
 from moe_xe.plan.block.one_launch import OneLaunch, plan_one_launch
 from moe_xe.plan.block.token_sort import CombineProblem, SortProblem, aligned_columns
+from moe_xe.plan.gemm.config import Schedule, XeConfig
+from moe_xe.plan.formats import CHECKPOINTS, FORMATS, Quantization
 from moe_xe.plan.gemm.heuristics import Family, generic_config
 from moe_xe.plan.launch import LaunchPlan, Target
 from moe_xe.plan.model.devices import record_named
+from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 
 from ..ops.block.case import assert_right, call_of, make, make_shared, reference
@@ -51,7 +55,7 @@ class Block:
 
     def __init__(self, arguments: dict):
         self.call = call = call_of(arguments)
-        tokens, experts = len(call.hidden_states), len(call.w13)
+        tokens, experts = len(call.hidden_states), call.w13.shape[0]
         shared = merged_shared(call, Fusions())
         weights = None if call.shared is None or call.shared.weights is None else call.shared.weights.view(tokens, 1).repeat(1, shared)
         self.routing = Routing(call.topk_ids, experts, call.expert_map, shared, call.topk_weights, weights, call.routed_scaling_factor)
@@ -138,16 +142,33 @@ def test_shared_experts():
     check(make(6, 4, 3, HIDDEN, size, BF16, shared=shared))
 
 
+@pytest.mark.parametrize("layout", ["enk", pytest.param("ekn", marks=pytest.mark.full)])
+def test_k_in_parts(layout):
+    """An expert's first GEMM is done when the last part of its last tile is."""
+    config = XeConfig((16,), 256, 2, 7, Schedule.dynamic, (16,), (32,), prefetch_distance=3, splits=2)
+    with force_config(config):
+        check(make(3, 4, 2, 520, 512, BF16, weight_layout=layout, bias=(F32, BF16)))
+
+
+@pytest.mark.parametrize("format, dtype", [
+    ("mxfp4", BF16), pytest.param("int4", F16, marks=pytest.mark.full), pytest.param("fp8_e4m3", BF16, marks=pytest.mark.full)])
+def test_quantised_weights(format, dtype):
+    block, group = make(5, 4, 3, 256, 160, dtype), FORMATS[format].group or (1, 32)
+    check(block | {name: QuantizedWeight.quantize(block[name].float(), format, group) for name in ("w13", "w2")}, groups=(1, 7))
+
+
 def test_the_generic_family():
     check(make(5, 4, 3, 50, 37), Family.generic)
 
 
 def plan_of(layout: WeightLayout, tokens: int, *, generic: bool = False, hidden: int = 2048, size: int = 768, experts: int = 128, top_k: int = 8,
-            activation: Activation = Activation(), bias: Dtype | None = None, shared: int = 0) -> OneLaunch:
+            activation: Activation = Activation(), bias: Dtype | None = None, shared: int = 0,
+            quantization: Quantization | None = None) -> OneLaunch:
     """Of a model's block, as it is launched by default."""
     first = GroupedGemmProblem(2 * size, hidden, Dtype.bf16, Dtype.bf16, layout, gathered=True, slots=top_k + shared, activation=activation,
-                               bias=bias, shared=shared)
-    second = GroupedGemmProblem(hidden, size, Dtype.bf16, Dtype.f32, layout, scattered=True, row_scale=RowScale.outputs, bias=bias, shared=shared)
+                               bias=bias, shared=shared, quantization=quantization)
+    second = GroupedGemmProblem(hidden, size, Dtype.bf16, Dtype.f32, layout, scattered=True, row_scale=RowScale.outputs, bias=bias,
+                                shared=shared, quantization=quantization)
     rows = tokens * (top_k + shared)
     plans = []
     for problem in (first, second):
@@ -159,6 +180,7 @@ def plan_of(layout: WeightLayout, tokens: int, *, generic: bool = False, hidden:
 
 OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=7.0)
 GPT_OSS = dict(hidden=2880, size=2880, experts=32, top_k=4, activation=OAI, bias=Dtype.bf16)
+MXFP4, FP8 = dict(GPT_OSS, quantization=CHECKPOINTS["mxfp4"].quantization), dict(quantization=CHECKPOINTS["fp8"].quantization)
 
 
 # Its two main loops need 256 bytes more than PVC's registers.
@@ -167,7 +189,9 @@ SPILLS = [pytest.mark.xfail(strict=True, reason="256 bytes of spills")]
 
 
 @pytest.mark.parametrize("layout, tokens, options, device", [
-    (WeightLayout.enk, 1, {}, "bmg"), (WeightLayout.enk, 1, GPT_OSS, "pvc"),
+    (WeightLayout.enk, 1, {}, "bmg"), (WeightLayout.enk, 1, GPT_OSS, "pvc"), (WeightLayout.enk, 64, MXFP4, "bmg"),
+    *(pytest.param(WeightLayout.enk, tokens, options, device, marks=pytest.mark.full) for tokens in (1, 64) for options in (MXFP4, FP8)
+      for device in ("bmg", "pvc", "lnl-m", "ptl-h") if (tokens, options, device) != (64, MXFP4, "bmg")),
     *(pytest.param(layout, tokens, options, device, marks=[pytest.mark.full, *SPILLS * ((layout, tokens, options, device) == KNOWN)]) for layout in WeightLayout for tokens in (1, 64)
       for options in ({}, GPT_OSS, dict(shared=1), dict(generic=True)) for device in ("bmg", "pvc", "lnl-m", "ptl-h"))],
     ids=lambda value: value if isinstance(value, str) else str(value))

@@ -8,7 +8,7 @@ import torch
 from ...plan.block.token_sort import default_y_dtype
 from ...plan.choice.block_config import MoeConfig
 from ...plan.choice.choice import Choice
-from ...plan.problem import Activation, ActivationKind, Dtype
+from ...plan.problem import ACTIVATION_NAMES, Activation, ActivationKind, Dtype
 from ...quantized.weight import QuantizedWeight
 from .. import checks
 from ..autocast import autocast
@@ -107,8 +107,8 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
             if not checks.has_shape(bias, (num_experts, size)):
                 raise ValueError(f"{name} must be [E, N] = [{num_experts}, {size}], got {list(bias.shape)}")
             checks.row_stride(name, bias)
-    if activation not in ActivationKind.__members__:
-        raise ValueError(f"activation must be one of {', '.join(ActivationKind.__members__)}, got {activation!r}")
+    if activation not in ACTIVATION_NAMES:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_NAMES)}, got {activation!r}")
     alpha = checks.check_float32("alpha", alpha)
     limit = None if limit is None else checks.check_float32("limit", limit, positive=True)
     checks.check_flags(interleaved=interleaved, weight_on_input=weight_on_input)

@@ -61,5 +61,5 @@ def plan_one_launch(gate_up: LaunchPlan, down: LaunchPlan, sort: SortProblem, co
     gate_up, down = (replace(gemm, num_groups=num_groups) for gemm in (gate_up, down))
     block = OneLaunch(gate_up, down, sort, combine, max(gate_up.group_size, down.group_size))
     rows = num_tokens * (sort.top_k + sort.num_shared)
-    tiles = sum(gemm.config.most_records(gemm.problem, rows, num_experts) for gemm in (gate_up, down))
+    tiles = sum(gemm.config.most_records(gemm.problem, rows, num_experts) * gemm.config.splits for gemm in (gate_up, down))
     return block if tiles + num_tokens * block.row_groups + 2 * num_groups <= INT32_MAX else None

@@ -11,6 +11,9 @@ from ..problem import Dtype, GroupedGemmProblem
 
 HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the kernel
 MOST_HEIGHTS = 16                    # as a tile's record has room for
+MOST_PARTS = 1 << 10                 # tiles x splits, likewise
+LEAST_PART = 256                     # elements of K in a part, at least
+RECORD_BYTES = 16                    # of sycl_kernels/include/moe_xe/queue/tile_list.hpp
 MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
 
 
@@ -50,12 +53,14 @@ class TileConfig(ABC):
 
     heights: rows of the tile shapes, falling. tile_width: columns of every tile. raster_group: row tiles that share a
     column of weights before the next column. min_fill_eighths: a rest of rows takes a height if it fills this share.
+    splits: work-groups that share a tile's K out, for fewer tiles than cores (queue/split_k.hpp).
     """
     heights: tuple[int, ...]
     tile_width: int
     raster_group: int
     min_fill_eighths: int
     schedule: Schedule
+    splits: int = field(default=1, kw_only=True)
 
     def __post_init__(self):
         check_fields(self)
@@ -63,13 +68,14 @@ class TileConfig(ABC):
             raise ValueError(f"heights must be positive and strictly falling, got {self.heights}")
         if len(self.heights) > MOST_HEIGHTS:
             raise ValueError(f"there must be at most {MOST_HEIGHTS} heights, got {self.heights}")
-        for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8)):
+        for name, low, high in (("tile_width", 1, None), ("raster_group", 1, None), ("min_fill_eighths", 1, 8), ("splits", 1, None)):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} must be at least {low}" + (f" and at most {high}" if high else "") + f", got {value}")
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}({'/'.join(map(str, self.heights))} x {self.tile_width}, {self._details()}, {self.schedule.value})"
+        splits = f", {self.splits} splits" if self.splits > 1 else ""
+        return f"{type(self).__name__}({'/'.join(map(str, self.heights))} x {self.tile_width}, {self._details()}{splits}, {self.schedule.value})"
 
     @abstractmethod
     def _details(self) -> str:
@@ -91,6 +97,16 @@ class TileConfig(ABC):
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Global memory that one work-group needs for itself."""
         return 0
+
+    @property
+    def part_floats(self) -> int:
+        """Sums of a tile's part of K in memory."""
+        return self.heights[0] * self.tile_width
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of a tile in the list: its record; where K is split, also how many parts are done, and their sums."""
+        return RECORD_BYTES if self.splits == 1 else 2 * RECORD_BYTES + self.splits * _round_up(4 * self.part_floats, RECORD_BYTES)
 
     def most_records(self, problem: GroupedGemmProblem, total_rows: int, num_experts: int) -> int:
         """Entries of the list of tiles: at least as many as there are tiles, however the rows are spread over the experts."""
@@ -201,12 +217,17 @@ class CpuConfig(TileConfig):
     def computed_rows(self, height: int, rows: int) -> int:
         return rows
 
+    @property
+    def part_floats(self) -> int:
+        columns = 2 * VECTOR_DWORDS[self.isa]
+        return self.heights[0] * (_round_up(self.tile_width, columns) + columns)
+
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
         bf16 = problem.input is Dtype.bf16
         pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
-        unit = 2 if bf16 else 1
-        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * (unit if problem.quantization is None else 8))
+        lane_elements = 8 if problem.quantization else 2 if bf16 else 1
+        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
         packed_a = self.heights[0] * (padded_k // pairs + 16)
         panel = min(self.k_block, padded_k) // pairs * self.micro_columns
         sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0

@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 
 from ..model.devices import DeviceRecord
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
+from ..xe.rules import SCALE_ROUND
 from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
+from .splits import choose_splits, evenly
 
 
 class Family(str, Enum):
@@ -25,6 +28,8 @@ SURFACE_WIDTH_ALIGNMENT = 4
 SURFACE_MIN_WIDTH = 64
 SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
 LANE_ACCESS = 16                 # what one lane loads or stores at once (mainloop_xe_*.hpp)
+SCALE_ACCESS = 4                 # of scales and zeros, at most (xe/scales.hpp)
+OPERAND_K = 16                   # elements of K of a dpas operand: one group's
 
 
 def _surface_fits(base: int, width: int, height: int, pitch: int) -> bool:
@@ -46,8 +51,8 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
 
     def weights_fit(base: int, columns: int, stride: int, experts: int, expert_stride: int) -> bool:
         w_rows, w_columns = (columns, problem.k) if swapped else (problem.k, columns)
-        return (_surface_fits(base, w_columns * size, w_rows, stride * size) and
-                (experts <= 1 or expert_stride * size % SURFACE_BASE_ALIGNMENT == 0))
+        row, pitch, expert = (count * problem.weight_bits // 8 for count in (w_columns, stride, expert_stride))
+        return _surface_fits(base, row, w_rows, pitch) and (experts <= 1 or expert % SURFACE_BASE_ALIGNMENT == 0)
 
     shared_columns = problem.out_n if halves else problem.n
     return (d_fits and problem.k * size % LANE_ACCESS == 0 and
@@ -55,6 +60,18 @@ def fits_block_messages(problem: GroupedGemmProblem, operands: Operands) -> bool
             (routed == 0 or weights_fit(operands.w, problem.n, operands.w_stride, routed, operands.w_expert_stride)) and
             all(weights_fit(base, shared_columns, operands.shared_stride, problem.shared, operands.shared_expert_stride)
                 for base in (operands.shared_w, *([operands.shared_up] if halves else []))[:2 * problem.shared]))
+
+
+def codes_fit(problem: GroupedGemmProblem, operands: Operands) -> bool:
+    """True where codes and scales are what sycl_kernels/include/moe_xe/xe/scales.hpp asks for."""
+    quantization = problem.quantization
+    if quantization is None:
+        return True
+    group, has_zero = quantization.columns, quantization.zeros or quantization.zero != 0
+    columns = problem.k if problem.weights is WeightLayout.enk else problem.n
+    groups_fit = group % OPERAND_K == 0 and (group % SCALE_ROUND == 0 or SCALE_ROUND % group == 0) or group >= columns
+    return (problem.input is not Dtype.f32 and groups_fit and (problem.weights is WeightLayout.enk or not problem.pairs) and
+            (quantization.codes.is_integer or not has_zero) and operands.scales % SCALE_ACCESS == 0 and operands.zeros % SCALE_ACCESS == 0)
 
 
 def has_wide_dpas(has_matrix_engine: bool, sub_group_sizes: Sequence[int]) -> bool:
@@ -66,7 +83,8 @@ def choose_family(problem: GroupedGemmProblem, operands: Operands, is_cpu: bool,
     if is_cpu:
         return Family.cpu
     exact_f32 = problem.input is Dtype.f32 and not problem.tf32
-    return Family.xe if has_dpas and not exact_f32 and fits_block_messages(problem, operands) else Family.generic
+    fits = fits_block_messages(problem, operands) and codes_fit(problem, operands)
+    return Family.xe if has_dpas and not exact_f32 and fits else Family.generic
 
 
 def heights_for(total_rows: int, heights: tuple[int, ...]) -> int:
@@ -121,8 +139,8 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
                   isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic) -> TileConfig:
     """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
-    if family is Family.cpu:
-        return cpu_config(problem, isa or "baseline", schedule)
-    if family is Family.generic:
-        return generic_config(problem, total_rows, schedule)
-    return choose_xe_config(problem, total_rows, num_experts, record, schedule)
+    if family is Family.xe:
+        return choose_xe_config(problem, total_rows, num_experts, record, schedule)
+    config = cpu_config(problem, isa or "baseline", schedule) if family is Family.cpu else generic_config(problem, total_rows, schedule)
+    splits = choose_splits(problem, config, evenly(total_rows, num_experts), cores)
+    return config if splits == 1 else replace(config, splits=splits)

@@ -13,12 +13,16 @@ from importlib.resources import files
 
 import yaml
 
+from ..formats import Codes
 from ..gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
-from ..problem import GroupedGemmProblem
+from ..problem import Dtype, GroupedGemmProblem
 from .devices import DeviceRecord
-from .schedule import Tile, cut_rows, tiles
+from .schedule import Tile, cut_of, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop
+# Codes that are counted, by those that they stand for: as many instructions, or nearly so.
+COUNTED_CODES = {Codes.int4: Codes.int4, Codes.uint4: Codes.int4, Codes.e2m1: Codes.e2m1, Codes.int8: Codes.int8, Codes.e4m3: Codes.e4m3,
+                 Codes.e5m2: Codes.e4m3}
 STEP_DPAS_SUMS = 64         # sums (rows x columns) that a step brings forward with one dpas: 128 sums, half a step each
 
 # Fitted to the published measurements (plan/model/data/published.yaml); all else comes from the records.
@@ -88,7 +92,8 @@ def counted_instructions() -> dict:
 def variant_of(problem: GroupedGemmProblem) -> str:
     """The kernel that instructions were counted for, in plan/model/data/instructions.yaml."""
     fused = " gathered" * problem.gathered + " pairs" * (problem.gathered and problem.pairs) + " scattered" * problem.scattered
-    return problem.weights.value + fused
+    codes = f" {COUNTED_CODES[problem.quantization.codes].value}" if problem.quantization else ""
+    return problem.weights.value + fused + codes
 
 
 def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceRecord) -> Kernel:
@@ -99,17 +104,7 @@ def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceReco
         entry = counted[f"{rows}x{columns}"]
         return Code(entry["dpas"] + entry["messages"] + entry["other"], entry["tile"])
 
-    return Kernel(config, code)
-
-
-def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
-    """The heights of one expert's row tiles."""
-    return _cut(rows, config.heights, config.min_fill_eighths)
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
-    return tuple(cut_rows(rows, heights, min_fill_eighths))
+    return Kernel(config, code, weight_bytes=problem.weight_bytes)
 
 
 def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
@@ -127,19 +122,22 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     for count, experts in Counter(tokens_per_expert).items():
         for height in cut_of(count, config):
             row_tiles[height] += experts
-    residents = min(kernel.groups_per_core, max(-(-row_tiles.total() * column_tiles // device.xe_cores), 1))
+    num_parts = row_tiles.total() * column_tiles * config.splits
+    residents = min(kernel.groups_per_core, max(-(-num_parts // device.xe_cores), 1))
     costs = {height: tile_cost(problem, kernel, device, index, residents) for index, height in enumerate(config.heights)}
 
     def share(part: str) -> float:
         total = sum(getattr(costs[height], part) * number for height, number in row_tiles.items())
-        return total * column_tiles / device.xe_cores
+        return total * column_tiles * config.splits / device.xe_cores
 
     rows, mean = sum(tokens_per_expert), share("seconds")
     queue = (costs[height].seconds for height in _tile_heights(tokens_per_expert, problem.n, config))
     makespan = mean if even else _makespan(queue, device.xe_cores, config.schedule)
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
+    l2_bytes += 2 * config.splits * column_tiles * sum(_part_bytes(config, height) * number for height, number in row_tiles.items())
+    readers = max(min(device.xe_cores, num_parts), 1)
     parts = {part: share(part) for part in ("matrix", "issue", "L1", "latency")}
-    parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * device.xe_cores)
+    parts["L2"] = l2_bytes / (device.architecture.l2_rate * device.clock * 1e9 * readers)
     moved = memory_bytes(problem, tokens_per_expert, config, weight_bytes, device.l2_bytes)
     parts["memory"] = moved / (device.bandwidth * 1e9)
     parts["launch"] = launches * LAUNCH_SECONDS
@@ -154,15 +152,15 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
 
     def tile_seconds(tile: Tile) -> float:
         columns = min(config.tile_width, problem.n - tile.column)
-        return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / core_rate
+        return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / config.splits / core_rate
 
     work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
     queue = map(tile_seconds, tiles(tokens_per_expert, problem.n, config))
     makespan = _makespan(queue, device.xe_cores, config.schedule)
-    num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.input.size, device.l2_bytes)
+    num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.weight_bytes, device.l2_bytes)
     parts = {"multiply-add": work, "memory": num_bytes / (device.bandwidth * 1e9)}
     seconds = overlapped(makespan, parts["memory"])
-    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.input.size)
+    return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.weight_bytes)
 
 
 def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], device: DeviceRecord, seconds: float,
@@ -180,7 +178,7 @@ def _tile_heights(tokens_per_expert: Sequence[int], n: int, config: TileConfig) 
     for count in sorted(tokens_per_expert, key=lambda count: -count.bit_length()):
         row_tiles = cut_of(count, config)
         for first in range(0, len(row_tiles), config.raster_group):
-            yield from row_tiles[first:first + config.raster_group] * columns
+            yield from (height for height in row_tiles[first:first + config.raster_group] * columns for _ in range(config.splits))
 
 
 def _makespan(seconds: Iterable[float], cores: int, schedule: Schedule) -> float:
@@ -195,6 +193,11 @@ def _makespan(seconds: Iterable[float], cores: int, schedule: Schedule) -> float
     return max(busy)
 
 
+def _part_bytes(config: TileConfig, height: int) -> int:
+    """Of a tile's sums that go through memory, for each part of its K."""
+    return height * config.tile_width * Dtype.f32.size if config.splits > 1 else 0
+
+
 @dataclass(frozen=True)
 class TileCost:
     """Seconds that one tile takes of its Xe core, by what keeps the core busy; seconds: all of it."""
@@ -206,20 +209,22 @@ class TileCost:
 
 
 def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord, index: int, residents: int = 1) -> TileCost:
-    """Of the tile shape at this index of the heights, where `residents` work-groups share the core."""
+    """Of the tile shape at this index of the heights, or of a part of its K, where `residents` work-groups share the core."""
     arch, config, clock = device.architecture, kernel.config, device.clock * 1e9
     rows, columns, sub_groups = config.sub_group_rows[index], config.sub_group_columns[index], config.sub_groups[index]
-    code = kernel.code(rows, columns)
-    steps = -(-problem.k * problem.input.size // STEP_BYTES)
+    code, weight_share = kernel.code(rows, columns), (kernel.weight_bytes or problem.input.size) / problem.input.size
+    steps = -(-problem.k * problem.input.size // (STEP_BYTES * config.splits))
     threads = -(-sub_groups * residents // arch.engines)            # of an engine
     # a thread waits for its own loads; the others of its engine multiply meanwhile
     step_dpas = rows * columns / STEP_DPAS_SUMS * arch.dpas_cycles
     matrix = steps * max(threads * step_dpas, step_dpas + arch.load_latency) / MATRIX_EFFICIENCY / clock
     issue = steps * threads * code.step / clock
-    l1 = steps * sub_groups * residents * (rows + columns) * STEP_BYTES / arch.l1_rate / clock
+    l1 = steps * sub_groups * residents * (rows + columns * weight_share) * STEP_BYTES / arch.l1_rate / clock
     # a step's lines are asked for prefetch_distance steps ahead
     latency = steps * arch.memory_latency / max(config.prefetch_distance, 1)
     ends = arch.memory_latency + threads * code.tile / clock        # first loads, epilogue
+    if config.splits > 1:       # sums are stored and counted; the last part of a tile loads all
+        ends += 2 * arch.memory_latency + (1 + config.splits) * _part_bytes(config, config.heights[index]) / (arch.l2_rate * clock)
     parts = (matrix, issue, l1, latency)
     return TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
 

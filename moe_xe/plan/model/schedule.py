@@ -4,6 +4,7 @@ The same decomposition as sycl_kernels/include/moe_xe/queue/tile_list.hpp, from 
 """
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from ..gemm.config import Schedule, TileConfig
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows [row, row + rows) of the sorted rows and columns from `column` on, computed by the tile of this height."""
+    """Rows [row, row + rows) of the sorted rows and columns from `column` on, computed by the tile of this height; which part of K."""
     expert: int
     height: int
     row: int
     rows: int
     column: int
+    part: int = 0
 
 
 def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[int]:
@@ -33,11 +35,21 @@ def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[i
     return cut
 
 
+def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
+    """The heights of one expert's row tiles."""
+    return _cut(rows, config.heights, config.min_fill_eighths)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
+    return tuple(cut_rows(rows, heights, min_fill_eighths))
+
+
 def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[Tile]:
     """All tiles of a launch in the order of their numbers.
 
     Experts by falling size (powers of two), then by id; an expert's tiles in groups of `raster_group` row tiles, rows
-    fastest within a group.
+    fastest within a group. The parts of a tile's K are neighbours, each with a number of its own.
     """
     columns = range(0, n, config.tile_width)
     begins = [0]
@@ -52,12 +64,14 @@ def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Itera
         for first in range(0, len(row_tiles), config.raster_group):
             for column in columns:
                 for height, row in row_tiles[first:first + config.raster_group]:
-                    yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column)
+                    for part in range(config.splits):
+                        yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column, part)
 
 
 @dataclass(frozen=True)
 class ScheduleReport:
-    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns)."""
+    """How one launch fills the device, a tile's cost being its computed rows x width (useful work: rows x columns), and an equal share
+    of it that of each part of its K."""
     cores: int
     num_tiles: int
     tiles_per_height: dict[int, int]
@@ -82,13 +96,15 @@ def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores
         raise ValueError(f"cores must be at least 1, got {cores}")
     busy = [0] * cores
     per_height = {height: 0 for height in config.heights}
-    number = computed = 0
+    number = computed = num_tiles = 0
     for number, tile in enumerate(tiles(tokens_per_expert, n, config), start=1):
-        cost = config.computed_rows(tile.height, tile.rows) * config.tile_width
+        cost = -(-config.computed_rows(tile.height, tile.rows) * config.tile_width // config.splits)
         computed += cost
-        per_height[tile.height] += 1
+        if tile.part == 0:
+            num_tiles += 1
+            per_height[tile.height] += 1
         if config.schedule is Schedule.static:
             busy[(number - 1) % cores] += cost
         else:
             heapq.heappush(busy, heapq.heappop(busy) + cost)
-    return ScheduleReport(cores, number, per_height, sum(tokens_per_expert) * n, computed, max(busy))
+    return ScheduleReport(cores, num_tiles, per_height, sum(tokens_per_expert) * n, computed, max(busy))

@@ -4,8 +4,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
-from ..gemm.config import VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields, check_prefetch_distance
+from ..gemm.config import RECORD_BYTES, VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields, check_prefetch_distance
 from ..problem import Dtype, RowsFormat
 
 
@@ -58,6 +59,8 @@ class OuterConfig(ABC):
     tile_rows: int
     tile_columns: int
     splits: int
+
+    entry_bytes: ClassVar[int] = RECORD_BYTES      # of an expert in the list of tiles
 
     def __post_init__(self):
         check_fields(self)

@@ -9,10 +9,13 @@ import itertools
 import math
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..gemm.config import Schedule, XeConfig
-from ..model.cost import Prediction, cut_of, own_kernel, predict
+from ..gemm.splits import possible_splits
+from ..model.cost import Prediction, own_kernel, predict
 from ..model.devices import DeviceRecord
+from ..model.schedule import cut_of
 from ..problem import GroupedGemmProblem
 from .configs import ALIKE, enumerate_configs, taller_tile
 from .rules import check_xe_config
@@ -50,9 +53,9 @@ class Scores:
         return sum(prediction.seconds for prediction in self._even[config])
 
     def frugality(self, config: XeConfig) -> tuple:
-        """What decides between configurations of alike times: fewest instructions, tallest tiles, shortest prefetch."""
+        """What decides between configurations of alike times: fewest parts of K, fewest instructions, tallest tiles, shortest prefetch."""
         issue = sum(prediction.parts["issue"] for prediction in self._even[config])
-        return issue, -config.heights[0], config.prefetch_distance
+        return config.splits, issue, -config.heights[0], config.prefetch_distance
 
     def ranked(self, count: int) -> list[XeConfig]:
         """The `count` best and possibly more, best first. Simulated is only what can still be among them."""
@@ -79,6 +82,17 @@ class Scores:
         return [predict(self.problem, rows, kernel, self.device, launches=0, even=even) for rows in self.loads]
 
 
+def candidates(problem: GroupedGemmProblem, device: DeviceRecord, most_rows: int, loads: Sequence[tuple[int, ...]],
+               schedule: Schedule = Schedule.dynamic) -> list[XeConfig]:
+    """What `enumerate_configs` leaves; with K shared out, too, where none of the loads has a tile for every core, nor may be taller
+    than `most_rows` says."""
+    configs, _ = enumerate_configs(problem, device, most_rows, schedule)
+    if most_rows >= len(loads[0]) * MOST_MEAN_ROWS:
+        return configs
+    return configs + [replace(config, splits=splits) for config in configs
+                      for splits in min((possible_splits(problem, config, rows, device.xe_cores) for rows in loads), key=len)]
+
+
 # ---- the default
 
 def likely_loads(total_rows: int, num_experts: int) -> tuple[tuple[int, ...], ...]:
@@ -100,8 +114,8 @@ def _spread(total_rows: int, num_experts: int, weights: Sequence[float]) -> tupl
 
 @functools.lru_cache(maxsize=1024)
 def _choose(problem: GroupedGemmProblem, total_rows: int, num_experts: int, device: DeviceRecord, schedule: Schedule) -> XeConfig:
-    configs, _ = enumerate_configs(problem, device, total_rows, schedule)
-    scores = Scores(problem, likely_loads(total_rows, num_experts), device, configs)
+    loads = likely_loads(total_rows, num_experts)
+    scores = Scores(problem, loads, device, candidates(problem, device, total_rows, loads, schedule))
     return _with_taller_tiles(scores, scores.ranked(1)[0], total_rows)
 
 
@@ -136,8 +150,7 @@ def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[int],
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     rows = tuple(rows_per_expert)
-    configs, _ = enumerate_configs(problem, device, max(rows, default=1))
-    scores = Scores(problem, [rows], device, configs)
+    scores = Scores(problem, [rows], device, candidates(problem, device, max(rows, default=1), [rows]))
     found: dict[tuple, list[XeConfig]] = {}     # by main tile
     for config in scores.ranked(count * LOOKED_AT):
         config = _with_taller_tiles(scores, config, sum(rows))

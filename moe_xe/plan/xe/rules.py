@@ -5,6 +5,7 @@ configurations from the default choice that are known to be bad, or are not know
 """
 from __future__ import annotations
 
+from ..formats import ScaleType
 from ..gemm.config import XeConfig
 from ..model.cost import STEP_BYTES, counted_instructions, variant_of
 from ..model.devices import RECORDS, DeviceRecord
@@ -17,6 +18,8 @@ LINES = 32                      # of a block message, at most
 MOST_PADDING = 1.25             # of N, beside the width that pads least
 GATHERED_SUMS = 32 * 64         # of a sub-group that has no registers to spare (beside a shorter tile 192 to 256 bytes spill)
 FOUR_LINES_ROWS = 4             # gathered rows that a sub-group prefetches four lines at a time (xe/k_loop.hpp)
+CODE_OPERANDS = 16              # registers of operands on the way
+SCALE_ROUND = 128               # elements of K whose scales load at once
 QUEUE_SLM = 1 << 10             # the tile queue's share of L1, at most
 
 
@@ -48,10 +51,24 @@ def sub_group_reason(problem: GroupedGemmProblem, rows: int, columns: int, grf_s
     least = 2 * column_block
     if problem.pairs and columns % least:
         return f"pairs: gate and up values need multiples of {least} columns, got {columns}"
-    registers = rows * columns // 16 + rows + columns + OTHER_REGISTERS
+    registers = rows * columns // 16 + _operand_registers(problem, rows, columns) + OTHER_REGISTERS
     if registers > grf_size:
         return f"registers: sums, operands of a step and addresses take {registers} of {grf_size}"
     return _message_reason(problem, rows, columns)
+
+
+def _operand_registers(problem: GroupedGemmProblem, rows: int, columns: int) -> int:
+    """Of a step. Beside codes of [E, N, K] tokens come half by half. 16 rows of codes have an address, scales for now and later
+    (xe/scales.hpp) and factors, which fill registers as operands do in f16 (xe/factors.hpp)."""
+    quantization = problem.quantization
+    if quantization is None:
+        return rows + columns
+    factors = 8 * (1 + quantization.zeros + (quantization.scales is ScaleType.f32)) if problem.input is Dtype.f16 else 2
+    rows_are_n = problem.weights is WeightLayout.enk
+    scaled_rows, span = (-(-columns // 16), SCALE_ROUND) if rows_are_n else (2, columns)
+    scales = 2 * max(1, span // quantization.columns) * (1 + quantization.zeros)
+    tokens = rows // 2 if rows_are_n else rows
+    return tokens + columns // 2 + CODE_OPERANDS + scaled_rows * (2 + scales + factors)
 
 
 def _message_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> str | None:
@@ -77,9 +94,10 @@ def tile_reason(problem: GroupedGemmProblem, height: int, width: int, rows: int,
         return f"prefetch: gates and up values need an even number of sub-groups, got {sub_groups}"
     by_k = problem.weights is WeightLayout.ekn
     step = STEP_BYTES // problem.input.size         # [E, K, N]: a step's rows of K are shared out, too
-    lines, most_lines = width // sub_groups, step if by_k else LINES
-    message = min(lines, most_lines)
-    if width % sub_groups or lines % message:
+    all_lines = step * width * problem.weight_bits // (8 * STEP_BYTES) if by_k else width
+    lines, most_lines = all_lines // sub_groups, step if by_k else LINES
+    message = max(min(lines, most_lines), 1)
+    if all_lines % sub_groups or lines % message:
         return f"prefetch: {width} columns' lines cannot be shared out evenly to {sub_groups} sub-groups"
     if by_k and (step % message or sub_groups // runs(problem) % (step // message)):
         return f"prefetch: {step} rows of K cannot be shared out evenly to {sub_groups} sub-groups"

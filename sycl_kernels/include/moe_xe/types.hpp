@@ -43,7 +43,7 @@ struct Arguments {
   const int32* row_indices;    // [total_rows] or null
   const float* row_scales;     // [total_rows] or null
   int32* queue;                // a few words, zero in stream order before the launch
-  void* scratch;               // config::scratch_bytes for each work-group, then the list of tiles
+  void* scratch;               // config::scratch_bytes for each work-group, then the list of tiles (with sums, where K is split)
   int64 total_rows;            // no sorted row beyond is read or written, whatever the counts say
   int64 a_rows;                // rows of a
   int64 d_rows;                // rows of d
@@ -65,6 +65,8 @@ struct Tile {
   int rows;           // valid rows, 1..heights[variant]
   int column;         // first column; columns beyond problem::n are not computed
   int64 row;          // first row
+  int entry = 0;      // where K is split: its place in the list of tiles,
+  int part = 0;       // and which part of K this is
 };
 
 }  // namespace moe_xe

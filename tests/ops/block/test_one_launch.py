@@ -1,11 +1,14 @@
 """The block in one launch against the same block in four, bit by bit."""
 from __future__ import annotations
 
+from dataclasses import replace
 
 import pytest
 import torch
 
 from moe_xe import Fusions
+from moe_xe.device import facts_of, queue_for
+from moe_xe.ops import launch
 from moe_xe.ops.block import stages
 from moe_xe.ops.calls import known_calls
 
@@ -92,6 +95,24 @@ def test_experts_of_other_ranks(top_k, device, launches):
     expert_map[1::2] = torch.tensor([3, 0, 2, 1], dtype=torch.int32)
     block = make(29, 9, top_k)
     compare(block | dict(w13=block["w13"][:4], w2=block["w2"][:4], expert_map=expert_map), device, launches)
+
+
+@pytest.mark.cpu_device
+@pytest.mark.parametrize("options", [
+    dict(), pytest.param(dict(weight_layout="ekn", dtype=BF16, bias=BIASES, activation="swiglu_oai", interleaved=True), marks=pytest.mark.full)],
+    ids=["plain", "interleaved"])
+def test_k_in_parts(options, launches, launched, monkeypatch):
+    """On so many cores that both GEMMs' K is shared out; again and again, since who comes last differs."""
+    target = replace(launch.target_of(facts_of(queue_for(torch.device("cpu")))), cores=160)
+    for module in (launch, stages):
+        monkeypatch.setattr(module, "target_of", lambda facts: target)
+    block = make(2, hidden=525, intermediate=1030, **options)
+    block["topk_ids"][:] = torch.tensor([[4, 1, 0], [4, 2, 1]])
+    result = compare(block, torch.device("cpu"), launches)
+    assert all(" splits" in gemm.config for gemm in launched())
+    assert_right(result, reference(**block))
+    for _ in range(30):
+        assert torch.equal(run(block, torch.device("cpu")), result)
 
 
 def test_many_runs_of_several_threads(device):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moe_xe.plan.choice.block_config import GemmConfigs, MoeConfig
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm.config import MOST, CpuConfig, GenericConfig, Schedule, TileConfig, XeConfig
 from moe_xe.plan.outer.config import OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
@@ -25,7 +26,7 @@ FALLING, AT_LEAST_ONE = "heights must be positive and strictly falling", "must b
 WRONG = [
     *((config, dict(heights=heights), FALLING) for config in (XE, GENERIC, CPU) for heights in ((), (16, 32), (32, 32), (32, 0))),
     *((config, {name: 0}, f"{name} must be at least 1, got 0") for config in (XE, GENERIC, CPU)
-      for name in ("tile_width", "raster_group")),
+      for name in ("tile_width", "raster_group", "splits")),
     *((config, dict(min_fill_eighths=value), "min_fill_eighths must be at least 1 and at most 8") for config in (XE, CPU) for value in (0, 9)),
     *((config, dict(tile_width=value), f"tile_width must be from 0 to {MOST}, got {value}") for config in (XE, GENERIC, CPU)
       for value in (-1, MOST + 1)),
@@ -86,6 +87,7 @@ def test_the_parts_of_several_configurations(kind, fields, message):
 @pytest.mark.parametrize("config, text", [
     (XE, "XeConfig(64/32 x 128, sub-groups 32x64/32x32, prefetch 3, 256 registers, dynamic)"),
     (replace(GENERIC, schedule=Schedule.static), "GenericConfig(64/32 x 128, sub-groups 32x64/32x32, static)"),
+    (replace(GENERIC, splits=4), "GenericConfig(64/32 x 128, sub-groups 32x64/32x32, 4 splits, dynamic)"),
     (CPU, "CpuConfig(64/32 x 128, avx2, blocks 6x16x256, in place up to 6 rows, 2 at a time, 16 columns ahead, dynamic)"),
     (replace(CPU, threads=3), "CpuConfig(64/32 x 128, avx2, blocks 6x16x256, in place up to 6 rows, 2 at a time, 16 columns "
                               "ahead, 3 threads, dynamic)"),
@@ -104,8 +106,15 @@ def test_what_a_launch_takes():
 
 
 def test_scratch_grows_with_what_is_packed():
-    def scratch(config, k=100):
-        return config.scratch_bytes(GroupedGemmProblem(64, k, Dtype.bf16, Dtype.bf16))
+    def scratch(config, k=100, **fields):
+        return config.scratch_bytes(GroupedGemmProblem(64, k, Dtype.bf16, Dtype.bf16, **fields))
 
     assert scratch(XE) == scratch(GENERIC) == 0 < scratch(CPU) < scratch(replace(CPU, heights=(128,)))
     assert scratch(CPU, 300) - scratch(CPU, 256) > 4 * 64 * 128      # sums between two blocks of K
+    assert scratch(CPU, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32)) > scratch(CPU)      # eight codes a lane
+
+
+def test_an_entry_of_the_list_has_room_for_the_sums_of_all_parts():
+    assert XE.entry_bytes == GENERIC.entry_bytes == CPU.entry_bytes == OUTER_CPU.entry_bytes == 16
+    assert replace(XE, splits=3).entry_bytes == replace(GENERIC, splits=3).entry_bytes == 32 + 3 * 4 * 64 * 128
+    assert replace(CPU, splits=2).entry_bytes == 32 + 2 * 4 * 64 * (128 + 16)

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from moe_xe.plan.gemm import heuristics as h
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm.config import Schedule, XeConfig
-from moe_xe.plan.problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
+from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem, Operands, WeightLayout
 
 PROBLEM = GroupedGemmProblem(n=256, k=128, input=Dtype.bf16, output=Dtype.bf16)
 ALIGNED = Operands(a=0x1000, w=0x2000, d=0x3000, total_rows=100, a_rows=100, num_experts=4, a_stride=128, w_stride=128,
@@ -64,6 +65,31 @@ def test_float32_is_exact_unless_tf32_is_allowed():
     exact = dataclasses.replace(PROBLEM, input=Dtype.f32, output=Dtype.f32)
     assert family(exact) is h.Family.generic
     assert family(dataclasses.replace(exact, tf32=True)) is h.Family.xe
+
+
+CODES = dataclasses.replace(PROBLEM, quantization=Quantization(Codes.int4, ScaleType.f16, 1, 32))
+
+
+def quantised(problem=CODES, **changes):
+    return dataclasses.replace(problem, quantization=dataclasses.replace(problem.quantization, **changes))
+
+
+@pytest.mark.parametrize("problem, operands, fits", [
+    (CODES, {}, True), (CODES, {"scales": 0x1004, "zeros": 0x2004}, True), (CODES, {"scales": 0x1002}, False),
+    (CODES, {"zeros": 0x2001}, False), (CODES, {"w_stride": 160, "w_expert_stride": 160 * 256}, True),
+    (CODES, {"w_stride": 144, "w_expert_stride": 144 * 256}, False),      # 72 bytes
+    (CODES, {"w_expert_stride": 256 * 128 + 64}, False), (CODES, {"w": 0x2020}, False),
+    (dataclasses.replace(CODES, k=120), {}, False),                       # 60 bytes are no surface
+    (quantised(codes=Codes.int8), {"w_stride": 144, "w_expert_stride": 144 * 256}, True),
+    (quantised(columns=16), {}, True), (quantised(columns=24), {}, False), (quantised(columns=48), {}, False),
+    (quantised(columns=384), {}, True), (quantised(columns=1000), {}, True),        # one group
+    (quantised(zeros=True), {}, True), (quantised(codes=Codes.e4m3, zeros=True), {}, False),
+    (quantised(codes=Codes.e2m1, zero=1.0), {}, False),
+    (dataclasses.replace(CODES, weights=WeightLayout.ekn), {"w_stride": 256}, True),
+    (dataclasses.replace(CODES, weights=WeightLayout.ekn, activation=Activation()), {"w_stride": 256, "d_stride": 128}, False),
+    (dataclasses.replace(CODES, input=Dtype.f32, output=Dtype.f32, tf32=True), {}, False)])
+def test_codes_and_scales_that_fit(problem, operands, fits):
+    assert family(problem, **operands) is (h.Family.xe if fits else h.Family.generic)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -110,6 +110,17 @@ def test_what_bounds_decode_and_prefill():
     assert predicted(gemm(n=64), tall).tail > 0
 
 
+def test_parts_of_k():
+    """One tile takes less time in parts, on cores that would be idle; many take more, as parts' sums go through L2."""
+    problem, config = gemm(n=64, k=8192), XeConfig((16,), 64, 1, 8, Schedule.dynamic, (16,), (8,), prefetch_distance=3)
+
+    def seconds(rows, splits):
+        return predict(problem, rows, own_kernel(problem, dataclasses.replace(config, splits=splits), B60), B60, launches=0).seconds
+
+    few, many = ([seconds(rows, splits) for splits in (1, 2, 4)] for rows in ([1], [4096] * 20))
+    assert few[0] > 1.3 * few[1] > 1.3 * 1.3 * few[2] and many[0] < many[1] < many[2]
+
+
 def test_a_launch_costs_even_without_rows():
     nothing = predicted(gemm(), [0, 0])
     assert nothing.seconds == cost_model.LAUNCH_SECONDS and nothing.tflops == 0
@@ -187,7 +198,8 @@ def test_a_device_with_a_record_and_stand_ins():
 @pytest.mark.skipif(bool(spirv.missing() or ocloc.missing()), reason=spirv.missing() or ocloc.missing() or "-")
 @pytest.mark.parametrize("variant, shape", [
     pytest.param("enk", (16, 64), marks=pytest.mark.full), ("enk gathered pairs", (32, 64)), ("ekn scattered", (32, 64)),
-    pytest.param("ekn gathered", (8, 16), marks=pytest.mark.full)])
+    ("enk gathered pairs e2m1", (64, 32)), pytest.param("ekn gathered", (8, 16), marks=pytest.mark.full),
+    pytest.param("ekn int8", (32, 64), marks=pytest.mark.full)])
 def test_the_counted_instructions_are_those_of_the_listing(variant, shape):
     """To a tenth: if this fails, the kernels have changed. python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml."""
     table = cost_model.counted_instructions()
@@ -201,5 +213,5 @@ def test_every_shape_was_counted(target):
     table = cost_model.counted_instructions()[target]
     assert list(table) == [cost_model.variant_of(problem) for problem in counts.problems()]
     for problem in counts.problems():
-        possible = {"{}x{}".format(*shape) for shape in counts.SHAPES[problem.weights] if sub_group_reason(problem, *shape) is None}
+        possible = {"{}x{}".format(*shape) for shape in counts.shapes(problem) if sub_group_reason(problem, *shape) is None}
         assert set(table[cost_model.variant_of(problem)]) == possible

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,15 @@ def test_dynamic_is_never_worse_than_one_tile_from_ideal():
     report = simulate(rows, 640, config(), 6)
     assert report.makespan <= report.computed / 6 + 64 * 64
     assert simulate(rows, 640, config(Schedule.static), 6).computed == report.computed
+
+
+def test_parts_of_k_are_neighbours_and_fill_more_cores():
+    split = replace(config(), splits=4)
+    whole, parts = list(tiles([70, 3], 128, config())), list(tiles([70, 3], 128, split))
+    assert [replace(part, part=0) for part in parts[::4]] == whole and [part.part for part in parts] == [0, 1, 2, 3] * len(whole)
+    one, four = simulate([1], 64, config(), 4), simulate([1], 64, split, 4)
+    assert (four.num_tiles, four.tiles_per_height, four.computed) == (1, one.tiles_per_height, one.computed)
+    assert four.makespan == one.makespan / 4
 
 
 def test_nothing_to_do():

@@ -1,6 +1,7 @@
 """The choice by the cost model: legal, robust against skew, few kernels a shape, and configurations to measure."""
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_xe.bench.workloads import MODELS, recorded_layers, routed_rows
+from moe_xe.plan.formats import CHECKPOINTS
 from moe_xe.plan.xe import candidates, rules as xe_rules
 from moe_xe.plan.xe.candidates import best_xe_configs, check_xe_config, choose_xe_config, likely_loads
 from moe_xe.plan.gemm.config import Schedule
@@ -54,6 +56,21 @@ def test_what_is_chosen_keeps_the_rules(problem, total_rows, num_experts, device
     config = choose_xe_config(problem, total_rows, num_experts, device, schedule)
     check_xe_config(problem, config, device)
     assert config.schedule is schedule and config.heights[-1] == 16 and xe_rules.cache_reason(config, device) is None
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_codes_are_as_fast_as_they_are_small_and_with_many_rows_as_dense_weights(name):
+    dense = gemm(1536, 2048, activation=Activation(), gathered=True)
+    problem = replace(dense, quantization=CHECKPOINTS[name].quantization)
+
+    def seconds(some, rows):
+        config = choose_xe_config(some, sum(rows), len(rows), B580)
+        return predicted(some, rows, config).seconds, config
+
+    (few, _), (many, config) = seconds(problem, [1] * 128), seconds(problem, [512] * 128)
+    assert seconds(dense, [1] * 128)[0] / few == pytest.approx(2 / problem.weight_bytes, rel=0.06)
+    assert seconds(dense, [512] * 128)[0] / many >= 0.9
+    assert (config.sub_group_rows[0], config.sub_group_columns[0]) == (64, 32)     # an operand serves four dpas
 
 
 @given(st.integers(0, 10**5), st.integers(1, 300))
@@ -135,6 +152,22 @@ def test_decode_takes_wide_tiles_of_few_instructions(n, k, experts, layout):
     chosen = choose_xe_config(problem, 8, experts, B580)
     assert (chosen.heights, chosen.tile_width) == ((16,), 512) and (chosen.sub_group_rows, chosen.sub_group_columns) == ((16,), (64,))
     assert predicted(problem, (1,) * 8, chosen).bound_by == "memory"
+
+
+@pytest.mark.parametrize("layout", WeightLayout)
+def test_k_is_shared_out_where_there_are_few_tiles(layout):
+    """Only where that is expected to be faster."""
+    few, many = gemm(256, 4096, layout), gemm(28672, 4096, layout)
+    chosen = choose_xe_config(few, 1, 8, B580)
+    whole = min((predicted(few, [1], config).seconds for config in enumerate_configs(few, B580, 1)[0]))
+    assert chosen.splits > 1 and predicted(few, [1], chosen).seconds < whole / candidates.ALIKE
+    assert chosen in best_xe_configs(few, [1], B580, 4)
+    assert choose_xe_config(many, 2, 8, B580).splits == 1 == choose_xe_config(few, 8 * 2048, 8, B580).splits
+
+
+def test_many_rows_of_one_expert():
+    """Of more rows than the choice knows of, there are more tiles."""
+    assert choose_xe_config(gemm(64, 4096), 10**6, 1, B580).splits == 1
 
 
 @settings(max_examples=8, deadline=None)

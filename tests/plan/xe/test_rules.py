@@ -10,6 +10,7 @@ from moe_xe.isa.listing import summarize
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.xe import rules as xe_rules
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.xe.candidates import check_xe_config
 from moe_xe.plan.gemm.config import GenericConfig, Schedule, XeConfig
 from moe_xe.plan.model.devices import DeviceRecord, record_named
@@ -22,6 +23,10 @@ HALVES, WOVEN = Activation(), Activation(interleaved=True)
 
 def gemm(n=512, k=256, layout=ENK, activation=None, gathered=False, dtype=Dtype.bf16, output=None):
     return GroupedGemmProblem(n, k, dtype, output or dtype, layout, activation=activation, gathered=gathered, tf32=dtype is Dtype.f32)
+
+
+def codes(dtype=Dtype.bf16, layout=ENK, scales=ScaleType.f16, columns=128, zeros=False):
+    return replace(gemm(layout=layout, dtype=dtype), quantization=Quantization(Codes.int4, scales, 1, columns, zeros=zeros))
 
 
 def tile(height, width, rows, columns, prefetch_distance=3):
@@ -52,6 +57,13 @@ CASES = [
     (gemm(layout=EKN, dtype=Dtype.f32), tile(8, 384, 8, 64), None),
     (gemm(layout=EKN, gathered=True), tile(128, 256, 32, 64), None),
     (gemm(gathered=True), tile(16, 512, 16, 64, prefetch_distance=15), None),
+    (codes(), tile(256, 256, 64, 32), None),
+    (codes(dtype=Dtype.f16, zeros=True), tile(256, 256, 64, 32), None),
+    (codes(dtype=Dtype.f16, scales=ScaleType.f32, zeros=True), tile(256, 256, 64, 32),
+     "registers: sums, operands of a step and addresses take 268 of 256"),
+    (codes(columns=32, zeros=True), tile(128, 256, 32, 64), "registers: sums, operands of a step and addresses take 288 of 256"),
+    (codes(layout=EKN), tile(64, 256, 32, 64), None),
+    (codes(layout=EKN), tile(128, 64, 32, 16), "prefetch: 32 rows of K cannot be shared out evenly to 16"),
 ]
 IDS = [f"{problem.weights.value} {config.heights[0]}x{config.tile_width} {config.sub_group_rows[0]}x{config.sub_group_columns[0]} {i}"
        for i, (problem, config, _) in enumerate(CASES)]

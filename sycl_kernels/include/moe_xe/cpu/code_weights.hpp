@@ -8,11 +8,15 @@ namespace moe_xe {
 class CodeWeights {
  public:
   static constexpr int chunk_elements = bf16_pairs ? 2 * width : width;
+  // Whether vectors that begin at a multiple of their width are of one group each. Others are read one weight after the other.
+  static constexpr bool whole_vectors = grid_columns == 1 || problem::group_columns % width == 0;
 
-  // A row of memory; of [K, N] weights' columns the first row, and the column's index.
+  // A row of memory, and the scale and zero of the group that was read last; of [K, N] weights' columns the first row, and the index.
   struct Column {
     int64 index;
     const unsigned char *codes, *scales, *zeros;
+    int64 group = -1;
+    float scale, zero;
   };
 
   CodeWeights(const Arguments& args, int expert) : w(codes_of(args, expert)) {}
@@ -22,30 +26,36 @@ class CodeWeights {
     return {woven ? 2 * output : weight_column(output, part), w.codes, w.scales, w.zeros};
   }
 
-  // [N, K] weights: a chunk along K, rounded to bf16 where the CPU multiplies pairs.
-  Dwords chunk(const Column& column, int64 k, int left = chunk_elements) const {
-    const Floats first = weights(column, k, left);
-    if constexpr (!bf16_pairs) return __builtin_bit_cast(Dwords, first);
-    else {
-      const Floats second = weights(column, k + width, left - width);
-      Dwords pairs;
-      asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
-      return pairs;
-    }
+  // [N, K] weights: a chunk along K, rounded to bf16 where the CPU multiplies pairs; of the second kind `left` elements exist.
+  Dwords chunk(Column& column, int64 k) const {
+    return chunk_of([&](int at) { return vector(column, k + at); });
   }
-  void prefetch_ahead(const Column& column, int64 k) const {
-    prefetch(column.codes + k * code_bits / 8 + config::prefetch_columns * line_step());
+  Dwords chunk(const Column& column, int64 k, int left) const {
+    return chunk_of([&](int at) { return some(column, k + at, left - at); });
   }
 
-  // [K, N] weights.
-  Floats neighbours(const Column& column, int64 k, int offset, int count = width) const { return weights(line(k), column.index + offset, count); }
+  // Whether a cache line of codes begins at k, as rows begin with one.
+  static bool begins_line(int64 k) { return k * code_bits / 8 % 64 == 0; }
+  void prefetch_ahead(const Column& column, int64 k) const {
+    const int64 step = problem::pairs == Pairs::interleaved ? 2 * w.row_bytes : w.row_bytes;
+    prefetch(column.codes + k * code_bits / 8 + config::prefetch_columns * step);
+  }
+
+  // [K, N] weights: neighbours in row k; of the second kind `count` exist.
+  bool has_whole_vectors(const Column& column) const { return whole_vectors && column.index % width == 0; }
+  Floats neighbours(const Column& column, int64 k, int offset) const {
+    Column row = line(k);
+    return vector(row, column.index + offset);
+  }
+  Floats neighbours(const Column& column, int64 k, int offset, int count) const {
+    if (count >= width && has_whole_vectors(column)) return neighbours(column, k, offset);
+    return some(line(k), column.index + offset, count);
+  }
   static Dwords pairs(Floats even, Floats odd) { return bf16_bits(even) | bf16_bits(odd) << 16; }
   void prefetch_row(const Column& column, int64 k, int offset) const {
     prefetch(w.codes + k * w.row_bytes + (column.index + offset) * code_bits / 8);
   }
 
-  // Bytes of codes between the rows of two output columns.
-  int64 line_step() const { return problem::pairs == Pairs::interleaved ? 2 * w.row_bytes : w.row_bytes; }
   float global_scale() const { return w.global_scale; }
 
  private:
@@ -54,15 +64,30 @@ class CodeWeights {
     return {row, w.codes + row * w.row_bytes, w.scales + grid, w.zeros + grid};
   }
 
-  // `width` weights of a row from a column on, of which `count` exist. One by one where they are not of one group.
-  Floats weights(const Column& line, int64 column, int count) const {
-    constexpr bool aligned = rows_are_n && problem::group_columns % width == 0;
+  template <class Read> static Dwords chunk_of(Read read) {
+    const Floats first = read(0);
+    if constexpr (!bf16_pairs) return __builtin_bit_cast(Dwords, first);
+    const Floats second = read(width);
+    Dwords pairs;
+    asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
+    return pairs;
+  }
+
+  // `width` weights of a row, all of one group.
+  Floats vector(Column& line, int64 column) const {
     const int64 group = column / problem::group_columns;
-    if (count >= width && (aligned || group == (column + width - 1) / problem::group_columns) && (rows_are_n || code_bits == 8 || column % 2 == 0)) {
-      Floats numbers = numbers_at(line.codes, column);
-      if constexpr (problem::has_zeros) numbers -= grid_value(line.zeros, group);
-      return numbers * (grid_value(line.scales, group) * w.global_scale);
+    if (line.group != group) {
+      line.group = group;
+      line.scale = grid_value(line.scales, group) * w.global_scale;
+      if constexpr (problem::has_zeros) line.zero = grid_value(line.zeros, group);
     }
+    const Floats numbers = numbers_at(line.codes, column);
+    if constexpr (problem::has_zeros) return (numbers - line.zero) * line.scale;
+    return numbers * line.scale;
+  }
+
+  // One weight after the other, the first `count` of a vector.
+  Floats some(const Column& line, int64 column, int count) const {
     float values[width] = {};
 #pragma unroll 1
     for (int i = 0; i < width && i < count; ++i) values[i] = weight_at(w, line.index, column + i);

@@ -7,12 +7,19 @@ namespace moe_xe {
 
 template <class T, int count> using Several = T __attribute__((ext_vector_type(count)));
 
-// e4m3: as fp16, whose exponents are 8 larger. 0x7f and 0xff carry into the next bit, which makes them NaN.
-template <int count> Several<float, count> e4m3_numbers(const void* from) {
+// 8-bit codes as floats; numbers are `code_unit` times as large.
+constexpr float code_unit = problem::codes == Codes::e4m3 ? 256.f : 1.f;
+template <Codes codes, int count> Several<float, count> floats_of_bytes(const void* from) {
   using Bits = Several<short, count>;
-  Bits bits = (__builtin_convertvector(load<Several<signed char, count>>(from), Bits) << 7) & short(0xbfff);
-  bits |= (bits + short(0x80)) & short(0x4000);
-  return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Several<float, count>) * 256.f;
+  using Numbers = Several<float, count>;
+  const auto bytes = load<Several<signed char, count>>(from);
+  if constexpr (codes == Codes::int8) return __builtin_convertvector(bytes, Numbers);
+  else {
+    Bits bits = __builtin_convertvector(bytes, Bits) << (codes == Codes::e5m2 ? 8 : 7);
+    // e4m3 as fp16, whose exponents are 8 larger. Bit 14, a copy of the sign, becomes zero; 0x7f and 0xff carry into it, which makes NaN.
+    if constexpr (codes == Codes::e4m3) bits ^= (bits + short(0x80)) & short(0x4000);
+    return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Numbers);
+  }
 }
 
 // Elements of a row of scales or zeros.
@@ -21,7 +28,7 @@ template <int count> Several<float, count> grid_values(const unsigned char* from
   using Bits = Several<unsigned, count>;
   if constexpr (problem::scale_type == ScaleType::f32) return load<Values>(from);
   else if constexpr (problem::scale_type == ScaleType::f16) return __builtin_convertvector(load<Several<_Float16, count>>(from), Values);
-  else if constexpr (problem::scale_type == ScaleType::e4m3) return e4m3_numbers<count>(from);
+  else if constexpr (problem::scale_type == ScaleType::e4m3) return floats_of_bytes<Codes::e4m3, count>(from) * 256.f;
   else if constexpr (problem::scale_type == ScaleType::bf16)
     return __builtin_bit_cast(Values, __builtin_convertvector(load<Several<unsigned short, count>>(from), Bits) << 16);
   else {
@@ -29,6 +36,12 @@ template <int count> Several<float, count> grid_values(const unsigned char* from
     const Values values = __builtin_bit_cast(Values, bits == 0u ? Bits(0x400000u) : bits);
     return values * 0.f + values;   // 255: an infinity, which becomes NaN
   }
+}
+
+inline Floats grid_values(const unsigned char* from, int count) {
+  if (count >= width) return grid_values<width>(from);
+  constexpr int size = size_of(problem::scale_type);
+  return grid_values<width>(Partial<unsigned char, width * size>(from, count * size).element);
 }
 
 // The zero of all codes, which numbers below are less by.
@@ -42,23 +55,28 @@ inline Floats number_table() {
   return table;
 }
 
-// Numbers of the lowest four bits of each lane.
+inline Floats look_up(Floats table, Dwords codes) {
+  Floats numbers;
+  asm("vpermps %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(table));
+  return numbers;
+}
+
+// Numbers of the lowest four bits of each lane. vpermps looks at as many bits as the table has lanes for.
 inline Floats numbers_of(Dwords codes) {
-  if constexpr (wide) {
-    Floats numbers;
-    asm("vpermps %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(number_table()));
-    return numbers;
-  } else {
-    Floats numbers;
-    if constexpr (problem::codes == Codes::int4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes << 28) >> 28, Floats);
-    else if constexpr (problem::codes == Codes::uint4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes & 15u), Floats);
+  if constexpr (wide) return look_up(number_table(), codes);
+  Floats numbers;
+  if constexpr (problem::codes == Codes::int4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes << 28) >> 28, Floats);
+  else if constexpr (problem::codes == Codes::uint4) numbers = __builtin_convertvector(__builtin_bit_cast(Vector<int>, codes & 15u), Floats);
+  else {
+    Floats size;
+    if constexpr (config::isa == Isa::avx2) size = look_up(number_table(), codes);
     else {
-      // As if all were normal: 0 and 0.5 are then 0.5 and 0.75.
-      const Floats size = __builtin_bit_cast(Floats, ((codes & 7u) << 22) + (126u << 23)), small = 2.f * size - 1.f;
-      numbers = __builtin_bit_cast(Floats, __builtin_bit_cast(Dwords, size < 1.f ? small : size) | ((codes & 8u) << 28));
+      size = __builtin_bit_cast(Floats, ((codes & 7u) << 22) + (126u << 23));     // as if 0 and 0.5 were normal: 0.5 and 0.75
+      size = size < 1.f ? 2.f * size - 1.f : size;
     }
-    return common_zero == 0.f ? numbers : numbers - common_zero;
+    numbers = __builtin_bit_cast(Floats, __builtin_bit_cast(Dwords, size) | (codes & 8u) << 28);
   }
+  return common_zero == 0.f ? numbers : numbers - common_zero;
 }
 
 // Numbers of `width` codes from an even one on.
@@ -74,15 +92,8 @@ inline Floats numbers_at(const unsigned char* codes, int64 column) {
     }
     return numbers_of(raw >> shift);
   } else {
-    const unsigned char* from = codes + column;
-    if constexpr (problem::codes == Codes::e4m3) return e4m3_numbers<width>(from);
-    else if constexpr (problem::codes == Codes::e5m2) {
-      const Words bits = __builtin_convertvector(load<Vector<unsigned char>>(from), Words) << 8;
-      return __builtin_convertvector(__builtin_bit_cast(Halves, bits), Floats);
-    } else {
-      const Floats numbers = __builtin_convertvector(load<Vector<signed char>>(from), Floats);
-      return common_zero == 0.f ? numbers : numbers - common_zero;
-    }
+    const Floats numbers = floats_of_bytes<problem::codes, width>(codes + column) * code_unit;
+    return common_zero == 0.f ? numbers : numbers - common_zero;
   }
 }
 

@@ -5,10 +5,10 @@
 namespace moe_xe {
 
 // Eight 4-bit codes lie in a lane and become as many vectors: lane l of vector i is number 8 * l + i. vdpbf16ps takes two of a lane at
-// once, numbers 8 * l + i and 8 * l + i + 4. 8-bit codes become one vector in their own order.
+// once, numbers 8 * l + i and 8 * l + i + 4. 8-bit codes stay in their own order.
 constexpr bool code_pairs = bf16_pairs && code_bits == 4;
-constexpr int lane_codes = code_bits == 4 ? 8 : 1, number_vectors = code_pairs ? 4 : lane_codes;
-constexpr int span = lane_codes * width;    // codes that are decoded at once
+constexpr int span = code_bits == 4 ? 8 * width : 16;    // codes that are decoded at once
+constexpr int number_vectors = code_pairs ? 4 : span / width;
 using Numbers = Vector<std::conditional_t<code_pairs, unsigned, float>>;
 
 // bf16 bits of the number of a 4-bit code.
@@ -62,8 +62,10 @@ inline void decode_bytes(Dwords raw, Floats (&numbers)[8]) {
 }
 
 template <int vectors> void decode(const unsigned char* codes, Numbers (&numbers)[vectors]) {
-  if constexpr (code_bits == 8) numbers[0] = numbers_at(codes, 0);
-  else if constexpr (config::isa == Isa::avx2) decode_bytes(load<Dwords>(codes), numbers);
+  if constexpr (code_bits == 8) {
+    const Several<float, span> all = floats_of_bytes<problem::codes, span>(codes);
+    __builtin_memcpy(numbers, &all, sizeof numbers);
+  } else if constexpr (config::isa == Isa::avx2) decode_bytes(load<Dwords>(codes), numbers);
   else {
     const Dwords raw = load<Dwords>(codes);
 #pragma unroll
@@ -80,12 +82,16 @@ using Token = std::conditional_t<spread_tokens, Packed, Input>;
 
 template <class Token> Numbers tokens_at(const Token* row, int64 k, int i) {
   if constexpr (spread_tokens) return load<Numbers>(row + k / elements_per_step + i * width);
-  else return load_floats<problem::input>(row + k);
+  else return load_floats<problem::input>(row + k + i * width);
 }
 
-template <class Numbers> Floats add_tokens(Floats sum, Numbers tokens) {
-  if constexpr (code_pairs) return multiply_add(sum, tokens, Dwords(0x3f803f80u));   // ones
-  else return sum + tokens;
+template <class Numbers> Floats add_products(Floats sum, Numbers tokens, Numbers numbers) {
+  if constexpr (code_pairs) return multiply_add(sum, tokens, numbers);
+  else return tokens * numbers + sum;
+}
+inline Numbers ones() {
+  if constexpr (code_pairs) return Numbers(0x3f803f80u);
+  else return Numbers(1);
 }
 
 // A row for 4-bit codes, with zeros up to a whole span.

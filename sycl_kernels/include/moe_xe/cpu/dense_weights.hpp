@@ -11,6 +11,7 @@ class DenseWeights {
  public:
   // Elements along K of a chunk: of as many as a dword vector holds.
   static constexpr int chunk_elements = problem::input == Dtype::bf16 ? 2 * width : width;
+  static constexpr bool whole_vectors = true;
   using Column = const Input*;
 
   DenseWeights(const Arguments& args, int expert) : w(weights_of(args, expert)), step(w.column_step()) {}
@@ -25,9 +26,11 @@ class DenseWeights {
     if (left >= chunk_elements) return chunk_at(column + k);
     return chunk_at(Partial<Input, chunk_elements>(column + k, left).element);
   }
+  static bool begins_line(int64) { return true; }
   void prefetch_ahead(Column column, int64 k) const { prefetch(column + k + config::prefetch_columns * step); }
 
   // [K, N] weights: neighbours in row k, from so many weights behind a column on, of which `count` exist.
+  static bool has_whole_vectors(Column) { return true; }
   Floats neighbours(Column column, int64 k, int offset) const { return load_floats<problem::input>(column + k * w.row_stride + offset); }
   Floats neighbours(Column column, int64 k, int offset, int count) const {
     return load_floats<problem::input>(column + k * w.row_stride + offset, count);

@@ -4,6 +4,7 @@
 #include <moe_xe/operands/expert_weights.hpp>
 #include <moe_xe/operands/rows.hpp>
 #include <moe_xe/cpu/vector.hpp>
+#include <moe_xe/queue/split_k.hpp>
 
 namespace moe_xe {
 
@@ -28,9 +29,14 @@ struct VectorMath {
 };
 
 struct OutputRow {
-  Output* d;       // null where the row is not written
+  Output* d;                // null where the row is not written
   float scale;
+  float* sums = nullptr;    // where K is split: those of the row's part, by output column
 };
+
+// Floats between rows of a part's sums: gates, then up values.
+constexpr int part_stride = (config::tile_width + 2 * width - 1) / (2 * width) * 2 * width + 2 * width;
+static_assert(!split || config::heights[0] * part_stride <= part_floats, "CpuConfig.part_floats");
 
 inline OutputRow output_row(const Arguments& args, int64 sorted_row) {
   const int64 target = target_row(args, sorted_row);
@@ -44,8 +50,8 @@ inline Floats load_biases(const Element<problem::bias>* biases, int64 column, in
   return load<Floats>(values);
 }
 
-// Output columns [column, column + width), of which `count` exist.
-inline void finish(const Arguments& args, int expert, const OutputRow& row, int64 column, int count, Floats gate, Floats up) {
+// The output columns [column, column + width), of which `count` exist, of these sums.
+inline void write_outputs(const Arguments& args, int expert, const OutputRow& row, int64 column, int count, Floats gate, Floats up) {
   if (count <= 0 || !row.d) return;
   if constexpr (problem::row_scale == RowScale::sums) {
     gate *= row.scale;
@@ -61,6 +67,22 @@ inline void finish(const Arguments& args, int expert, const OutputRow& row, int6
   else value = activated<VectorMath>(gate);
   if constexpr (problem::row_scale == RowScale::outputs) value *= row.scale;
   store_rounded<problem::output>(row.d + column, value, count);
+}
+
+// Sums of K, or of a part of it, are done.
+inline void finish(const Arguments& args, int expert, const OutputRow& row, int64 column, int count, Floats gate, Floats up) {
+  if constexpr (!split) return write_outputs(args, expert, row, column, count, gate, up);
+  if (count <= 0) return;
+  store(row.sums + column, gate);
+  if constexpr (paired) store(row.sums + part_stride / 2 + column, up);
+}
+
+// All parts' sums at the same place of each, the first one's at `from`.
+inline Floats sum_of_parts(const float* from) {
+  Floats sum = load<Floats>(from);
+#pragma unroll 1
+  for (int part = 1; part < config::splits; ++part) sum += load<Floats>(from + part * part_floats);
+  return sum;
 }
 
 }  // namespace moe_xe

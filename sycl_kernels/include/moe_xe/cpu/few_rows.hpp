@@ -12,6 +12,7 @@ struct FewRows {
   const Token* tokens[config::unpacked_rows];
   OutputRow d[config::unpacked_rows];
   int count;
+  KRange part;
 };
 
 // [N, K] weights: dot products along K of `rows` rows with as many weights at a time as registers allow.
@@ -27,7 +28,7 @@ void run_dots(const Arguments& args, int expert, const FewRows& few, int first, 
     for (int i = 0; i < weights; ++i) at[i] = w.column(column + done + (i % step < count ? i % step : count - 1), i < step ? 0 : 1);
     Floats result[rows];
     if constexpr (quantised) dot<rows, weights>(few.tokens + first, w, at, result);
-    else dot<rows, weights>(few.a + first, w, at, result);
+    else dot<rows, weights>(few.a + first, w, at, few.part, result);
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
       float values[2 * width] = {};   // gates in the low lanes, up values behind them
@@ -55,23 +56,24 @@ struct StreamedSums {
 
   const float* totals(int row) const { return sums[levels - 1][row]; }
 
-  // `columns` neighbours in rows of memory, from `first` on, for K elements [0, problem::k) of every row.
+  // `columns` neighbours in rows of memory, from `first` on, for the part's elements of K of every row.
   void add(const FewRows& few, const Weights& w, Weights::Column first, int first_sum, int columns) {
+    const int64 end = few.part.end;
 #pragma unroll 1
-    for (int64 k = 0; k < problem::k; k += depth) {
+    for (int64 k = few.part.begin; k < end; k += depth) {
       float tokens[config::unpacked_rows][depth];
       for (int row = 0; row < few.count; ++row)
 #pragma unroll
-        for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < problem::k ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
+        for (int i = 0; i < depth; ++i) tokens[row][i] = k + i < end ? widened<problem::input>(few.a[row][k + i]) : 0.0f;
       int column = 0;
-      if (k + depth <= problem::k)
+      if (k + depth <= end && w.has_whole_vectors(first))
 #pragma unroll 1
         for (; column + block <= columns; column += block)
           add_block<block / width, true>(few, tokens, w, first, k, first_sum, column, block);
 #pragma unroll 1
       for (; column < columns; column += width)
-        add_block<1, false>(few, tokens, w, first, k, first_sum, column, columns - column, int(problem::k - k));
-      if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= problem::k)) add_to_totals(few.count, first_sum, columns);
+        add_block<1, false>(few, tokens, w, first, k, first_sum, column, columns - column, int(end - k));
+      if (levels > 1 && ((k + depth) % summed_steps == 0 || k + depth >= end)) add_to_totals(few.count, first_sum, columns);
     }
   }
 
@@ -93,15 +95,17 @@ struct StreamedSums {
   void add_block(const FewRows& few, const float (&tokens)[config::unpacked_rows][depth], const Weights& w, Weights::Column first, int64 k,
                  int first_sum, int column, int count, int left = depth) {
     Floats weights[depth][vectors];
+    if constexpr (whole) {
 #pragma unroll
-    for (int i = 0; i < depth; ++i) {
-      const int64 row = whole || i < left ? k + i : k;    // rows past K repeat one that exists, times zero
-      if constexpr (whole) w.prefetch_row(first, row + ahead, column);
+      for (int i = 0; i < depth; ++i) {
+        w.prefetch_row(first, k + i + ahead, column);
 #pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        if constexpr (whole) weights[i][v] = w.neighbours(first, row, column + v * width);
-        else weights[i][v] = w.neighbours(first, row, column, count);
+        for (int v = 0; v < vectors; ++v) weights[i][v] = w.neighbours(first, k + i, column + v * width);
       }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < depth; ++i)     // rows past K repeat one that exists, times zero
+        weights[i][0] = w.neighbours(first, i < left ? k + i : k, column, count);
     }
 #pragma unroll 1
     for (int row = 0; row < few.count; ++row) {

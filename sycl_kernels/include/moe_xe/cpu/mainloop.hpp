@@ -23,7 +23,7 @@ constexpr bool can_read_in_place = !quantised || !rows_are_n || lanes_have_a_gro
 
 class Mainloop {
  public:
-  Mainloop(const Arguments& arguments, const Team& team) : args(arguments) {
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments), team(team) {
     auto* scratch = static_cast<float*>(static_cast<void*>(static_cast<char*>(args.scratch) + team.group * config::scratch_bytes));
     packed_a = reinterpret_cast<Packed*>(scratch);
     panel = reinterpret_cast<PackedVector*>(scratch + packed_a_dwords);
@@ -34,13 +34,39 @@ class Mainloop {
     const int64 column = paired ? tile.column / 2 : tile.column;
     const int left = int(out_n - column), most = paired ? config::tile_width / 2 : config::tile_width;
     const int columns = left < most ? left : most;
-    if constexpr (can_read_in_place)
-      if (tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
-    run_packed(tile, column, columns);
+    compute(tile, column, columns);
+    if constexpr (split)
+      if (team.is_last(parts_of(args, team.num_groups, tile).done, config::splits)) add_parts(tile, column, columns);
   }
 
  private:
   const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
+
+  // Where the sums of one of the tile's rows go.
+  OutputRow output(const Tile& tile, int row, int64 first_column) const {
+    OutputRow output = output_row(args, tile.row + row);
+    if constexpr (split) output.sums = parts_of(args, team.num_groups, tile).of(tile.part) + row * part_stride - first_column;
+    return output;
+  }
+
+  void add_parts(const Tile& tile, int64 first_column, int columns) const {
+    const float* first = parts_of(args, team.num_groups, tile).of(0);
+#pragma unroll 1
+    for (int row = 0; row < tile.rows; ++row, first += part_stride) {
+      const OutputRow output = output_row(args, tile.row + row);
+#pragma unroll 1
+      for (int column = 0; column < columns; column += width) {
+        const Floats gate = sum_of_parts(first + column), up = paired ? sum_of_parts(first + part_stride / 2 + column) : gate;
+        write_outputs(args, tile.expert, output, first_column + column, columns - column, gate, up);
+      }
+    }
+  }
+
+  void compute(const Tile& tile, int64 column, int columns) {
+    if constexpr (can_read_in_place)
+      if (tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
+    run_packed(tile, column, columns);
+  }
 
   // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
   template <class Pack> void pack_rows(const Tile& tile, Pack pack) {
@@ -57,9 +83,11 @@ class Mainloop {
     constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
     float finished[config::micro_rows * config::micro_columns];
     const Weights w(args, tile.expert);
+    const KRange part = part_of(tile, chunk);
 #pragma unroll 1
-    for (int64 k = 0; k < problem::k; k += k_block) {
-      const int depth = int(problem::k - k < k_block ? problem::k - k : k_block);
+    for (int64 k = part.begin; k < part.end; k += k_block) {
+      const int64 left = part.end - k;
+      const int depth = int(left < k_block ? left : k_block);
 #pragma unroll 1
       for (int column = 0; column < columns; column += panel_columns) {
         if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, first_column + column, columns - column, k, depth, panel);
@@ -70,21 +98,21 @@ class Mainloop {
           const int rows = tile.rows - row < height ? tile.rows - row : height;
           const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
-          const bool last = k + depth == problem::k;
+          const bool last = depth == left;
           multiply<config::micro_rows, packed_stride, 1>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
                                                          (depth + elements_per_step - 1) / elements_per_step,
-                                                         k > 0 ? partial : SumsInMemory{}, last ? done : partial);
+                                                         k > part.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
-              finish_panel(tile.expert, tile.row + row + i, first_column + column, columns - column, finished + i * config::micro_columns);
+              finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column,
+                           finished + i * config::micro_columns);
         }
       }
     }
   }
 
   // One row of a panel's sums; `columns` of its output columns exist.
-  void finish_panel(int expert, int64 sorted_row, int64 column, int columns, const float* from) const {
-    const OutputRow row = output_row(args, sorted_row);
+  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from) const {
     constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
 #pragma unroll
     for (int v = 0; v < outputs; ++v) {
@@ -98,12 +126,13 @@ class Mainloop {
   void run_few(const Tile& tile, int64 column, int columns) {
     FewRows few;
     few.count = tile.rows;
+    few.part = part_of(tile, chunk);
     for (int row = 0; row < tile.rows; ++row) {
       few.a[row] = row_of_a(tile.row + row);
       const void* tokens = few.a[row];
       if constexpr (spread_tokens) tokens = packed_a + row * packed_stride;
       few.tokens[row] = static_cast<const Token*>(tokens);
-      few.d[row] = output_row(args, tile.row + row);
+      few.d[row] = output(tile, row, column);
     }
     if constexpr (spread_tokens && rows_are_n) pack_rows(tile, [](const Input* from, Packed* to) { spread_row(from, to); });
     const Weights w(args, tile.expert);
@@ -115,6 +144,7 @@ class Mainloop {
   }
 
   const Arguments& args;
+  const Team& team;
   Packed* packed_a;
   PackedVector* panel;
   float* sums;

@@ -51,12 +51,12 @@ inline void pack_panel_enk(const Weights& w, int64 output, int columns, int64 fi
 #pragma unroll 1
     for (int k = 0; k < depth; k += chunk) {
       Dwords raw[width];
-      if (depth - k >= chunk) {
+      if (config::prefetch_columns > 0 && Weights::begins_line(first + k))
 #pragma unroll
-        for (int i = 0; i < width; ++i) {
-          raw[i] = w.chunk(column[i], first + k);
-          if constexpr (config::prefetch_columns > 0) w.prefetch_ahead(column[i], first + k);
-        }
+        for (int i = 0; i < width; ++i) w.prefetch_ahead(column[i], first + k);
+      if (Weights::whole_vectors && depth - k >= chunk) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) raw[i] = w.chunk(column[i], first + k);
       } else {
 #pragma unroll 1
         for (int i = 0; i < width; ++i) raw[i] = w.chunk(column[i], first + k, depth - k);

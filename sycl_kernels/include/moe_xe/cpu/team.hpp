@@ -20,6 +20,7 @@ struct Team {
   void add_shared(int* total, int value) const { *total += value; }
 
   bool is_first(int32* arrived) const { return add(arrived, 1) == 0; }
+  bool is_last(int32* done, int of) const { return add(done, 1) == of - 1; }
   // Instructions instead of sycl::atomic_ref: an atomic makes the device's vectoriser see divergence and copy the
   // whole kernel for each lane (builds of minutes). x86 orders stores and loads.
   void publish(int32* word, int32 value) const { asm volatile("movl %0,(%1)" : : "r"(value), "r"(word) : "memory"); }

@@ -5,12 +5,13 @@
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/generic/weight_column.hpp>
 #include <moe_xe/gpu/team.hpp>
+#include <moe_xe/queue/split_k.hpp>
 
 namespace moe_xe {
 
 class Mainloop {
  public:
-  Mainloop(const Arguments& arguments, const Team& team) : args(arguments), sub_group(team.sub_group), lane(team.lane()) {}
+  Mainloop(const Arguments& arguments, const Team& team) : args(arguments), team(team), sub_group(team.sub_group), lane(team.lane()) {}
 
   void run(const Tile& tile) const { run_height<0>(tile); }
 
@@ -30,13 +31,39 @@ class Mainloop {
     const int row = sub_group / across * rows;
     constexpr int outputs = paired ? columns / 2 : columns;
     const int64 column = (paired ? tile.column / 2 : tile.column) + sub_group % across * outputs;
-    if (row < tile.rows && column < out_n) run_block<rows, columns / lanes>(tile, row, column);
+    constexpr int groups = columns / lanes;
+    const bool idle = row >= tile.rows || column >= out_n;
+    float sums[rows][groups] = {};
+    if (!idle) add_block(tile, row, column, sums);
+    if constexpr (split) {
+      const Parts parts = parts_of(args, team.num_groups, tile);
+      const int place = sub_group * rows * columns + lane;
+      if (!idle) save(sums, parts.of(tile.part) + place);
+      if (!team.is_last(parts.done, config::splits)) return;
+      if (!idle) add_parts(sums, parts.of(0) + place);
+    }
+    if (!idle) finish_block(tile, row, column, sums);
+  }
+
+  template <int rows, int groups> static void save(const float (&sums)[rows][groups], float* to) {
+#pragma unroll
+    for (int i = 0; i < rows * groups; ++i) to[i * lanes] = sums[i / groups][i % groups];
+  }
+  template <int rows, int groups> static void add_parts(float (&sums)[rows][groups], const float* from) {
+#pragma unroll
+    for (int i = 0; i < rows * groups; ++i) {
+      float sum = from[i * lanes];
+      for (int part = 1; part < config::splits; ++part) sum += from[part * part_floats + i * lanes];
+      sums[i / groups][i % groups] = sum;
+    }
   }
 
   // Rows and columns beyond the tile repeat the last one and are never stored: no read is outside. Where columns are
   // pairs, the first half of a lane's columns are gates and the others their up values.
-  template <int rows, int groups> void run_block(const Tile& tile, int first_row, int64 first_column) const {
+  template <int rows, int groups>
+  void add_block(const Tile& tile, int first_row, int64 first_column, float (&sums)[rows][groups]) const {
     constexpr int out_groups = paired ? groups / 2 : groups;
+    const KRange part = part_of(tile, lanes);
     const Input* a[rows];
     WeightColumn w[groups];
 #pragma unroll
@@ -44,12 +71,18 @@ class Mainloop {
     const WeightColumns weights(args, tile.expert);
 #pragma unroll
     for (int group = 0; group < groups; ++group)
-      w[group] = weights.column(column_of(first_column, group % out_groups), group < out_groups ? 0 : 1);
-    float sums[rows][groups] = {};
+      w[group] = weights.column(column_of(first_column, group % out_groups), group < out_groups ? 0 : 1, part.begin);
     constexpr int whole = int(problem::k / lanes * lanes), rest = int(problem::k - whole);
+    const int end = int(part.end / lanes * lanes);
 #pragma unroll 1
-    for (int k = 0; k < whole; k += lanes) add<lanes>(a, weights, w, k, sums);
-    if constexpr (rest > 0) add<rest>(a, weights, w, whole, sums);
+    for (int k = int(part.begin); k < end; k += lanes) add<lanes>(a, weights, w, k, sums);
+    if constexpr (rest > 0)
+      if (part.end == problem::k) add<rest>(a, weights, w, whole, sums);
+  }
+
+  template <int rows, int groups>
+  void finish_block(const Tile& tile, int first_row, int64 first_column, const float (&sums)[rows][groups]) const {
+    constexpr int out_groups = paired ? groups / 2 : groups;
 #pragma unroll
     for (int group = 0; group < out_groups; ++group) {
       const int64 column = first_column + group * lanes + lane;
@@ -107,6 +140,7 @@ class Mainloop {
   const Input* row_of_a(int64 row) const { return static_cast<const Input*>(args.a) + source_row(args, row) * args.a_stride; }
 
   const Arguments& args;
+  const Team& team;
   const int sub_group, lane;
 };
 

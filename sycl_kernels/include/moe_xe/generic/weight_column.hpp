@@ -13,8 +13,8 @@ class DenseColumns {
   DenseColumns(const Arguments& args, int expert)
       : weights(weights_of(args, expert)), step(weights.column_step()), k_stride(rows_are_n ? 1 : weights.row_stride) {}
 
-  // The weights of an output column, or of its pair.
-  Column column(int64 output, int part) const { return (part == 0 ? weights.gate : weights.up) + output * step; }
+  // The weights of an output column, or of its pair, from element k of K on.
+  Column column(int64 output, int part, int64 k) const { return (part == 0 ? weights.gate : weights.up) + output * step + k * k_stride; }
   float next(Column& at) const {
     const Input value = alone(*at);
     at += k_stride;
@@ -39,7 +39,7 @@ class CodeColumns {
 
   CodeColumns(const Arguments& args, int expert) : codes(codes_of(args, expert)) {}
 
-  Column column(int64 output, int part) const { return {int(weight_column(output, part)), 0}; }
+  Column column(int64 output, int part, int64 k) const { return {int(weight_column(output, part)), int(k)}; }
   float next(Column& at) const {
     const int k = at.k++;
     return rows_are_n ? weight_at(codes, at.n, k) : weight_at(codes, k, at.n);

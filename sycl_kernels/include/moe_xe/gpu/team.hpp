@@ -63,6 +63,15 @@ struct Team {
     barrier();
     return uniform(memory().arrived) == 0;
   }
+  // Whether this work-group is the last of so many to count itself in; then it sees what all of them wrote before.
+  bool is_last(int32* done, int of) const {
+    let_go();
+    barrier();
+    if (leads()) memory().arrived = add(done, 1);
+    barrier();
+    take_over();
+    return uniform(memory().arrived) == of - 1;
+  }
   // What the work-group wrote before is seen by a lane of any other one behind its await.
   void publish(int32* word, int32 value) const {
     __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Device), all_memory);

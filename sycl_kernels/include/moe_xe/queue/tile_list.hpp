@@ -8,14 +8,17 @@
 
 namespace moe_xe {
 
+// An entry for each expert; the list is behind them, and they are behind the work-groups' scratch.
+template <class Arguments> Record* experts_of(const Arguments& args, int num_groups) {
+  return reinterpret_cast<Record*>(static_cast<char*>(args.scratch) + num_groups * config::scratch_bytes);
+}
+
 // Team: the lanes of one work-group. Records: count(rows), tiles of an expert of so many rows; write(), the expert's part
-// of the list; at(), the record of a tile. The list lies behind the work-groups' scratch, an entry for each expert in front.
+// of the list; at(), the record of a tile.
 template <class Team, class Arguments, class Records> class TileList {
  public:
   TileList(const Arguments& args, Team& team)
-      : args(args), team(team),
-        experts(reinterpret_cast<Record*>(static_cast<char*>(args.scratch) + team.num_groups * config::scratch_bytes)),
-        list(experts + args.num_experts) {}
+      : args(args), team(team), experts(experts_of(args, team.num_groups)), list(experts + args.num_experts) {}
 
   // Makes the list, or waits for it; then this work-group's first tile can be received.
   void open() {

@@ -1,7 +1,7 @@
 // One queue of tiles that spans all experts. An expert's rows are cut into the configuration's heights; all tiles of an
 // expert that share weights are neighbours. moe_xe/plan/model/schedule.py is the same on the host.
 #pragma once
-#include <moe_xe/queue/tile_list.hpp>
+#include <moe_xe/queue/split_k.hpp>
 
 namespace moe_xe {
 
@@ -37,19 +37,30 @@ inline RowCut cut_rows(int rows, int wanted) {
   return cut;
 }
 
-// A tile's record: expert, first row, first column, rows and variant.
+// A tile's record: expert, first row, first column, rows and variant; where K is split, each part has a number, and its record
+// that number, too.
 struct TileRecords {
   static constexpr Schedule schedule = config::schedule;
   static constexpr int columns = int((problem::n + config::tile_width - 1) / config::tile_width);
   static constexpr int variant_bits = 4;
-  static_assert(num_heights <= 1 << variant_bits);
+  static constexpr int number_bit = 21;     // above rows and variant
+  static_assert(num_heights <= 1 << variant_bits && config::heights[0] << variant_bits < 1 << number_bit);
 
-  static int count(int rows) { return cut_rows(rows, 0).count * columns; }
+  static int count(int rows) { return cut_rows(rows, 0).count * columns * config::splits; }
 
-  static Record at(const Record* list, int number) { return list[number]; }
+  static Record at(const Record* list, int number) {
+    if constexpr (!split) return list[number];
+    Record record = list[int64(number / config::splits) * entry_records];
+    record.w |= number << number_bit;
+    return record;
+  }
 
   static Tile tile_of(Record record) {
-    return Tile{record.x, record.w & ((1 << variant_bits) - 1), record.w >> variant_bits, record.z, record.y};
+    constexpr int variants = 1 << variant_bits;
+    if constexpr (!split) return Tile{record.x, record.w & (variants - 1), record.w >> variant_bits, record.z, record.y};
+    const int rows = (record.w & ((1 << number_bit) - 1)) >> variant_bits, number = record.w >> number_bit;
+    const int entry = number / config::splits;
+    return Tile{record.x, record.w & (variants - 1), rows, record.z, record.y, entry, number - entry * config::splits};
   }
 
   // Groups of row tiles; within a group rows run fastest, so that neighbours in time share a column of weights.
@@ -61,10 +72,12 @@ struct TileRecords {
       const int row = begin + cut.row, left = end - row;
       const int in_group = wanted % config::raster_group, group = wanted - in_group;
       const int group_rows = row_tiles - group < config::raster_group ? row_tiles - group : config::raster_group;
-      Record* to = list + first + group * columns + in_group;
+      Record* to = list + first / config::splits * entry_records + group * columns * entry_records + in_group * entry_records;
 #pragma unroll 1
-      for (int column = 0; column < columns; ++column, to += group_rows)
+      for (int column = 0; column < columns; ++column, to += group_rows * entry_records) {
         *to = Record{expert, row, column * config::tile_width, (left < cut.height ? left : cut.height) << variant_bits | cut.variant};
+        if constexpr (split) to[1] = Record(0);
+      }
     }
   }
 };

@@ -63,6 +63,15 @@ template <int byte_offset> [[gnu::always_inline]] inline vec<int32, 4> load_half
   return columns;
 }
 
+// The 1, 2 or 4 bytes at each lane's address, and no others: the compiler would join neighbours.
+template <int bytes> [[gnu::always_inline]] inline unsigned load_lane(int64 address) {
+  unsigned value;
+  if constexpr (bytes == 1) asm volatile("lsc_load.ugm (M1,16) %0:d8u32 flat[%1]:a64" : "=rw"(value) : "rw"(address));
+  else if constexpr (bytes == 2) asm volatile("lsc_load.ugm (M1,16) %0:d16u32 flat[%1]:a64" : "=rw"(value) : "rw"(address));
+  else asm volatile("lsc_load.ugm (M1,16) %0:d32 flat[%1]:a64" : "=rw"(value) : "rw"(address));
+  return value;
+}
+
 // Two 64-bit numbers at each lane's address.
 template <int byte_offset> [[gnu::always_inline]] inline vec<int64, 2> load_two(int64 address) {
   vec<int64, 2> numbers;

@@ -42,6 +42,14 @@ class Block {
                  : "=rw"(rows) : "rw.u"(payload), "P"(x), "P"(y), "P"(height));
     return rows;
   }
+  // `blocks` times `width` bytes of `height` rows, one block after the other, each row after row.
+  template <int blocks, int width, int height, int x, int y>
+  [[gnu::always_inline]] vec<int32, blocks * width * height / 64> load_bytes() const {
+    vec<int32, blocks * width * height / 64> bytes;
+    asm volatile("lsc_load_block2d.ugm (M1,1) %0:d8.%4x%5x%6nn flat[%1+(%2,%3)]"
+                 : "=rw"(bytes) : "rw.u"(payload), "P"(x), "P"(y), "P"(blocks), "P"(width), "P"(height));
+    return bytes;
+  }
   // 16 rows of 32 bytes as dpas operand B: one row for each lane.
   template <int x, int y> [[gnu::always_inline]] vec<int32, 8> load_transposed() const {
     vec<int32, 8> columns;

@@ -16,7 +16,7 @@ using SubGroupTile = std::conditional_t<problem::weights == WeightLayout::enk, F
 
 class Mainloop {
  public:
-  Mainloop(const Arguments& args, const Team& team) : args(args), sub_group(team.sub_group), lane(team.lane()) {}
+  Mainloop(const Arguments& args, const Team& team) : args(args), team(team), sub_group(team.sub_group), lane(team.lane()) {}
 
   [[gnu::always_inline]] void run(const Tile& tile) const { run_variant<0>(tile); }
 
@@ -25,17 +25,26 @@ class Mainloop {
     if constexpr (variant + 1 < int(sizeof(config::heights) / sizeof(int)))
       if (tile.variant != variant) return run_variant<variant + 1>(tile);
     using Part = Shape<variant>;
-    // Those whose rows or columns are all beyond the tile's only meet the others at barriers.
+    // Those whose rows or columns are all beyond the tile's only meet the others at barriers; where one comes in between, they compute
+    // as the others do, what is nobody's.
     const bool idle = sub_group >= Part::sub_groups || Part::first_row(sub_group) >= tile.rows || Part::first_output(tile, sub_group) >= out_n;
-    if (idle) return;
+    if (!split && idle) return;
     SubGroupTile<variant> product(args, tile, sub_group, unknown(lane));
-    loop_over_k(product);
+    loop_over_k(product, tile.part);
+    if constexpr (split) {
+      const Parts parts = parts_of(args, team.num_groups, tile);
+      constexpr int of_sub_group = Part::rows * Part::columns;
+      if (!idle) product.save(parts.of(tile.part) + sub_group * of_sub_group);
+      if (!team.is_last(parts.done, config::splits) || idle) return;
+      product.add_up(parts.of(0) + sub_group * of_sub_group);
+    }
     product.store();
     // Else the compiler would store for all heights in one place, and copy the sums there.
     asm volatile("" : : "P"(variant));
   }
 
   const Arguments& args;
+  const Team& team;
   const int sub_group, lane;
 };
 

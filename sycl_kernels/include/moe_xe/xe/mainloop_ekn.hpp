@@ -2,7 +2,8 @@
 // of K (VNNI).
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
-#include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/feature_columns.hpp>
+#include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -12,30 +13,29 @@ template <int variant> class TokensByFeatures {
   using Part = Shape<variant>;
   static constexpr int row_blocks = Part::rows / 8, column_blocks = Part::columns / 16;
   static constexpr int vectors = (Part::rows + 15) / 16;    // of 16 lanes, one for each row
-  static constexpr int run_blocks = column_blocks / Part::runs, out_blocks = Part::outputs / 16;
+  static constexpr int out_blocks = Part::outputs / 16;
   static constexpr int store_columns = problem::output == Dtype::f32 || out_blocks == 1 ? 16 : 32;
 
  public:
   [[gnu::always_inline]] TokensByFeatures(const Arguments& args, const Tile& tile, int sub_group, int lane)
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
         first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
-        weights{weights_block(0), weights_block(Part::runs - 1)},
-        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 16, Part::rows, 2),
+        weights(args, tile, first_feature, lane),
+        tokens(token_surface(args, tile), first_step(tile) * x_per_step, int(tile.row) + first_token, 16, Part::rows, 2),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
     if constexpr (!first_apart)
       for (auto& blocks : sums)
         for (auto& block : blocks) block = zeros();
     if constexpr (problem::gathered)
       unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
-        const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane);
+        const int64 rows = gathered_token(args, tile, first_token + v * 16 + lane) + first_step(tile) * step_bytes;
         pieces[2 * v] = PieceAddresses::of<0>(rows, lane);
         if constexpr (2 * v + 1 < row_blocks) pieces[2 * v + 1] = PieceAddresses::of<1>(rows, lane);
       });
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
-    vec<int32, 8> features[column_blocks][2];
-    load_features<ahead>(features);
+    const auto features = weights.template load<ahead>();
     vec<int16, 8> token_values[row_blocks][2];
     if constexpr (!problem::gathered) load_tokens<ahead>(token_values);
     weight_prefetch.template step<ahead>();
@@ -43,21 +43,26 @@ template <int variant> class TokensByFeatures {
     unrolled<2>([&](auto half) __attribute__((always_inline)) {
       if constexpr (problem::gathered) gather_tokens<ahead, tail, half>(token_values);
       unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
+        const vec<int32, 8> columns = weights.template operand<half, j>(features);
         unrolled<row_blocks>([&](auto i) __attribute__((always_inline)) {
-          dpas<first && half == 0>(sums[i][j], token_values[i][half], features[j][half]);
+          dpas<first && half == 0>(sums[i][j], token_values[i][half], columns);
         });
       });
     });
   }
 
   template <int steps> [[gnu::always_inline]] void move() {
-    for (int run = 0; run < Part::runs; ++run) weights[run].move_y(steps * step_elements);
+    weights.template move<steps>();
     if constexpr (problem::gathered)
       for (auto& addresses : pieces) addresses.template move<steps * step_bytes>();
     else tokens.move_x(steps * x_per_step);
     weight_prefetch.template move<steps>();
     token_prefetch.template move<steps>();
   }
+
+  // Where K is split: the sums to memory, and those of all parts from there.
+  [[gnu::always_inline]] void save(float* to) const { save_sums(sums, to, lane); }
+  [[gnu::always_inline]] void add_up(const float* from) { add_parts(sums, from, lane); }
 
   [[gnu::always_inline]] void store() {
     finish();
@@ -74,27 +79,6 @@ template <int variant> class TokensByFeatures {
   }
 
  private:
-  static constexpr int weight_blocks = element_bytes == 4 || run_blocks == 1 ? 1 : 2;  // of 16 columns a message
-
-  [[gnu::always_inline]] Block weights_block(int run) const {
-    const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, place.column + first_feature, 0, 16, step_elements, weight_blocks);
-  }
-
-  template <int ahead> [[gnu::always_inline]] void load_features(vec<int32, 8> (&features)[column_blocks][2]) const {
-    unrolled<column_blocks / weight_blocks>([&](auto message) __attribute__((always_inline)) {
-      constexpr int run_messages = run_blocks / weight_blocks;
-      constexpr int x = message % run_messages * weight_blocks * 16, y = ahead * step_elements;
-      const Block& block = weights[message / run_messages];
-      vec<int32, weight_blocks * 16> values;
-      if constexpr (element_bytes == 4) values = block.template load_words<x, y>();
-      else values = block.template load_vnni<weight_blocks * 16, x, y>();
-      unrolled<weight_blocks * 2>([&](auto part) __attribute__((always_inline)) {
-        features[message * weight_blocks + part / 2][part % 2] = slice<part, 8>(values);
-      });
-    });
-  }
-
   template <int ahead> [[gnu::always_inline]] void load_tokens(vec<int16, 8> (&values)[row_blocks][2]) const {
     const auto rows = tokens.template load_rows<Part::rows, ahead * x_per_step, 0>();
     unrolled<row_blocks * 2>([&](auto part) __attribute__((always_inline)) {
@@ -135,6 +119,7 @@ template <int variant> class TokensByFeatures {
 
   // Sums become outputs, in place: output block j of the rows is column block j.
   [[gnu::always_inline]] void finish() {
+    if constexpr (scales_sums) complete_sums(args, tile, sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[vectors];
     for (int v = 0; v < vectors; ++v) {
@@ -196,7 +181,8 @@ template <int variant> class TokensByFeatures {
   const Arguments& args;
   const Tile& tile;
   int lane, first_token, first_feature, first_output;
-  Block weights[2], tokens;
+  FeatureColumns<variant> weights;
+  Block tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;
   PieceAddresses pieces[row_blocks];

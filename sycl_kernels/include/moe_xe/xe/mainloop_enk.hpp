@@ -3,7 +3,8 @@
 // consecutive in its lane's registers.
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
-#include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/feature_rows.hpp>
+#include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
 namespace moe_xe {
@@ -12,52 +13,40 @@ namespace moe_xe {
 template <int variant> class FeaturesByTokens {
   using Part = Shape<variant>;
   static constexpr int feature_blocks = Part::columns / 8, token_blocks = Part::rows / 16;
-  static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
-  static constexpr int run_loads = Part::run_columns / load_rows;
   static constexpr bool whole_pieces = out_n % Part::outputs == 0;   // N cuts no sub-group's outputs
 
  public:
   [[gnu::always_inline]] FeaturesByTokens(const Arguments& args, const Tile& tile, int sub_group, int lane)
       : args(args), tile(tile), lane(lane), first_token(Part::first_row(sub_group)),
         first_feature(Part::first_column(sub_group)), first_output(Part::first_output(tile, sub_group)),
-        weights{weights_block(0), weights_block(Part::runs - 1)},
-        tokens(token_surface(args, tile), 0, int(tile.row) + first_token, 8, 16, 1),
+        weights(args, tile, first_feature, lane),
+        tokens(token_surface(args, tile), first_step(tile) * x_per_step / 2, int(tile.row) + first_token, 8, 16, 1),
         weight_prefetch(args, tile, sub_group), token_prefetch(args, tile, sub_group, lane) {
+    if constexpr (!first_apart)
+      for (auto& blocks : sums)
+        for (auto& block : blocks) block = zeros();
     if constexpr (problem::gathered)
-      for (int j = 0; j < token_blocks; ++j) token[j] = gathered_token(args, tile, first_token + j * 16 + lane);
+      for (int j = 0; j < token_blocks; ++j)
+        token[j] = gathered_token(args, tile, first_token + j * 16 + lane) + first_step(tile) * step_bytes;
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
-    vec<int16, 2 * load_rows> features[Part::columns / load_rows];
-    unrolled<Part::columns / load_rows>([&](auto i) __attribute__((always_inline)) {
-      features[i] = weights[i / run_loads].template load_rows<load_rows, ahead * x_per_step, i % run_loads * 32>();
-    });
-    vec<int32, 8> token_values[2][token_blocks];
-    unrolled<2>([&](auto half) __attribute__((always_inline)) {
-      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
-        token_values[half][j] = load_tokens<ahead, tail, half, j>();
-      });
-    });
-    weight_prefetch.template step<ahead>();
-    token_prefetch.template step<ahead>();
-    unrolled<2>([&](auto half) __attribute__((always_inline)) {
-      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
-        unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
-          constexpr int blocks = load_rows / 8;
-          dpas<first && half == 0>(sums[i][j], slice<half * blocks + i % blocks, 8>(features[i / blocks]), token_values[half][j]);
-        });
-      });
-    });
+    if constexpr (quantised) step_of_codes<ahead, tail>();
+    else step_of_weights<ahead, first, tail>();
   }
 
   template <int steps> [[gnu::always_inline]] void move() {
-    for (int run = 0; run < Part::runs; ++run) weights[run].move_x(steps * x_per_step);
+    weights.template move<steps>();
     if constexpr (problem::gathered)
       for (auto& address : token) address += steps * step_bytes;
     else tokens.move_x(steps * x_per_step / 2);
     weight_prefetch.template move<steps>();
     token_prefetch.template move<steps>();
   }
+
+  // Where K is split: the sums to memory, and those of all parts from there.
+  [[gnu::always_inline]] void save(float* to) const { save_sums(sums, to, lane); }
+  [[gnu::always_inline]] void add_up(const float* from) { add_parts(sums, from, lane); }
 
   [[gnu::always_inline]] void store() {
     constexpr int piece = Part::outputs < 16 || problem::output == Dtype::f32 ? 8 : 16;  // features a message
@@ -86,9 +75,39 @@ template <int variant> class FeaturesByTokens {
     }
   }
 
-  [[gnu::always_inline]] Block weights_block(int run) const {
-    const WeightRun place = weight_run(args, tile, run);
-    return Block(place.surface, 0, place.column + first_feature, 16, load_rows, 2);
+  template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step_of_weights() {
+    const auto features = weights.template load<ahead>();
+    vec<int32, 8> token_values[2][token_blocks];
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+        token_values[half][j] = load_tokens<ahead, tail, half, j>();
+      });
+    });
+    weight_prefetch.template step<ahead>();
+    token_prefetch.template step<ahead>();
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
+        unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
+          dpas<first && half == 0>(sums[i][j], weights.template operand<half, i>(features), token_values[half][j]);
+        });
+      });
+    });
+  }
+
+  // An operand of codes is made once for all tokens, and those come half by half: codes and factors take registers, too.
+  template <int ahead, bool tail> [[gnu::always_inline]] void step_of_codes() {
+    weights.template load<ahead>();
+    weight_prefetch.template step<ahead>();
+    token_prefetch.template step<ahead>();
+    unrolled<2>([&](auto half) __attribute__((always_inline)) {
+      vec<int32, 8> token_values[token_blocks];
+      unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) { token_values[j] = load_tokens<ahead, tail, half, j>(); });
+      weights.template begin<ahead, half>();
+      unrolled<feature_blocks>([&](auto i) __attribute__((always_inline)) {
+        const vec<int32, 4> features = weights.template operand<ahead, half, i>();
+        unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) { dpas(sums[i][j], features, token_values[j]); });
+      });
+    });
   }
 
   // The row of d of one of the sub-group's rows, or null. A row has fewer than 2^24 bytes.
@@ -103,6 +122,7 @@ template <int variant> class FeaturesByTokens {
 
   // Sums become outputs, in place: output f of a token is at feature f.
   [[gnu::always_inline]] void finish() {
+    if constexpr (scales_sums) complete_sums(args, tile, sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[token_blocks];
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
@@ -166,7 +186,8 @@ template <int variant> class FeaturesByTokens {
   const Arguments& args;
   const Tile& tile;
   int lane, first_token, first_feature, first_output;
-  Block weights[2], tokens;
+  FeatureRows<variant> weights;
+  Block tokens;
   WeightPrefetch<variant> weight_prefetch;
   TokenPrefetchOf<variant> token_prefetch;
   int64 token[token_blocks];

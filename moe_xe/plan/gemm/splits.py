@@ -1,0 +1,37 @@
+"""Where K is shared out over work-groups, because there are fewer tiles than cores."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model.schedule import cut_of
+from ..problem import GroupedGemmProblem
+from .config import LEAST_PART, MOST_PARTS, TileConfig
+
+__all__ = ["choose_splits", "evenly", "possible_splits"]
+
+SPLITS = (2, 4, 8)
+
+
+def num_tiles(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int]) -> int:
+    return sum(len(cut_of(rows, config)) for rows in tokens_per_expert) * -(-problem.n // config.tile_width)
+
+
+def possible_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int], cores: int) -> list[int]:
+    """None where every core has a tile, nor for quantised weights."""
+    if problem.quantization is not None or num_tiles(problem, config, tokens_per_expert) >= cores:
+        return []
+    entries = config.most_records(problem, sum(tokens_per_expert), len(tokens_per_expert))
+    return [splits for splits in SPLITS if problem.k >= splits * LEAST_PART and entries * splits <= MOST_PARTS]
+
+
+def choose_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int], cores: int) -> int:
+    """The fewest that keep the cores as busy as can be."""
+    tiles = num_tiles(problem, config, tokens_per_expert)
+    possible = possible_splits(problem, config, tokens_per_expert, cores)
+    return min([1, *possible], key=lambda splits: (-(-tiles * splits // cores) / splits, splits))
+
+
+def evenly(total_rows: int, num_experts: int) -> list[int]:
+    """Rows of each expert where all have about the same."""
+    share, more = divmod(total_rows, num_experts)
+    return [share + (expert < more) for expert in range(num_experts)]
