@@ -9,7 +9,9 @@ from torch import nn
 from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.routing.route import route
-from .arguments import check_bias
+from ..ops.weights import Weight
+from ..quantized import QuantizedWeight
+from .arguments import check_bias, check_weight, check_weight_shape, described
 
 __all__ = ["GatedMLPMOE"]
 
@@ -22,16 +24,17 @@ class GatedMLPMOE(nn.Module):
     """Routing and gated experts, with the constructor and the call of IPEX's class.
 
     W13: [E, 2I, H], gates first (for "swiglu_oai": gates in even rows, ups in odd ones), or the gates alone, [E, I, H],
-      with W3, the ups, [E, I, H]: they are joined once, into a copy. W2: [E, H, I]. All bfloat16, float16 or float32.
+      with W3, the ups, [E, I, H]: they are joined once, into a copy. W2: [E, H, I]. All bfloat16, float16 or float32, or
+      `QuantizedWeight`s of these shapes, W3 if W13 is one.
     use_prepack: accepted; weights are read as they are.
     w13_bias: [E, 2I], rows in W13's order. w2_bias: [E, H].
     autotune: as in `fused_moe`; not an argument of IPEX's.
     experts_start_id: the first of this rank's experts; choices of other ranks' contribute nothing.
-    Quantised weights (a scale, is_mxfp4, is_fp8, is_int4) are a ValueError. Raises TypeError or ValueError naming the
-    argument.
+    Scales and is_mxfp4, is_fp8 or is_int4 are a ValueError: a QuantizedWeight says all of it. Raises TypeError or ValueError naming
+    the argument.
     """
 
-    def __init__(self, W13: torch.Tensor, W2: torch.Tensor, W3: torch.Tensor | None = None, use_prepack: bool = True,
+    def __init__(self, W13: Weight, W2: Weight, W3: Weight | None = None, use_prepack: bool = True,
                  w1_scale_inv: torch.Tensor | None = None, w2_scale_inv: torch.Tensor | None = None,
                  a1_scale_inv: torch.Tensor | None = None, a2_scale_inv: torch.Tensor | None = None,
                  w13_bias: torch.Tensor | None = None, w2_bias: torch.Tensor | None = None, is_mxfp4: bool = False,
@@ -42,17 +45,17 @@ class GatedMLPMOE(nn.Module):
                       a1_scale_inv=a1_scale_inv, a2_scale_inv=a2_scale_inv)
         for name, scale in scales.items():
             if scale is not None:
-                raise ValueError(f"{name} must be None, got a {type(scale).__name__}: quantised weights are not supported")
+                raise ValueError(f"{name} must be None, got a {type(scale).__name__}: a quantised weight is a moe_xe.QuantizedWeight")
         for name, quantised in dict(is_mxfp4=is_mxfp4, is_fp8=is_fp8, is_int4=is_int4).items():
             if quantised:
-                raise ValueError(f"{name} must be False, got {quantised!r}: quantised weights are not supported")
+                raise ValueError(f"{name} must be False, got {quantised!r}: a quantised weight is a moe_xe.QuantizedWeight")
         _check_weights(W13, W2, W3)
         num_experts, hidden_size, intermediate_size = W2.shape
         check_bias("w13_bias", w13_bias, [num_experts, 2 * intermediate_size])
         check_bias("w2_bias", w2_bias, [num_experts, hidden_size])
         if not isinstance(experts_start_id, int) or experts_start_id < 0:
             raise ValueError(f"experts_start_id must be an int, at least 0, got {experts_start_id!r}")
-        self.W13 = W13 if W3 is None else torch.cat((W13.detach(), W3.detach()), dim=1)
+        self.W13 = W13 if W3 is None else _joined(W13, W3)
         self.W2 = W2
         self.w13_bias, self.w2_bias = w13_bias, w2_bias
         self.experts_start_id = experts_start_id
@@ -93,18 +96,22 @@ class GatedMLPMOE(nn.Module):
 
 
 def _check_weights(W13, W2, W3) -> None:
-    given = {"W13": W13, "W2": W2} | ({} if W3 is None else {"W3": W3})
-    for name, w in given.items():
-        checks.check_weight_type(name, w)
-    checks.check_tensor("W2", W2, 3, "[E, H, I]")
+    layout = "[E, 2I, H]" if W3 is None else "[E, I, H]"
+    gates = {"W13": W13} | ({} if W3 is None else {"W3": W3})
+    for name, w in gates.items():
+        check_weight(name, w, layout)
+    check_weight("W2", W2, "[E, H, I]")
     num_experts, hidden_size, intermediate_size = W2.shape
-    rows = intermediate_size * (2 if W3 is None else 1)
-    del given["W2"]
-    for name, w in given.items():
-        checks.check_tensor(name, w, 3, "[E, 2I, H]" if W3 is None else "[E, I, H]")
-        if tuple(w.shape) != (num_experts, rows, hidden_size) or w.dtype != W2.dtype:
-            expected = f"{str(W2.dtype).removeprefix('torch.')}{[num_experts, rows, hidden_size]}"
-            raise ValueError(f"{name} must be {expected} for W2 {checks.shape_of(W2)}, got {checks.shape_of(w)}")
+    for name, w in gates.items():
+        check_weight_shape(name, w, [num_experts, intermediate_size * (2 if W3 is None else 1), hidden_size], "W2", W2)
+    if isinstance(W13, QuantizedWeight) != isinstance(W3, QuantizedWeight) and W3 is not None:
+        raise TypeError(f"W3 must be quantised if W13 is, and only then, got {described(W3)} and W13 {described(W13)}")
+
+
+def _joined(W13: Weight, W3: Weight) -> Weight:
+    if isinstance(W13, QuantizedWeight):
+        return QuantizedWeight.cat((W13, W3), dim=1)
+    return torch.cat((W13.detach(), W3.detach()), dim=1)
 
 
 def _route(use_grouped_topk, top_k, router_logits, renormalize, topk_group, num_expert_group, scoring_func,

@@ -7,7 +7,7 @@ from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.weights import Weight
 from ..quantized import QuantizedWeight
-from .arguments import check_bias, named
+from .arguments import check_bias, check_weight, check_weight_shape, named
 
 __all__ = ["fused_experts"]
 
@@ -26,12 +26,12 @@ def fused_experts(hidden_states: torch.Tensor, w1: Weight, w2: Weight, topk_weig
 
     hidden_states: [T, H], bfloat16, float16 or float32. w1: [E, 2I, H], gates first ([E, I, H] for relu2); w2: [E, H, I]; of its dtype, or
       `QuantizedWeight`s, or tensors of a format below, read in place. b1: [E, 2I], b2: [E, H]. topk_weights, topk_ids: [T, k].
-    use_int4_w4a16: uint8 or int8 [E, N, K / 2], with scales [E, N, K / g]. Without zero points codes are two's complement; w1_zp and w2_zp, as the
-      scales, say what code of 0 to 15 is zero. use_mxfp4_w4a16: the same with e8m0 scales [E, N, K / 32], uint8 or float8_e8m0fnu.
-    use_fp8_w8a8: float8_e4m3fn or float8_e5m2 [E, N, K], with a scale for each expert, [E], or for each block of block_shape, [E, ceil(N / bn),
-      ceil(K / bk)]. As in sgl_kernel on Xe2, only weights are FP8: activations stay as they are.
-    activation: "silu", "gelu" (by tanh) or "relu2". gemm1_alpha and gemm1_limit, with silu: gpt-oss' SwiGLU, gates in even rows of w1, ups in odd ones.
-      swiglu_limit, with silu: gates are cut at most to it, up values to [-limit, limit].
+    use_int4_w4a16: uint8 or int8 [E, N, K / 2], with scales [E, N, K / g]. Without zero points codes are two's complement; w1_zp and w2_zp,
+      as the scales, say what code of 0 to 15 is zero. use_mxfp4_w4a16: the same with e8m0 scales [E, N, K / 32], uint8 or float8_e8m0fnu.
+    use_fp8_w8a8: float8_e4m3fn or float8_e5m2 [E, N, K], with a scale for each expert, [E], or for each block of block_shape,
+      [E, ceil(N / bn), ceil(K / bk)]. As in sgl_kernel on Xe2, only weights are FP8: activations stay as they are.
+    activation: "silu", "gelu" (by tanh) or "relu2". gemm1_alpha and gemm1_limit, with silu: gpt-oss' SwiGLU, gates in even rows of w1, ups
+      in odd ones. swiglu_limit, with silu: gates are cut at most to it, up values to [-limit, limit].
     routed_scaling_factor: multiplies the sum. autotune: as in `fused_moe`; not an argument of sgl_kernel's.
     w1_g_idx_perm, w2_g_idx_perm (act-order), a1_scale, a2_scale (quantised activations) and no_combine are a ValueError.
     Raises TypeError or ValueError naming the argument.
@@ -52,18 +52,16 @@ def fused_experts(hidden_states: torch.Tensor, w1: Weight, w2: Weight, topk_weig
         raise ValueError(f"block_shape must be None without use_fp8_w8a8, got {block_shape!r}")
     w1, w2 = _weight("w1", w1, w1_scale, w1_zp, format, block_shape), _weight("w2", w2, w2_scale, w2_zp, format, block_shape)
     options = _activation(activation, gemm1_alpha, gemm1_limit, swiglu_limit)
-    for name, w in (("w1", w1), ("w2", w2)):
-        checks.check_weight_type(name, w)
-        if isinstance(w, torch.Tensor):
-            checks.check_tensor(name, w, 3, "[E, N, K]")
+    check_weight("w1", w1, "[E, 2I, H]")
+    check_weight("w2", w2, "[E, H, I]")
     num_experts, hidden_size, intermediate_size = w2.shape
     expected = [num_experts, intermediate_size * (1 if activation == "relu2" else 2), hidden_size]
-    if list(w1.shape) != expected:
-        raise ValueError(f"w1 must be {expected} for w2 {list(w2.shape)} and {activation}, got {list(w1.shape)}")
+    check_weight_shape("w1", w1, expected, "w2", w2, f" and {activation}")
     check_bias("b1", b1, expected[:2])
     check_bias("b2", b2, [num_experts, hidden_size])
-    scaling = 1.0 if routed_scaling_factor is None else routed_scaling_factor
-    out = fused_moe(hidden_states, w1, w2, topk_weights, topk_ids, b13=b1, b2=b2, routed_scaling_factor=scaling, autotune=autotune, **options)
+    if routed_scaling_factor is not None:
+        options["routed_scaling_factor"] = routed_scaling_factor
+    out = fused_moe(hidden_states, w1, w2, topk_weights, topk_ids, b13=b1, b2=b2, autotune=autotune, **options)
     return hidden_states.copy_(out) if inplace else out
 
 
@@ -71,7 +69,8 @@ def _weight(name: str, w, scale, zero_points, format: str | None, block_shape) -
     if format is None or isinstance(w, QuantizedWeight):
         for argument, value in ((f"{name}_scale", scale), (f"{name}_zp", zero_points)):
             if value is not None:
-                raise ValueError(f"{argument} must be None without use_fp8_w8a8, use_mxfp4_w4a16 or use_int4_w4a16, got a {type(value).__name__}")
+                raise ValueError(f"{argument} must be None for a {'QuantizedWeight' if format else 'weight of no format'}, "
+                                 f"got a {type(value).__name__}")
         return w
     if scale is None:
         raise TypeError(f"{name}_scale must be a torch.Tensor with {format}, got None")
@@ -80,7 +79,7 @@ def _weight(name: str, w, scale, zero_points, format: str | None, block_shape) -
     checks.check_tensor(name, w, 3, "[E, N, K]" if format == "use_fp8_w8a8" else "[E, N, K / 2]")
     with named(name, f"{name}_scale", *([] if zero_points is None else [f"{name}_zp"])):
         if format == "use_fp8_w8a8":
-            return QuantizedWeight.from_fp8(w, scale) if block_shape is None else QuantizedWeight.from_fp8_block(w, scale, tuple(block_shape))
+            return QuantizedWeight.from_fp8(w, scale) if block_shape is None else QuantizedWeight.from_fp8_block(w, scale, block_shape)
         if w.dtype not in (torch.uint8, torch.int8):
             raise TypeError(f"weights must be uint8 or int8, got {w.dtype}")
         codes = w.view(torch.uint8)

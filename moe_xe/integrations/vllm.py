@@ -7,7 +7,7 @@ from ..ops import checks
 from ..ops.block.fused_moe import fused_moe
 from ..ops.weights import Weight
 from ..quantized import QuantizedWeight
-from .arguments import check_bias, named
+from .arguments import check_bias, check_weight, check_weight_shape, described, named
 
 __all__ = ["XpuFusedMoe", "xpu_fused_moe"]
 
@@ -20,12 +20,14 @@ class XpuFusedMoe:
     """One layer's routed experts, with the constructor and `apply` of vllm_xpu_kernels' class.
 
     w13: [E, H, 2I], gates first (swigluoai: gates in even columns, ups in odd ones; relu2_no_mul: [E, H, I]). w2: [E, I, H].
-      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions, or quantised: a `QuantizedWeight` of this shape, or
-      a tensor with scales. They are read in place, and not changed.
-    w13_scales, w2_scales: None, or scales of quantised weights, whose dtypes say the format, as in vllm_xpu_kernels (N and K are a GEMM's, 2I and H
-      or H and I): uint8 [E, N, K / 2] are int4 (0 to 15, 8 is zero) with bfloat16, float16 or float32 scales [E, N, K / g]; float4_e2m1fn_x2
-      [E, N, K / 2] are mxfp4 with e8m0 scales [E, N, K / 32]; float8_e4m3fn or float8_e5m2 [E, K, N] are mxfp8 with e8m0 scales [E, K / 32, N],
-      block FP8 with float32 ones [E, ceil(K / 128), ceil(N / 128)], else FP8 with one for each expert, [E]. e8m0: uint8 or float8_e8m0fnu.
+      Both bfloat16, float16 or float32, contiguous in either of the last two dimensions, or quantised: a `QuantizedWeight` of this shape,
+      or a tensor with scales. They are read in place, and not changed.
+    w13_scales, w2_scales: None, or scales of quantised weights, whose dtypes say the format, as in vllm_xpu_kernels (N and K are a GEMM's,
+      2I and H or H and I; e8m0 is uint8 or float8_e8m0fnu):
+      uint8 [E, N, K / 2] are int4, 0 to 15 of which 8 is zero, with bfloat16, float16 or float32 scales [E, N, K / g];
+      float4_e2m1fn_x2 [E, N, K / 2] are mxfp4 with e8m0 scales [E, N, K / 32];
+      float8_e4m3fn or float8_e5m2 [E, K, N] are mxfp8 with e8m0 scales [E, K / 32, N], block FP8 with float32 ones
+      [E, ceil(K / 128), ceil(N / 128)], else FP8 with one for each expert, [E].
     w13_bias: [E, 2I], w2_bias: [E, H], any float dtype.
     n_experts_per_token: the k of apply's topk_ids. num_experts: this rank's, E.
     activation: "silu", "gelu", "gelu_tanh", "swigluoai" or "relu2_no_mul", or an enum member of such a value.
@@ -65,8 +67,8 @@ class XpuFusedMoe:
               expert_map: torch.Tensor | None = None, a1q_scale: torch.Tensor | None = None) -> None:
         """Writes the weighted sum of every token's experts on this rank to output.
 
-        output, hidden_states: [T, H], the dtype of weights that are not quantised; they may be the same. topk_weights, a float dtype, and topk_ids,
-        global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
+        output, hidden_states: [T, H], the dtype of weights that are not quantised; they may be the same. topk_weights, a float dtype, and
+        topk_ids, global ids, int32 or int64: [T, n_experts_per_token]; `moe_xe.route` chooses as vLLM's grouped_topk, which rounds scores
         to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
         """
@@ -102,7 +104,7 @@ def xpu_fused_moe(hidden_states: torch.Tensor, w13: Weight, w13_scales: torch.Te
     flags = dict(is_fp8=is_fp8, is_int4=is_int4, is_mxfp4=is_mxfp4, is_mxfp8=is_mxfp8, is_block_fp8=is_block_fp8)
     for name, flag in flags.items():
         if flag and (not isinstance(w13, torch.Tensor) or _format(w13, w13_scales) != name.removeprefix("is_")):
-            raise ValueError(f"{name} must be False for w13 {_described(w13)} with w13_scales {_described(w13_scales)}, got {flag!r}")
+            raise ValueError(f"{name} must be False for w13 {described(w13)} with w13_scales {described(w13_scales)}, got {flag!r}")
     experts = XpuFusedMoe(w13, w13_scales, w13_bias, w2, w2_scales, w2_bias, n_experts_per_token, activation, num_experts,
                           ep_rank, ep_size, expert_map, gemm1_clamp_limit)
     if output is None:
@@ -151,18 +153,10 @@ def _weight(name: str, w, scales) -> Weight:
         return QuantizedWeight(w, scales, format="uint4", group=(1, columns)).mT
 
 
-def _described(value) -> str:
-    return checks.shape_of(value) if isinstance(value, torch.Tensor) else str(value)
-
-
 def _check_weights(w13, w2, num_experts, gated) -> None:
-    for name, w, layout in (("w13", w13, "[E, H, 2I]" if gated else "[E, H, I]"), ("w2", w2, "[E, I, H]")):
-        checks.check_weight_type(name, w)
-        if isinstance(w, torch.Tensor):
-            checks.check_tensor(name, w, 3, layout)
+    check_weight("w13", w13, "[E, H, 2I]" if gated else "[E, H, I]")
+    check_weight("w2", w2, "[E, I, H]")
     _, intermediate_size, hidden_size = w2.shape
-    expected = [num_experts, hidden_size, intermediate_size * (2 if gated else 1)]
-    same = not (isinstance(w13, torch.Tensor) and isinstance(w2, torch.Tensor)) or w13.dtype == w2.dtype
-    if list(w13.shape) != expected or w2.shape[0] != num_experts or not same:
-        dtype = f"{str(w2.dtype).removeprefix('torch.')}" if isinstance(w2, torch.Tensor) else ""
-        raise ValueError(f"w13 must be {dtype}{expected} for w2 {_described(w2)} and num_experts = {num_experts}, got {_described(w13)}")
+    experts = f" and num_experts = {num_experts}"
+    check_weight_shape("w13", w13, [num_experts, hidden_size, intermediate_size * (2 if gated else 1)], "w2", w2, experts)
+    check_weight_shape("w2", w2, [num_experts, intermediate_size, hidden_size], "w13", w13, experts)

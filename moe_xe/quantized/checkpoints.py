@@ -1,7 +1,7 @@
 """Quantised weights of published checkpoints, from their tensors: classmethods of `QuantizedWeight`.
 
-Each takes the tensors of all experts, with a leading dimension E, or one expert's, without. What lies as kernels read it is not copied. Some look
-at values (zeros, g_idx) and so wait for the device.
+Each takes the tensors of all experts, with a leading dimension E, or one expert's, without. What lies as kernels read it is not copied.
+Some look at values (zeros, g_idx) and so wait for the device.
 """
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from .checks import check_dtype, check_group, check_shape, check_tensor, is_contiguous_within_experts, scale_type, shape_of
 from .words import awq_codes, awq_numbers, bytes_of_words, numbers_of_words
 
-__all__ = ["FP8_FORMATS", "check_trivial_order", "experts_of", "from_awq", "from_fp8", "from_fp8_block", "from_gpt_oss", "from_gptq", "from_modelopt",
-           "grid_of", "group_of", "one_for_each", "oriented", "unsigned"]
+__all__ = ["FP8_FORMATS", "check_trivial_order", "experts_of", "from_awq", "from_fp8", "from_fp8_block", "from_gpt_oss", "from_gptq",
+           "from_modelopt", "grid_of", "group_of", "one_for_each", "oriented", "unsigned"]
 
 FP8_FORMATS = {torch.float8_e4m3fn: "fp8_e4m3", torch.float8_e5m2: "fp8_e5m2"}
 
@@ -29,11 +29,13 @@ def from_gpt_oss(cls, blocks: torch.Tensor, scales: torch.Tensor):
     return cls(blocks.contiguous().flatten(2), scales.contiguous(), format="mxfp4")
 
 
-def from_fp8_block(cls, weight: torch.Tensor, weight_scale_inv: torch.Tensor, block: tuple[int, int] = (128, 128), weight_layout: str = "enk"):
+def from_fp8_block(cls, weight: torch.Tensor, weight_scale_inv: torch.Tensor, block: tuple[int, int] = (128, 128),
+                   weight_layout: str = "enk"):
     """FP8 with a scale for each block (DeepSeek-V3, Qwen3's FP8): the scale multiplies, whatever its name says.
 
-    weight: float8_e4m3fn or float8_e5m2 [E, N, K]. weight_scale_inv: [E, ceil(N / bn), ceil(K / bk)], float32, float16, bfloat16 or float8_e8m0fnu
-    (or its bytes). block: (bn, bk). weight_layout: "ekn" if they are [E, K, N] and [E, ceil(K / bk), ceil(N / bn)]; the result is [E, N, K].
+    weight: float8_e4m3fn or float8_e5m2 [E, N, K]. weight_scale_inv: [E, ceil(N / bn), ceil(K / bk)], float32, float16, bfloat16 or
+    float8_e8m0fnu (or its bytes). block: (bn, bk). weight_layout: "ekn" if they are [E, K, N] and [E, ceil(K / bk), ceil(N / bn)]; the
+    result is [E, N, K].
     """
     n, k = ("N", "K") if weight_layout == "enk" else ("K", "N")
     weight = _fp8_weight(weight, weight_layout)
@@ -48,7 +50,8 @@ def from_fp8_block(cls, weight: torch.Tensor, weight_scale_inv: torch.Tensor, bl
 def from_fp8(cls, weight: torch.Tensor, scale: torch.Tensor, weight_layout: str = "enk"):
     """FP8 with a scale for each expert, or for each output (channel), or for each of G equal runs of outputs, such as gates and ups.
 
-    weight: float8_e4m3fn or float8_e5m2 [E, N, K]. scale: [E], [E, G], [E, G, 1] or [E, 1, G], which divides N; float32, float16 or bfloat16.
+    weight: float8_e4m3fn or float8_e5m2 [E, N, K]. scale: [E], [E, G], [E, G, 1] or [E, 1, G], whose G divides N; float32, float16 or
+    bfloat16.
     weight_layout: "ekn" for [E, K, N] weights (Llama-4); the result is [E, N, K] all the same, and nothing is copied.
     """
     one_expert = isinstance(weight, torch.Tensor) and weight.dim() == 2
@@ -67,13 +70,13 @@ def from_fp8(cls, weight: torch.Tensor, scale: torch.Tensor, weight_layout: str 
     return oriented(cls, weight, scales.reshape(grid), FP8_FORMATS[weight.dtype], group, weight_layout)
 
 
-def from_gptq(cls, qweight: torch.Tensor, qzeros: torch.Tensor | None, scales: torch.Tensor, g_idx: torch.Tensor | None = None, bits: int = 4,
-              version: int = 1):
-    """GPTQ's, AutoRound's tensors as uint4 or int8, without zeros if all are the middle; codes are transposed, a copy.
+def from_gptq(cls, qweight: torch.Tensor, qzeros: torch.Tensor | None, scales: torch.Tensor, g_idx: torch.Tensor | None = None,
+              bits: int = 4, version: int = 1):
+    """GPTQ's and AutoRound's tensors as uint4 or int8, without zeros if all are the middle; codes are transposed, a copy.
 
-    qweight: int32 [E, K * bits / 32, N]. qzeros: int32 [E, K / g, N * bits / 32], or None for the middle. scales: [E, K / g, N]. bits: 4 or 8.
-    version: of the file format; 1 ("gptq") keeps zeros less one, 2 ("gptq_v2") as they are.
-    g_idx: [E, K], the group of each k, or None. Only k // g: act-order (desc_act) is a ValueError, as codes' order would not be the activations'.
+    qweight: int32 [E, K * bits / 32, N]. qzeros: int32 [E, K / g, N * bits / 32], or None for the middle. scales: [E, K / g, N].
+    bits: 4 or 8. version: of the file format; 1 ("gptq") keeps zeros less one, 2 ("gptq_v2") as they are.
+    g_idx: [E, K], the group of each k, or None. Only k // g: act-order (desc_act) is a ValueError, as groups would not be runs of k.
     """
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, got {bits!r}")
@@ -160,7 +163,8 @@ def check_trivial_order(name: str, g_idx: torch.Tensor | None, num_experts: int,
         raise ValueError(f"{name} must be k // {group}, got another order: act-order (desc_act=True) is not supported")
 
 
-def unsigned(cls, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int, scales_name: str = "scales"):
+def unsigned(cls, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int,
+             scales_name: str = "scales"):
     """Of unsigned codes [E, N, K * bits / 8] and what number of them is zero, [E, N, K / group]: None for the middle."""
     if zeros is not None and not zeros.is_meta and bool((zeros == 2 ** (bits - 1)).all()):
         zeros = None

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import torch
 
-from ..plan.formats import FORMATS, ScaleType, WeightFormat
+from ..plan.formats import FORMATS, Codes, ScaleType, WeightFormat
 from .encoding import CODE_DTYPES, SCALE_DTYPES
 
-__all__ = ["check_dtype", "check_format", "check_group", "check_shape", "check_tensor", "check_weight", "is_contiguous_within_experts",
-           "scale_type", "shape_of"]
+__all__ = ["check_dtype", "check_format", "check_group", "check_numbers", "check_shape", "check_tensor", "check_weight",
+           "is_contiguous_within_experts", "scale_type", "shape_of"]
 
 
 def shape_of(tensor: torch.Tensor) -> str:
@@ -75,6 +75,23 @@ def check_weight(weight) -> None:
         _check_beside(codes, "global_scales", weight.global_scales, (num_experts,))
     if not isinstance(weight.transposed, bool):
         raise TypeError(f"transposed must be a bool, got {type(weight.transposed).__name__}")
+
+
+def check_numbers(weight) -> None:
+    """ValueError where codes are NaN or infinite, naming the first. Waits for the device."""
+    codes = FORMATS[weight.format].codes
+    if codes not in _NO_NUMBERS:
+        return
+    size, least = _NO_NUMBERS[codes]
+    for expert in range(weight.num_experts):        # little memory is needed besides
+        wrong = (weight.codes[expert].view(torch.uint8) & size) >= least
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(f"codes must be finite numbers, but codes[{expert}, {row}, {column}] is "
+                             f"{int(weight.codes[expert].view(torch.uint8)[row, column]):#04x} in {weight.format}")
+
+
+_NO_NUMBERS = {Codes.e4m3: (0x7F, 0x7F), Codes.e5m2: (0x7F, 0x7C)}     # the bits of a code's size, and the least that is none
 
 
 def check_tensor(name: str, tensor, dims: int, layout: str) -> None:

@@ -10,19 +10,19 @@ from .words import bytes_of_words, numbers_of_words
 __all__ = ["from_compressed_tensors"]
 
 
-def from_compressed_tensors(cls, *, weight_scale: torch.Tensor, weight_packed: torch.Tensor | None = None, weight: torch.Tensor | None = None,
-                            weight_shape: torch.Tensor | None = None, weight_zero_point: torch.Tensor | None = None,
-                            weight_global_scale: torch.Tensor | None = None, weight_g_idx: torch.Tensor | None = None,
-                            block: tuple[int, int] = (128, 128)):
-    """compressed-tensors' parameters, of all experts [E, ...] or of one; their dtypes say the format. Only codes of 8 packed bits are copied.
+def from_compressed_tensors(cls, *, weight_scale: torch.Tensor, weight_packed: torch.Tensor | None = None,
+                            weight: torch.Tensor | None = None, weight_shape: torch.Tensor | None = None,
+                            weight_zero_point: torch.Tensor | None = None, weight_global_scale: torch.Tensor | None = None,
+                            weight_g_idx: torch.Tensor | None = None, block: tuple[int, int] = (128, 128)):
+    """compressed-tensors' parameters; their dtypes say the format. Only packed codes of 8 bits, or of no whole words, are copied.
 
     pack-quantized: weight_packed int32 [E, N, ceil(K * bits / 32)], weight_shape [2] or [E, 2], (N, K), weight_scale [E, N, K / g], and
       weight_zero_point int32 [E, ceil(N * bits / 32), K / g], or int8 [E, N, K / g] -> uint4 or int8, without zeros if all are the middle.
-    int-quantized: weight int8 [E, N, K], weight_zero_point int8. float-quantized: weight float8_e4m3fn -> fp8_e4m3, or mxfp8 with e8m0 scales of 32.
-      weight_scale: [E], [E, 1], [E, N, 1], [E, N, K / g], or [E, ceil(N / bn), ceil(K / bk)] with block = (bn, bk).
+    int-quantized: weight int8 [E, N, K], weight_zero_point int8. float-quantized: weight float8_e4m3fn -> fp8_e4m3, or mxfp8 with e8m0
+      scales of 32. weight_scale: [E], [E, 1], [E, N, 1], [E, N, K / g], or [E, ceil(N / bn), ceil(K / bk)] with block = (bn, bk).
     mxfp4-pack-quantized: weight_packed uint8 [E, N, K / 2], weight_scale uint8 or float8_e8m0fnu [E, N, K / 32].
-    nvfp4-pack-quantized: the same with float8_e4m3fn [E, N, K / 16], and weight_global_scale float32 [E], which divides: its reciprocal is kept.
-    weight_g_idx: [E, K], only k // g. Activations' scales are not needed: activations are never quantised.
+    nvfp4-pack-quantized: the same with float8_e4m3fn [E, N, K / 16], and weight_global_scale float32 [E], which divides: its reciprocal is
+      kept. weight_g_idx: [E, K], only k // g. Activations' scales are not needed: activations are never quantised.
     """
     if (weight_packed is None) == (weight is None):
         raise ValueError(f"weight_packed or weight must be given, got {'both' if weight is not None else 'neither'}")
@@ -73,7 +73,8 @@ def _packed(cls, words, weight_scale, weight_shape, weight_zero_point, weight_g_
     k = int(torch.as_tensor(weight_shape).flatten()[1])
     bits = next((bits for bits in (4, 8) if -(-k * bits // 32) == columns), None)
     if bits is None:
-        raise ValueError(f"weight_packed must be int32 [E, N, ceil(K * bits / 32)] of 4 or 8 bits with weight_shape's K = {k}, got {shape_of(words)}")
+        raise ValueError(f"weight_packed must be int32 [E, N, ceil(K * bits / 32)] of 4 or 8 bits with weight_shape's K = {k}, "
+                         f"got {shape_of(words)}")
     if bits == 4 and k % 2:
         raise ValueError(f"weight_shape must have an even K, as codes lie two in a byte, got {k}")
     scales = checkpoints.experts_of("weight_scale", weight_scale, 3, "[E, N, K / g]")

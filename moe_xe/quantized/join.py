@@ -17,9 +17,10 @@ __all__ = ["cat"]
 def cat(cls, weights: Sequence, dim: int = 0):
     """Weights of one format, group and dtype of scales, as one: a copy.
 
-    dim 0: experts, such as single ones of a checkpoint. dim 1 (2 of transposed weights): outputs, such as gates and ups; where groups of rows do not
-    meet, they are divided, down to the greatest common divisor. Zeros of one are enough. Different global scales of an expert's parts become part of
-    float scales, in float32; of others where that is exact, else it is a ValueError. Raises TypeError or ValueError naming the argument.
+    dim 0: experts, such as single ones of a checkpoint. dim 1 (2 of transposed weights): outputs, such as gates and ups; where groups of
+    rows do not meet, they are divided, down to the greatest common divisor. Zeros of one are enough. Different global scales of an expert's
+    parts become part of float scales, in float32; of others where that is exact, else it is a ValueError.
+    Raises TypeError or ValueError naming the argument.
     """
     weights = list(weights)
     if not weights:
@@ -39,19 +40,22 @@ def cat(cls, weights: Sequence, dim: int = 0):
         return first
     global_scales = None
     if any(weight.global_scales is not None for weight in weights):
-        weights = [weight if weight.global_scales is not None else replace(weight, global_scales=torch.ones(weight.num_experts, device=weight.device))
-                   for weight in weights]
-        weights = _with_one_global_scale(weights) if axis else weights
-        if (global_scales := weights[0].global_scales) is not None and not axis:
+        weights = [weight if weight.global_scales is not None else
+                   replace(weight, global_scales=torch.ones(weight.num_experts, device=weight.device)) for weight in weights]
+        if axis:
+            weights = _with_one_global_scale(weights)
+            global_scales = weights[0].global_scales
+        else:
             global_scales = torch.cat([weight.global_scales for weight in weights])
     group = _common_group(weights) if axis else first.group
     zeros = None
     if any(weight.zeros is not None for weight in weights):
         zero = FORMATS[first.format].zero
-        zeros = _cat([_divided(weight, torch.full_like(weight.scales, zero) if weight.zeros is None else weight.zeros, group)
-                      for weight in weights], axis)
-    return cls(_cat([weight.codes for weight in weights], axis), _cat([_divided(weight, weight.scales, group) for weight in weights], axis), zeros,
-               global_scales, first.format, group, first.transposed)
+        zeros = torch.cat([_divided(weight, torch.full_like(weight.scales, zero) if weight.zeros is None else weight.zeros, group)
+                           for weight in weights], axis)
+    codes = torch.cat([weight.codes for weight in weights], axis)
+    scales = torch.cat([_divided(weight, weight.scales, group) for weight in weights], axis)
+    return cls(codes, scales, zeros, global_scales, first.format, group, first.transposed)
 
 
 def _kind(weight, axis: int) -> dict:
@@ -60,11 +64,6 @@ def _kind(weight, axis: int) -> dict:
     del sizes[axis]
     return {"format": weight.format, "codes": weight.codes.dtype, "sizes": sizes, "group": weight.group if axis == 0 else weight.group[1],
             "scales": weight.scales.dtype, "transposed": weight.transposed, "device": weight.device}
-
-
-def _cat(tensors, axis: int) -> torch.Tensor:
-    """torch.cat of any dtype: bytes."""
-    return torch.cat([tensor.view(torch.uint8) for tensor in tensors], axis).view(tensors[0].dtype)
 
 
 def _common_group(weights) -> tuple[int, int]:
@@ -96,7 +95,7 @@ def _with_one_global_scale(weights) -> list:
     for weight, scales in zip(weights, scaled):
         nearest = (scales / common[:, None, None]).float().to(SCALE_DTYPES[kind][0])
         if not torch.equal(decode_scales(kind, nearest, torch.float64) * common[:, None, None], scales):
-            raise ValueError(f"weights must have the same global scales, or such that their ratio times scales is exact in {SCALE_DTYPES[kind][0]}, "
-                             f"got {[weight.global_scales.tolist() for weight in weights]}")
+            raise ValueError(f"weights must have the same global scales, or such that their ratio times scales is exact in "
+                             f"{SCALE_DTYPES[kind][0]}, got {[weight.global_scales.tolist() for weight in weights]}")
         result.append(replace(weight, scales=nearest.view(weight.scales.dtype), global_scales=common))
     return result

@@ -13,9 +13,10 @@ __all__ = ["from_torchao"]
 def from_torchao(cls, tensor):
     """A torchao tensor [E, N, K], or [N, K] of one expert. Codes are not copied.
 
-    Int8Tensor -> int8; Float8Tensor -> fp8_e4m3 or fp8_e5m2, PerTensor, PerRow or PerBlock; Int4PlainInt32Tensor -> uint4; Int4Tensor -> int4, whose
-    zero point is what 0 stands for: zeros are -zero_point / scale, in float32; MXTensor -> mxfp4 or mxfp8 and NVFP4Tensor -> nvfp4, not swizzled.
-    Activations are never quantised, whatever its act_quant_kwargs say. Any other class is a TypeError; act_pre_scale is a ValueError.
+    Int8Tensor -> int8; Float8Tensor -> fp8_e4m3 or fp8_e5m2, PerTensor, PerRow or PerBlock; Int4PlainInt32Tensor -> uint4; Int4Tensor ->
+    int4, whose zero point is what 0 stands for: zeros are -zero_point / scale, in float32; MXTensor -> mxfp4 or mxfp8 and NVFP4Tensor ->
+    nvfp4, not swizzled. Activations are never quantised, whatever its act_quant_kwargs say. Any other class is a TypeError; act_pre_scale
+    is a ValueError.
     """
     kind = type(tensor).__name__
     if kind not in _READERS:
@@ -56,7 +57,8 @@ def _int4(cls, tensor):
     codes, scales, zero_points = _groups(tensor, "[E, N, K / 2]")
     scales = scales.float()
     zeros = torch.where(scales == 0, 0, -zero_points / scales)
-    return cls(codes.view(torch.uint8).contiguous(), scales.contiguous(), zeros.contiguous(), format="int4", group=(1, tensor.block_size[-1]))
+    group = 1, tensor.block_size[-1]
+    return cls(codes.view(torch.uint8).contiguous(), scales.contiguous(), zeros.contiguous(), format="int4", group=group)
 
 
 def _groups(tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

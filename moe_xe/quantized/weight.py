@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from ..plan.formats import FORMATS, Quantization
 from . import checkpoints, compressed_tensors, join, torchao
-from .checks import check_format, check_group, check_weight, scale_type, shape_of
+from .checks import check_format, check_group, check_numbers, check_weight, scale_type, shape_of
 from .encoding import SCALE_DTYPES, decode, decode_scales, each
 from .quantize import quantize, usual_group
 
@@ -102,7 +102,11 @@ class QuantizedWeight:
 
     def prepacked(self) -> QuantizedWeight:
         """The layout that kernels like best, for a weight that stays: contiguous, and aligned to 64 bytes. Itself, if it is so: kernels
-        read every layout as it lies, and no order of codes is better than the checkpoint's."""
+        read every layout as it lies, and no order of codes is better than the checkpoint's.
+
+        Looks at the codes, once, and so waits for the device: ValueError for FP8 codes that are no numbers, which Xe's kernels do not keep
+        (docs/quantised.md)."""
+        check_numbers(self)
         if all(map(_is_aligned, self._tensors().values())):
             return self
         return self._map(lambda tensor: tensor if _is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format))

@@ -13,7 +13,7 @@ _AWQ_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 def bytes_of_words(words: torch.Tensor) -> torch.Tensor:
     """int32 [.., n] -> uint8 [.., 4 n], the lowest bits first; no copy of contiguous words."""
-    return words.contiguous().view(torch.uint8)
+    return words.flatten().view(torch.uint8).view(*words.shape[:-1], 4 * words.shape[-1])     # a dimension of 1 may have any stride
 
 
 def numbers_of_words(words: torch.Tensor, bits: int) -> torch.Tensor:

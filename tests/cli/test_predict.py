@@ -65,6 +65,8 @@ def test_the_cpu_device_is_measured():
 def test_check():
     report = json.loads(run("--check", "--json").stdout)
     assert report["within_25_percent"] >= 0.8 * len(report["points"]) and all(point["source"] for point in report["points"])
+    quantised = [point for point in report["points"] if " 4-bit, " in point["case"] or " fp8, " in point["case"]]
+    assert len(quantised) == 30 and all(point["own_predicted_ms"] < point["measured_ms"] for point in quantised)
     assert "published points are predicted within 25 %" in run("--check").output
 
 

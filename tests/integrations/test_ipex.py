@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moe_xe import QuantizedWeight
 from moe_xe.integrations.ipex import GatedMLPMOE
 from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
@@ -120,15 +121,25 @@ def test_ranks_sum_to_the_whole():
     assert_close(sum(part.double() for part in parts), experts(x, w13, w2, *choose(logits)))
 
 
+def test_quantised_weights():
+    x, logits, w13, w2 = make()
+    gate, up, w2 = (QuantizedWeight.quantize(w, "int8", (1, 16)) for w in (*w13.chunk(2, dim=1), w2))
+    expected = experts(x, torch.cat((gate.dequantize(), up.dequantize()), 1), w2.dequantize(), *choose(logits))
+    assert_close(GatedMLPMOE(gate, w2, up)(x, False, TOP_K, logits, True), expected)
+    assert_close(GatedMLPMOE(QuantizedWeight.cat((gate, up), 1), w2)(x, False, TOP_K, logits, True), expected)
+
+
 X, LOGITS, W13, W2 = make()
+GATE = QuantizedWeight.quantize(W13[:, :INTERMEDIATE], "int8")
 WRONG = {
-    "scales": (dict(w1_scale_inv=torch.ones(8)), {}, ValueError, "w1_scale_inv must be None, got a Tensor: quantised weights are not"),
+    "scales": (dict(w1_scale_inv=torch.ones(8)), {}, ValueError, "w1_scale_inv must be None, got a Tensor: a quantised weight is a moe_xe.QuantizedWeight"),
     "scales of activations": (dict(a2_scale_inv=torch.ones(8)), {}, ValueError, "a2_scale_inv must be None"),
     "4 bits": (dict(is_int4=True), {}, ValueError, "is_int4 must be False, got True"),
     "int weights": (dict(W13=W13.int(), W2=W2.int()), {}, TypeError, "W13 must be bfloat16, float16 or float32, got torch.int32"),
     "another shape": (dict(W13=W13[:, :INTERMEDIATE]), {}, ValueError, r"W13 must be float32\[8, 74, 50\] for W2 float32\[8, 50, 37\], got float32\[8, 37, 50\]"),
     "ups twice": (dict(W3=W13[:, INTERMEDIATE:]), {}, ValueError, r"W13 must be float32\[8, 37, 50\]"),
     "W3 of another dtype": (dict(W13=W13[:, :INTERMEDIATE], W3=W13[:, INTERMEDIATE:].half()), {}, ValueError, "W3 must be float32"),
+    "W3 that is not quantised": (dict(W13=GATE, W3=W13[:, INTERMEDIATE:]), {}, TypeError, "W3 must be quantised if W13 is, and only then, got float32"),
     "W2 has two dimensions": (dict(W2=W2[0]), {}, ValueError, "W2 must have 3 dimensions"),
     "negative start": (dict(experts_start_id=-1), {}, ValueError, "experts_start_id must be an int, at least 0, got -1"),
     "no groups": ({}, dict(use_grouped_topk=True), ValueError, "topk_group must be given with use_grouped_topk"),
@@ -149,6 +160,6 @@ def test_bad_input(case):
 
 
 def test_ipex_is_never_imported():
-    program = ("import sys; sys.modules['intel_extension_for_pytorch'] = None; import moe_xe.integrations.ipex, moe_xe.integrations.vllm; "
-               "assert not {'vllm', 'vllm_xpu_kernels'} & set(sys.modules)")
+    program = ("import sys; sys.modules['intel_extension_for_pytorch'] = None; import moe_xe.integrations.ipex, moe_xe.integrations.sglang, moe_xe.integrations.vllm; "
+               "assert not {'sglang', 'sgl_kernel', 'vllm', 'vllm_xpu_kernels'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -131,16 +131,26 @@ def test_to_another_device():
 
 
 def test_prepacked_and_contiguous():
-    weight = random_weight("fp8_e4m3", (4, 3, 5), (2, 2))
+    weight = random_weight("int8", (4, 3, 5), (2, 2))
     assert weight.prepacked() is weight
     part = weight[1:]       # 15 bytes further
     assert part.codes.data_ptr() % 64 != 0
     packed = part.prepacked()
     assert all(tensor.data_ptr() % 64 == 0 for tensor in (packed.codes, packed.scales))
     assert memory(packed) == memory(part)
-    spaced = moe_xe.QuantizedWeight(weight.codes[::2], weight.scales[:2], format="fp8_e4m3", group=(2, 2))
+    spaced = moe_xe.QuantizedWeight(weight.codes[::2], weight.scales[:2], format="int8", group=(2, 2))
     for dense_one in (spaced.contiguous(), spaced.prepacked()):
         assert dense_one.codes.is_contiguous() and memory(dense_one) == memory(spaced)
+
+
+@pytest.mark.parametrize("format, byte", [("fp8_e4m3", 0xFF), ("mxfp8", 0x7F), ("fp8_e5m2", 0x7C), ("fp8_e5m2", 0xFE)])
+def test_prepacked_refuses_what_is_no_number(format, byte):
+    weight = moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), format, (1, 32))
+    assert weight.prepacked() is weight
+    weight.codes.view(torch.uint8)[2, 1, 7] = byte
+    with pytest.raises(ValueError, match=rf"codes must be finite numbers, but codes\[2, 1, 7\] is {byte:#04x} in {format}"):
+        weight.prepacked()
+    moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), "int8", (1, 32)).prepacked()
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float32"])
