@@ -6,8 +6,6 @@ from collections import defaultdict
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
@@ -86,13 +84,17 @@ class MoeXeQuantizer(HfQuantizer):
                 self._fill(full_name, target)
             experts = [full_name for full_name, target in self._targets.items() if target.is_experts]
             model._weight_conversions = [conversion for conversion in getattr(model, "_weight_conversions", None) or []
-                                         if not (isinstance(conversion, WeightConverter) and _makes(conversion, experts))]
+                                         if not (hasattr(conversion, "operations") and _makes(conversion, experts))]
             del self._shards, self._stored, self._targets
         model.config.quantization_config = self.quantization_config = MoeXeConfig(weights={
             name: module.weight.description() for name, module in model.named_modules() if isinstance(module, QuantizedParameter)})
         return model
 
     def _find_targets(self, model) -> dict[str, _Target]:
+        # The ways of Transformers' own loading: a version that has others must not stop `register`.
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
         conversions, state = get_model_conversion_mapping(model), model.state_dict()
         renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
         converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
@@ -188,12 +190,12 @@ def _check_target(full_name: str, target: _Target, pattern: str | None) -> None:
                          f"to be loaded, it is one of {type(target.module).__name__}")
 
 
-def _check_operations(full_name: str, converter: WeightConverter) -> None:
+def _check_operations(full_name: str, converter) -> None:
     operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
     if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]) or len(converter.target_patterns) != 1:
         raise ValueError(f"{full_name} must be experts' weights, stacked and concatenated, for quantised ones to be loaded; Transformers makes "
                          f"it by {converter.operations}")
 
 
-def _makes(converter: WeightConverter, names: list[str]) -> bool:
+def _makes(converter, names: list[str]) -> bool:
     return any(re.search(f"{target.replace('*', '.*')}$", name) for target in converter.target_patterns for name in names)

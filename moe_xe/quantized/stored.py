@@ -43,6 +43,12 @@ def _from_fp8(parts, config):
     return QuantizedWeight.from_fp8_block(**parts, block=tuple(block))
 
 
+def _from_compressed(parts, config):
+    weights = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+    blocks = {tuple(block) for scheme in weights if (block := scheme.get("block_structure"))}
+    return QuantizedWeight.from_compressed_tensors(**parts, **{"block": block for block in blocks})
+
+
 def _from_modelopt(parts, config):
     if "weight_scale_2" in parts:
         return QuantizedWeight.from_modelopt(**parts)
@@ -57,7 +63,7 @@ METHODS = {
     "fp8": Method({"weight_scale_inv": "_scale_inv", "weight": ""}, _from_fp8),
     "gptq": Method(_GPTQ_PARTS, _from_gptq, ".weight"),
     "awq": Method(_GPTQ_PARTS, _from_awq, ".weight"),
-    "compressed-tensors": Method(_COMPRESSED_PARTS, lambda parts, config: QuantizedWeight.from_compressed_tensors(**parts)),
+    "compressed-tensors": Method(_COMPRESSED_PARTS, _from_compressed),
     "modelopt": Method({"weight_scale": "_scale", "weight": "", "weight_scale_2": "_scale_2"}, _from_modelopt),
 }
 _AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}

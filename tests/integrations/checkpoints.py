@@ -80,18 +80,24 @@ def fp8_channel(w):
     return {"weight": codes, "weight_scale": scales}, codes.float() * scales
 
 
-def fp8_block(w):
+def fp8_block(w, name="weight_scale_inv"):
     blocks = w.unflatten(0, (-1, BLOCK[0])).unflatten(2, (-1, BLOCK[1]))
     scales = blocks.abs().amax((1, 3)) / 448
     spread = scales.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)
     codes = (w / spread).to(torch.float8_e4m3fn)
-    return {"weight": codes, "weight_scale_inv": scales}, codes.float() * spread
+    return {"weight": codes, name: scales}, codes.float() * spread
 
 
-def fp8_tensor(w):
+def fp8_tensor(w, name="weight_scale_inv"):
     scale = w.abs().max() / 448
     codes = (w / scale).to(torch.float8_e4m3fn)
-    return {"weight": codes, "weight_scale_inv": scale}, codes.float() * scale
+    return {"weight": codes, name: scale}, codes.float() * scale
+
+
+def int8_channel(w):
+    scales = w.abs().amax(1, keepdim=True) / 127
+    codes = (w / scales).round().to(torch.int8)
+    return {"weight": codes, "weight_scale": scales}, codes.float() * scales
 
 
 def nvfp4(w, multiplies=True):
@@ -127,6 +133,11 @@ FORMATS = {
     "mxfp4": (_compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32), packed_mxfp4, "experts"),
     "fp8": ({"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]},
             fp8_block, "all"),
+    "auto-round_awq": ({"quant_method": "auto-round", "bits": 4, "group_size": GROUP, "packing_format": "auto_round:auto_awq"}, awq, "experts"),
+    "int8": (_compressed("int-quantized", num_bits=8, type="int", strategy="channel"), int8_channel, "all"),
+    "float8_block": (_compressed("float-quantized", num_bits=8, type="float", strategy="block", block_structure=list(BLOCK)),
+                     lambda w: fp8_block(w, "weight_scale"), "all"),
+    "modelopt_fp8": ({"quant_method": "modelopt", "quant_algo": "FP8"}, lambda w: fp8_tensor(w, "weight_scale"), "all"),
     "fp8_tensor": ({"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}, fp8_tensor, "all"),
     "nvfp4": (_compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
               lambda w: nvfp4(w, False), "experts"),

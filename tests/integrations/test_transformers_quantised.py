@@ -114,6 +114,18 @@ def test_checkpoints_that_are_not_supported(written, change, error, words):
         integration.load_quantized(written[0])
 
 
+@pytest.mark.parametrize("written", [("Qwen3Moe", "fp8")], indirect=True)
+def test_codes_that_are_no_numbers(written):
+    for path in written[0].glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith("1.mlp.experts.5.up_proj.weight"):
+                tensor.view(torch.uint8)[3, 2] = 0xFF
+        save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"1.mlp.experts.0.up_proj.weight cannot be loaded: codes must be finite numbers, but codes\[5, 3, 2\] is 0xff"):
+        integration.load_quantized(written[0])
+
+
 def test_experts_that_cannot_be_chosen(tmp_path):
     """Llama-4's, which are no class under use_experts_implementation."""
     transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(
