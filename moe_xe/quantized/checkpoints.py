@@ -57,8 +57,7 @@ def from_fp8(cls, weight: torch.Tensor, scale: torch.Tensor, weight_layout: str 
     one_expert = isinstance(weight, torch.Tensor) and weight.dim() == 2
     weight = _fp8_weight(weight, weight_layout)
     num_experts, n = weight.shape[0], weight.shape[1 if weight_layout == "enk" else 2]
-    if not isinstance(scale, torch.Tensor):
-        raise TypeError(f"scale must be a torch.Tensor [E], [E, G], [E, G, 1] or [E, 1, G], got {type(scale).__name__}")
+    check_tensor("scale", scale, None, "[E], [E, G], [E, G, 1] or [E, 1, G]")
     scale_type(FP8_FORMATS[weight.dtype], "scale", scale.dtype)
     scales = scale.detach().unsqueeze(0) if one_expert and (scale.dim() == 0 or scale.numel() != 1) else scale.detach()
     runs = max(scales.shape[1:], default=1)
@@ -139,8 +138,7 @@ def experts_of(name: str, tensor, dims: int, layout: str) -> torch.Tensor:
 
 def one_for_each(name: str, tensor, num_experts: int) -> torch.Tensor:
     """[E] float32 of a tensor with so many elements."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor [E], got {type(tensor).__name__}")
+    check_tensor(name, tensor, None, "[E]")
     check_dtype(name, tensor, torch.float32)
     if tensor.numel() != num_experts:
         raise ValueError(f"{name} must be [{num_experts}], one for each expert, got {shape_of(tensor)}")

@@ -94,12 +94,13 @@ def check_numbers(weight) -> None:
 _NO_NUMBERS = {Codes.e4m3: (0x7F, 0x7F), Codes.e5m2: (0x7F, 0x7C)}     # the bits of a code's size, and the least that is none
 
 
-def check_tensor(name: str, tensor, dims: int, layout: str) -> None:
+def check_tensor(name: str, tensor, dims: int | None, layout: str) -> None:
+    """dims: how many dimensions it has; None for any number."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if tensor.is_nested else f'layout {tensor.layout}'}")
-    if tensor.dim() != dims:
+    if dims is not None and tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions {layout}, got {shape_of(tensor)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from . import checkpoints
-from .checks import check_dtype, check_group, check_shape, scale_type, shape_of
+from .checks import check_dtype, check_group, check_shape, check_tensor, scale_type, shape_of
 from .words import bytes_of_words, numbers_of_words
 
 __all__ = ["from_compressed_tensors"]
@@ -100,7 +100,8 @@ def _scales_of(weight_scale, codes: torch.Tensor, block) -> tuple[torch.Tensor, 
     """[E, ceil(N / gn), ceil(K / gk)], and (gn, gk), of 8-bit codes."""
     num_experts, n, k = codes.shape
     layout = "[E], [E, 1], [E, N, K / g] or [E, ceil(N / bn), ceil(K / bk)]"
-    if isinstance(weight_scale, torch.Tensor) and weight_scale.numel() == num_experts and weight_scale.dim() < 3:
+    check_tensor("weight_scale", weight_scale, None, layout)
+    if weight_scale.numel() == num_experts and weight_scale.dim() < 3:
         weight_scale = weight_scale.reshape(num_experts, 1, 1)
     scales = checkpoints.experts_of("weight_scale", weight_scale, 3, layout)
     if scales.shape[1:] == (1, 1):

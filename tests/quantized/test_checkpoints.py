@@ -282,6 +282,7 @@ BAD = [
     ("fp8_block", dict(weight=CODES, weight_scale_inv=torch.ones(E, 1, 1), weight_layout="nk"), ValueError, "weight_layout must be .* got 'nk'"),
     ("fp8_block", dict(weight=CODES, weight_scale_inv=torch.ones(E, 1, 1).double()), TypeError, "weight_scale_inv must be .* got torch.float64"),
     ("fp8", dict(weight=CODES, scale=2.0), TypeError, "scale must be a torch.Tensor .* got float"),
+    ("fp8", dict(weight=CODES, scale=torch.ones(E, 1).to_sparse()), TypeError, "scale must be a dense tensor, got layout torch.sparse_coo"),
     ("fp8", dict(weight=CODES, scale=torch.ones(2)), ValueError, r"scale must be .* with E = 3 and a G that divides N = 24, got float32\[2\]"),
     ("fp8", dict(weight=CODES, scale=torch.ones(E, 7)), ValueError, r"scale must be .* divides N = 24, got float32\[3, 7\]"),
     ("fp8", dict(weight=CODES, scale=torch.ones(E, 2, 3)), ValueError, r"scale must be .* got float32\[3, 2, 3\]"),

@@ -106,4 +106,4 @@ def _listed(value) -> list:
 
 def _names(kinds) -> list[str]:
     """Of torch's enumerations."""
-    return [getattr(kind, "name", str(kind)) for kind in _listed(kinds)]
+    return [kind.name if hasattr(kind, "name") else str(kind) for kind in _listed(kinds)]
