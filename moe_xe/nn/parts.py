@@ -9,7 +9,7 @@ from ..ops.block.fused_moe import SharedExpert, fused_moe
 from ..plan.choice.block_config import MoeConfig
 from ..quantized.weight import QuantizedWeight
 from .activations import activation_name
-from .quantized import set_weight, weight_of
+from .quantized import check_takes_place, set_weight, weight_of
 from .router import Router
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
@@ -60,20 +60,24 @@ class Experts(nn.Module):
     def quantize(self, format: str, group: tuple[int, int] | None = None, **options) -> Experts:
         """Replaces both weights by quantised ones, as `QuantizedWeight.quantize` makes them of [E, N, K] with these arguments; biases stay.
         Returns the module. ValueError where a weight is quantised already."""
+        weights = []
         for name in _PROJECTIONS:
             w = weight_of(self, name)
             if isinstance(w, QuantizedWeight):
                 raise ValueError(f"{name} must be dense, got {w}")
             logical = w.detach().transpose(1, 2).contiguous() if self.transposed else w.detach()
             weight = QuantizedWeight.quantize(logical, format, group, **options)
-            set_weight(self, name, weight.mT if self.transposed else weight)
-        return self
+            weights.append(weight.mT if self.transposed else weight)
+        return self.set_quantized(*weights)
 
     def set_quantized(self, gate_up_proj: QuantizedWeight | None = None, down_proj: QuantizedWeight | None = None) -> Experts:
-        """Puts quantised weights in the place of those that are there, of the same shapes (if transposed, `mT` of [E, N, K]). Returns the module."""
-        for name, weight in zip(_PROJECTIONS, (gate_up_proj, down_proj)):
-            if weight is not None:
-                set_weight(self, name, weight)
+        """Puts quantised weights in the place of those that are there, of the same shapes (if transposed, `mT` of [E, N, K]). Returns the
+        module, which an error leaves as it was."""
+        given = {name: weight for name, weight in zip(_PROJECTIONS, (gate_up_proj, down_proj)) if weight is not None}
+        for name, weight in given.items():
+            check_takes_place(self, name, weight)
+        for name, weight in given.items():
+            set_weight(self, name, weight)
         return self
 
     def forward(self, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,

@@ -7,18 +7,19 @@ from torch import nn
 from ..ops.weights import Weight
 from ..quantized.weight import QuantizedWeight
 
-__all__ = ["QuantizedParameter", "set_weight", "weight_of"]
+__all__ = ["QuantizedParameter", "check_takes_place", "set_weight", "weight_of"]
 
 
 class QuantizedParameter(nn.Module):
     """A `QuantizedWeight` where a module has a parameter: its tensors are buffers, codes, scales, zeros and global_scales, and so in state
-    dicts. They move with the module, but keep their dtypes, whatever it is cast to."""
+    dicts. They move with the module, but keep their dtypes, whatever it is cast to. Format and group are the module's own and in no state dict:
+    one of other dtypes or shapes is refused, but equal bytes of another format are not told apart."""
 
     def __init__(self, weight: QuantizedWeight):
         super().__init__()
         if not isinstance(weight, QuantizedWeight):
             raise TypeError(f"weight must be a QuantizedWeight, got {type(weight).__name__}")
-        for name in ("codes", "scales", "zeros", "global_scales"):
+        for name in weight.PARTS:
             self.register_buffer(name, getattr(weight, name))
         self.format, self.group, self.transposed = weight.format, weight.group, weight.transposed
 
@@ -40,6 +41,13 @@ class QuantizedParameter(nn.Module):
             return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
 
         return super()._apply(moved, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+        for name, own in self.named_buffers(recurse=False):
+            given = state_dict.get(prefix + name)
+            if given is not None and given.dtype != own.dtype:      # which torch would cast, codes as if they were numbers
+                error_msgs.append(f"{prefix}{name} must be {own.dtype} for {self.weight}, got {given.dtype}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
         return repr(self.weight)
@@ -66,12 +74,17 @@ def _weight_of_fp8_experts(module: nn.Module, codes: torch.Tensor, scales: torch
     return QuantizedWeight(codes, scales, format="fp8_e4m3", group=(rows, columns))
 
 
-def set_weight(module: nn.Module, name: str, weight: QuantizedWeight) -> None:
-    """Puts a quantised weight in the place of a module's parameter, or of another quantised weight, of its shape."""
+def check_takes_place(module: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """TypeError or ValueError unless it can stand in the place of what the module has under this name."""
     if not isinstance(weight, QuantizedWeight):
         raise TypeError(f"{name} must be a QuantizedWeight, got {type(weight).__name__}")
     shape = getattr(module, name).shape
     if weight.shape != shape:
         raise ValueError(f"{name} must be {list(shape)}, got {weight}")
+
+
+def set_weight(module: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Puts a quantised weight in the place of a module's parameter, or of another quantised weight, of its shape."""
+    check_takes_place(module, name, weight)
     delattr(module, name)
     module.register_module(name, QuantizedParameter(weight))

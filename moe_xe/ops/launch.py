@@ -161,8 +161,8 @@ def _submit(submission: Submission, call: Call, plan: LaunchPlan, operands: Oper
     kernel = compile_kernel(submission.queue, grouped_gemm_source(plan.problem, plan.config))
     scratch = submission.empty(plan.scratch_bytes(operands), dtype=torch.uint8)
     submission.launch(kernel, plan.num_groups, plan.group_size, (
-        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, operands.scales or None, operands.zeros or None,
-        operands.global_scales or None, pointer_of(call.bias), operands.d,
+        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, *operands.of_codes,
+        pointer_of(call.bias), operands.d,
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), queue_words.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,

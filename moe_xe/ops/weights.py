@@ -40,8 +40,7 @@ def tensors_of(name: str, w: Weight) -> dict[str, torch.Tensor]:
     """What the weight consists of, by the names that users know."""
     if not isinstance(w, QuantizedWeight):
         return {name: w}
-    parts = {"codes": w.codes, "scales": w.scales, "zeros": w.zeros, "global_scales": w.global_scales}
-    return {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    return {f"{name}.{part}": tensor for part, tensor in w.tensors.items()}
 
 
 def strides_of(name: str, w: Weight) -> tuple[WeightLayout, int, int]:

@@ -65,25 +65,24 @@ FLOATS = (ScaleType.f32, ScaleType.f16, ScaleType.bf16)
 @dataclass(frozen=True)
 class WeightFormat:
     """One format. scales: the types that its scales can have, the usual one first. group: (gn, gk), where the format says so. zero: of codes
-    without zeros of their own. can_have_zeros: whether each group can have a zero. largest: the largest number of a code.
+    without zeros of their own. can_have_zeros: whether each group can have a zero.
     """
     codes: Codes
     scales: tuple[ScaleType, ...]
-    largest: float
     group: tuple[int, int] | None = None
     zero: float = 0.0
     can_have_zeros: bool = False
 
 
 FORMATS = {
-    "mxfp4": WeightFormat(Codes.e2m1, (ScaleType.e8m0,), 6.0, (1, 32)),
-    "nvfp4": WeightFormat(Codes.e2m1, (ScaleType.e4m3,), 6.0, (1, 16)),
-    "int4": WeightFormat(Codes.int4, FLOATS, 7.0, can_have_zeros=True),
-    "uint4": WeightFormat(Codes.uint4, FLOATS, 15.0, zero=8.0, can_have_zeros=True),
-    "int8": WeightFormat(Codes.int8, FLOATS, 127.0, can_have_zeros=True),
-    "fp8_e4m3": WeightFormat(Codes.e4m3, (*FLOATS, ScaleType.e8m0), 448.0),
-    "fp8_e5m2": WeightFormat(Codes.e5m2, (*FLOATS, ScaleType.e8m0), 57344.0),
-    "mxfp8": WeightFormat(Codes.e4m3, (ScaleType.e8m0,), 448.0, (1, 32)),
+    "mxfp4": WeightFormat(Codes.e2m1, (ScaleType.e8m0,), (1, 32)),
+    "nvfp4": WeightFormat(Codes.e2m1, (ScaleType.e4m3,), (1, 16)),
+    "int4": WeightFormat(Codes.int4, FLOATS, can_have_zeros=True),
+    "uint4": WeightFormat(Codes.uint4, FLOATS, zero=8.0, can_have_zeros=True),
+    "int8": WeightFormat(Codes.int8, FLOATS, can_have_zeros=True),
+    "fp8_e4m3": WeightFormat(Codes.e4m3, (*FLOATS, ScaleType.e8m0)),
+    "fp8_e5m2": WeightFormat(Codes.e5m2, (*FLOATS, ScaleType.e8m0)),
+    "mxfp8": WeightFormat(Codes.e4m3, (ScaleType.e8m0,), (1, 32)),
 }
 
 

@@ -144,3 +144,8 @@ class Operands:
     scales: int = 0
     zeros: int = 0
     global_scales: int = 0
+
+    @property
+    def of_codes(self) -> tuple[int | None, int | None, int | None]:
+        """The kernels' pointers to scales, zeros and global scales."""
+        return self.scales or None, self.zeros or None, self.global_scales or None

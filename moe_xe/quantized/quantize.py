@@ -10,8 +10,6 @@ from .encoding import CODE_DTYPES, SCALE_DTYPES, code_range, decode_scales, each
 
 __all__ = ["quantize", "usual_group"]
 
-_E4M3_LARGEST = 448.0
-
 
 def usual_group(scheme: WeightFormat) -> tuple[int, int]:
     """The group of a format, or the one that most checkpoints of it have."""
@@ -37,13 +35,13 @@ def quantize(w: torch.Tensor, format: str, group: tuple[int, int], scales_type: 
         if not (low.isfinite() & high.isfinite()).all():
             raise ValueError(f"w must be finite, got infinity or NaN in expert {e}")
         if symmetric:
-            zero, span, steps = scheme.zero, torch.maximum(-low, high), scheme.largest - scheme.zero
+            zero, span, steps = scheme.zero, torch.maximum(-low, high), code_range(scheme.codes)[1] - scheme.zero
         else:
             first, last = code_range(scheme.codes)
             span, steps = high - low, last - first
         factor = 1.0
         if global_scales is not None and span.numel():
-            factor = (span.max() / (steps * _E4M3_LARGEST)).clamp(min=torch.finfo(torch.float32).tiny)
+            factor = (span.max() / (steps * code_range(Codes.e4m3)[1])).clamp(min=torch.finfo(torch.float32).tiny)
             global_scales[e] = factor
         scales[e] = _scales(span / factor, steps, scales_type, scale_dtype)
         scale = decode_scales(scales_type, scales[e], torch.float32)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -15,7 +16,7 @@ from .quantize import quantize, usual_group
 __all__ = ["QuantizedWeight"]
 
 _ALIGNMENT = 64     # bytes
-_TENSORS, _PLAIN = ("codes", "scales", "zeros", "global_scales"), ("format", "group", "transposed")
+_PLAIN = "format", "group", "transposed"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +44,8 @@ class QuantizedWeight:
     group: tuple[int, int] | None = None
     transposed: bool = False
 
+    PARTS: ClassVar[tuple[str, ...]] = ("codes", "scales", "zeros", "global_scales")    # what lies in memory
+
     def __post_init__(self):
         check_format(self.format)
         object.__setattr__(self, "group", check_group(self.format, self.group))
@@ -66,7 +69,7 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         """Of codes, scales, zeros and global scales."""
-        return sum(tensor.nbytes for tensor in self._tensors().values())
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def quantization(self) -> Quantization:
@@ -82,7 +85,7 @@ class QuantizedWeight:
 
     def transpose(self, dim0: int, dim1: int) -> QuantizedWeight:
         """`mT`: dim0 and dim1 are the last two dimensions."""
-        if {dim0 % 3, dim1 % 3} != {1, 2}:
+        if not {dim0, dim1} <= {-2, -1, 1, 2} or {dim0 % 3, dim1 % 3} != {1, 2}:
             raise ValueError(f"dim0 and dim1 must be the last two dimensions, 1 and 2, got {dim0} and {dim1}")
         return self.mT
 
@@ -107,7 +110,7 @@ class QuantizedWeight:
         Looks at the codes, once, and so waits for the device: ValueError for FP8 codes that are no numbers, which Xe's kernels do not keep
         (docs/quantised.md)."""
         check_numbers(self)
-        if all(map(_is_aligned, self._tensors().values())):
+        if all(map(_is_aligned, self.tensors.values())):
             return self
         return self._map(lambda tensor: tensor if _is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format))
 
@@ -178,7 +181,7 @@ class QuantizedWeight:
     def description(self) -> dict:
         """All but the values, as JSON has it: format, group, transposed, and dtype and shape of each tensor."""
         return {"format": self.format, "group": list(self.group), "transposed": self.transposed, "tensors": {
-            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in self._tensors().items()}}
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in self.tensors.items()}}
 
     @classmethod
     def of_description(cls, description: dict, device: torch.device | str) -> QuantizedWeight:
@@ -191,11 +194,13 @@ class QuantizedWeight:
         return (f"QuantizedWeight({self.format} {list(self.shape)}, scales {shape_of(self.scales)} of {self.group}{more}"
                 f"{', transposed' if self.transposed else ''}, {self.device})")
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of its parts that there are, by name."""
+        return {name: getattr(self, name) for name in self.PARTS if getattr(self, name) is not None}
 
     def _map(self, function) -> QuantizedWeight:
-        return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors.items()})
 
 
 def _is_aligned(tensor: torch.Tensor) -> bool:
@@ -203,18 +208,18 @@ def _is_aligned(tensor: torch.Tensor) -> bool:
 
 
 def _flatten(weight: QuantizedWeight):
-    return [getattr(weight, name) for name in _TENSORS], tuple(getattr(weight, name) for name in _PLAIN)
+    return [getattr(weight, name) for name in weight.PARTS], tuple(getattr(weight, name) for name in _PLAIN)
 
 
 def _flatten_with_keys(weight: QuantizedWeight):
     tensors, plain = _flatten(weight)
-    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(_TENSORS, tensors)], plain
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(weight.PARTS, tensors)], plain
 
 
 def _unflatten(tensors, plain) -> QuantizedWeight:
     """Without checks: a pytree's leaves may be anything."""
     weight = object.__new__(QuantizedWeight)
-    for name, value in zip(_TENSORS + _PLAIN, (*tensors, *plain)):
+    for name, value in zip(weight.PARTS + _PLAIN, (*tensors, *plain)):
         object.__setattr__(weight, name, value)
     return weight
 

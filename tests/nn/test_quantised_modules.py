@@ -78,3 +78,23 @@ def test_adapters():
     assert {"gate_up_proj.codes", "gate_up_proj.scales", "lora_A.gate_up_proj"} <= lora.state_dict().keys()
     with pytest.raises(TypeError, match="gate_up_proj must be dense to be merged into"):
         lora.merge()
+
+
+def test_an_error_leaves_the_module_as_it_was():
+    odd = Experts(5, 50, 33, dtype=BF16)        # down_proj's K cannot lie in pairs
+    with pytest.raises(ValueError, match="w must have an even K for int4"):
+        odd.quantize("int4", (1, 16))
+    assert odd.gate_up_proj.dtype == odd.down_proj.dtype == BF16
+    module = experts()
+    w = QuantizedWeight.quantize(module.gate_up_proj.detach(), "mxfp4")
+    with pytest.raises(ValueError, match=r"down_proj must be \[5, 50, 38\]"):
+        module.set_quantized(w, w)
+    assert module.gate_up_proj.dtype == BF16
+
+
+def test_state_dicts_of_other_dtypes_are_refused():
+    """torch would cast scales, and codes as if they were numbers."""
+    module = experts().quantize("int4", (1, 16))
+    for format, options in (("int4", dict(scale_dtype=BF16)), ("int8", {})):
+        with pytest.raises(RuntimeError, match=r"gate_up_proj.(codes|scales) must be torch.(uint8|float32) for QuantizedWeight\(int4"):
+            module.load_state_dict(experts().quantize(format, (1, 16), **options).state_dict())

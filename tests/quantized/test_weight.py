@@ -126,7 +126,7 @@ def test_what_it_says_of_itself():
 def test_to_another_device():
     weight = random_weight("int8", **ALL).mT
     moved = weight.to("meta", non_blocking=True)
-    assert moved.shape == weight.shape and {tensor.device.type for tensor in moved._tensors().values()} == {"meta"}
+    assert moved.shape == weight.shape and {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
     assert weight.to("cpu").codes is weight.codes
 
 
@@ -181,7 +181,7 @@ class Holder(torch.nn.Module):
     def __init__(self, weight):
         super().__init__()
         self.weight = weight
-        for name, tensor in weight._tensors().items():
+        for name, tensor in weight.tensors.items():
             self.register_buffer(name, tensor)
 
     def forward(self, x, given):

@@ -31,8 +31,8 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
-    odd), or [E, I, H] without a gate; w2: [E, H, I]; their dtype is hidden_states'. With weight_layout="ekn" they are
-    [E, H, 2I] and [E, I, H]. Each may be a `QuantizedWeight` of this shape. topk_weights: [T, k], a float dtype; topk_ids: [T, k], int32 or int64. An id outside [0, E)
+    odd), or [E, I, H] without a gate; w2: [E, H, I]; of hidden_states' dtype, or each a `QuantizedWeight` of this shape. With
+    weight_layout="ekn" they are [E, H, 2I] and [E, I, H]. topk_weights: [T, k], a float dtype; topk_ids: [T, k], int32 or int64. An id outside [0, E)
     contributes nothing (expert parallelism's sentinels); a repeated id counts as often as it is there.
     activation: "silu", "gelu", "gelu_tanh", "relu2" or "swiglu_oai" (gpt-oss: alpha, up + 1). limit: gates are cut at most
     to it, up values to [-limit, limit]. b13: [E, 2I], b2: [E, H], any float dtype.
@@ -46,10 +46,10 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights (not quantised ones), biases, topk_weights and the shared expert; in training the shared expert
-    uses torch's linear layers, and out and workspace are refused. recompute: backward computes the first GEMM again
+    uses torch's linear layers, if it is dense, and out and workspace are refused. recompute: backward computes the first GEMM again
     instead of keeping its output, [T * k, 2I].
 
-    Under torch.autocast, hidden_states, w13, w2 and the shared expert's projections are cast to its dtype, which the
+    Under torch.autocast, hidden_states and, if they are dense, w13, w2 and the shared expert's projections are cast to its dtype, which the
     result then has.
 
     Returns out, or a new [T, H]: sums in float32, rounded once. Raises TypeError or ValueError naming the argument.

@@ -46,18 +46,14 @@ def arguments(plan: Plan, routing: Routing, gate_up: Call, down: Call, out: torc
     block, first, second = plan
     strides = [stride for gemm, call in ((first, gate_up), (second, down)) for stride in (
         gemm.w_stride, gemm.w_expert_stride, gemm.shared_stride, gemm.shared_expert_stride, _stride("bias", call.bias), gemm.d_stride)]
-    return (first.a, first.w or None, first.shared_w or None, first.shared_up or None, *_of_codes(first), pointer_of(gate_up.bias), first.d,
-            second.w or None, second.shared_w or None, *_of_codes(second), pointer_of(down.bias), second.d, routing.topk_ids.data_ptr(), pointer_of(routing.expert_map),
+    return (first.a, first.w or None, first.shared_w or None, first.shared_up or None, *first.of_codes, pointer_of(gate_up.bias), first.d,
+            second.w or None, second.shared_w or None, *second.of_codes, pointer_of(down.bias), second.d, routing.topk_ids.data_ptr(), pointer_of(routing.expert_map),
             pointer_of(routing.topk_weights), pointer_of(routing.shared_weights), gate_up.rows.data_ptr(), gate_up.row_indices.data_ptr(),
             gate_up.row_scales.data_ptr(), out.data_ptr(), board.data_ptr(), scratch.data_ptr(),
             scratch.data_ptr() + _first_scratch(plan), first.a_stride, *strides, row_stride("topk_ids", routing.topk_ids),
             _stride("topk_weights", routing.topk_weights), _stride("shared_weights", routing.shared_weights), row_stride("out", out),
             routing.routed_scaling_factor, 0 if routing.expert_map is None else routing.expert_map.shape[0], routing.num_tokens,
             routing.num_experts)
-
-
-def _of_codes(operands: Operands) -> tuple[int | None, ...]:
-    return operands.scales or None, operands.zeros or None, operands.global_scales or None
 
 
 def scratch_bytes(plan: Plan) -> int:

@@ -56,7 +56,7 @@ def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_
     copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
     pairs = num_tokens * (top_k + copies)
     pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * QUEUE_WORDS * _NUM_QUEUES, pairs * intermediate_size * dtype.itemsize,
-              num_tokens * shared_size * dtype.itemsize,
+              num_tokens * shared_size * dtype.itemsize, num_tokens * 2 * shared_size * Dtype.f32.size,
               pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
     return sum(map(padded, pieces)) + ALIGNMENT
 
@@ -182,7 +182,7 @@ class _Stages:
         choice = Choice(autotune=call.choice.autotune)      # a config is of the routed experts' sizes
         parts = [w for w in (shared.gate_proj, shared.up_proj) if w is not None]
         if any(isinstance(w, QuantizedWeight) for w in parts):
-            z = self.submission.empty(len(pairs), len(parts) * size, dtype=torch.float32)
+            z = self.space.take(len(pairs), len(parts) * size, dtype=torch.float32)
             for w, columns, queue in zip(parts, z.split(size, dim=1), queues[1:]):
                 submit(self.submission, Call(call.hidden_states, _of_one_expert(w), counts, len(pairs), choice=choice), columns, queue)
             launch_activate(self.submission, z, activation, hs=h)

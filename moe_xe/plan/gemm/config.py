@@ -10,8 +10,8 @@ from enum import Enum
 from ..problem import Dtype, GroupedGemmProblem
 
 HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the kernel
-MOST_HEIGHTS = 16                    # as a tile's record has room for
-MOST_PARTS = 1 << 10                 # tiles x splits, likewise
+MOST_HEIGHTS = 16                    # as a tile's record has room for (variant_bits in sycl_kernels/include/moe_xe/queue/tile_queue.hpp)
+MOST_PARTS = 1 << 10                 # tiles x splits, likewise (number_bit there)
 LEAST_PART = 256                     # elements of K in a part, at least
 RECORD_BYTES = 16                    # of sycl_kernels/include/moe_xe/queue/tile_list.hpp
 MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers

@@ -27,7 +27,7 @@ SURFACE_PITCH_ALIGNMENT = 16
 SURFACE_WIDTH_ALIGNMENT = 4
 SURFACE_MIN_WIDTH = 64
 SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
-LANE_ACCESS = 16                 # what one lane loads or stores at once (mainloop_xe_*.hpp)
+LANE_ACCESS = 16                 # what one lane loads or stores at once (xe/mainloop_*.hpp)
 SCALE_ACCESS = 4                 # of scales and zeros, at most (xe/scales.hpp)
 OPERAND_K = 16                   # elements of K of a dpas operand: one group's
 

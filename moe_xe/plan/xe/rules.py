@@ -79,6 +79,8 @@ def _message_reason(problem: GroupedGemmProblem, rows: int, columns: int) -> str
         return f"messages: {outputs} outputs a row are neither 8 nor a multiple of 16" if outputs != 8 and outputs % 16 else None
     if rows > LINES and not problem.gathered:
         return f"messages: more than {LINES} rows a sub-group"
+    if problem.quantization is not None and columns & (columns - 1):
+        return f"messages: {columns} columns of codes are no power of two"
     wide = [outputs] * (problem.output is not Dtype.f32) + [run_columns] * (problem.input is not Dtype.f32)
     return next((f"messages: {width} columns are neither 16 nor a multiple of 32" for width in wide if width > 16 and width % 32), None)
 

@@ -105,6 +105,8 @@ def test_fake_and_meta_tensors():
         a, rows = torch.empty(50, 64, dtype=BF16, device="xpu"), torch.empty(4, dtype=torch.int32, device="xpu")
         out = moe_xe.grouped_gemm(a, w, rows, out_dtype=F32)
     assert (out.shape, out.dtype, out.device.type) == ((50, 96), F32, "xpu")
+    a, w, rows = make(device="meta")
+    assert moe_xe.grouped_gemm(a, w, rows).shape == (15, 37)
 
 
 def test_two_runs_are_equal(device):

@@ -63,6 +63,7 @@ CASES = [
      "registers: sums, operands of a step and addresses take 268 of 256"),
     (codes(columns=32, zeros=True), tile(128, 256, 32, 64), "registers: sums, operands of a step and addresses take 288 of 256"),
     (codes(layout=EKN), tile(64, 256, 32, 64), None),
+    (codes(layout=EKN), tile(24, 384, 8, 96), "messages: 96 columns of codes are no power of two"),
     (codes(layout=EKN), tile(128, 64, 32, 16), "prefetch: 32 rows of K cannot be shared out evenly to 16"),
 ]
 IDS = [f"{problem.weights.value} {config.heights[0]}x{config.tile_width} {config.sub_group_rows[0]}x{config.sub_group_columns[0]} {i}"

@@ -29,18 +29,19 @@ inline ExpertCodes codes_of(const Arguments& args, int expert) {
           problem::has_global_scales ? args.global_scales[expert] : 1.0f, args.w_stride * code_bits / 8};
 }
 
-// The number that a code stands for. Without denormals, which a device may take for zeros.
+// The number that a code stands for. No number on the way is a denormal, which a device may take for zero.
 template <Codes codes> float number_of(unsigned code) {
   if constexpr (codes == Codes::int4) return float(int(code << 28) >> 28);
   else if constexpr (codes == Codes::uint4) return float(code);
   else if constexpr (codes == Codes::int8) return float(static_cast<signed char>(code));
-  else if constexpr (codes == Codes::e5m2) return float(__builtin_bit_cast(_Float16, static_cast<unsigned short>(code << 8)));
   else {
-    constexpr int mantissa = codes == Codes::e2m1 ? 1 : 3, bits = codes == Codes::e2m1 ? 3 : 7, bias = codes == Codes::e2m1 ? 1 : 7;
+    constexpr int mantissa = codes == Codes::e2m1 ? 1 : codes == Codes::e4m3 ? 3 : 2;
+    constexpr int bits = codes == Codes::e2m1 ? 3 : 7, bias = codes == Codes::e2m1 ? 1 : codes == Codes::e4m3 ? 7 : 15;
     const unsigned size = code & ((1u << bits) - 1);
     float value = __builtin_bit_cast(float, (size << (23 - mantissa)) + ((127u - bias) << 23));
     if (size < 1u << mantissa) value = float(size) * __builtin_bit_cast(float, (128u - bias - mantissa) << 23);
-    if (codes == Codes::e4m3 && size == 0x7f) value = __builtin_nanf("");
+    if (codes == Codes::e5m2 && size == 0x7c) value = __builtin_inff();
+    if ((codes == Codes::e4m3 && size == 0x7f) || (codes == Codes::e5m2 && size > 0x7c)) value = __builtin_nanf("");
     return code >> bits & 1 ? -value : value;
   }
 }

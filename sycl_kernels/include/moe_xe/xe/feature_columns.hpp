@@ -56,6 +56,7 @@ template <int variant> class CodeColumns {
   static constexpr int registers = code_bits / 4;       // of 8 rows of a block
   using Rows = ScaledRows<Part::columns>;
   static_assert(Part::runs == 1, "columns are one run, in which groups begin where blocks do");
+  static_assert((Part::columns & (Part::columns - 1)) == 0, "groups and messages cut columns without a rest");
 
  public:
   struct Step {

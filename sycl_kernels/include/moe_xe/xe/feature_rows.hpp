@@ -48,6 +48,7 @@ template <int variant> class DenseRows {
 template <int variant> class CodeRows {
   using Part = Shape<variant>;
   static constexpr int round_elements = unroll * step_elements;
+  static_assert(round_elements == 128, "SCALE_ROUND in moe_xe/plan/xe/rules.py");
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32, run_loads = Part::run_columns / load_rows;
   static constexpr int load_steps = 8 / code_bits, load_blocks = 2 * load_steps, block_bytes = 16 * code_bits / 8;
   static constexpr int operand_registers = code_bits / 4, eights = load_rows / 8;
