@@ -112,6 +112,10 @@ def test_examples(capsys):
     runpy.run_path(str(EXAMPLES / "train_tiny_moe.py"))["show"](
         {"moe_xe": way, "eager": way, "agrees": True, "first_difference": 1e-6, "max_difference": 1e-3, "mean_difference": 1e-4, "steps": 2}, Console())
     assert "1234568" in capsys.readouterr().out
+    trained = {"loss": [5.6789, 1.2345], "differences": [1e-12, 2.1e-2], "limits": [1e-4, 0.07], "experts_bytes": 1234567890, "peak_bytes": 12345678900}
+    runpy.run_path(str(EXAMPLES / "train_quantised_lora.py"))["show"](
+        {"format": "mxfp4", "quantised": trained, "dequantised": trained, "dense": trained, "agrees": True}, Console(highlight=False))
+    row_with(lines(capsys.readouterr().out), "dequantised", "5.6789", "1.2345", "(0.0001)", "(0.07)", "1234.568", "12345.7")
 
 
 def test_a_cell_is_never_cut(capsys):
