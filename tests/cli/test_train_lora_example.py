@@ -25,8 +25,8 @@ def run():
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("format, bits", [("mxfp4", 4 + 8 / 32), pytest.param("int4", 4 + 32 / 32, marks=pytest.mark.full),
-                                          pytest.param("fp8", 8 + 32 / 32**2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("format, bits", [("mxfp4", 4 + 8 / 32), ("int4", 4 + 32 / 32), ("fp8", 8 + 32 / 32**2)])
 def test_adapters_learn_as_on_dense_experts(run, format, bits):
     done = run(*SMALL, "--format", format, "--steps", 25, "--seed", 3, "--json")
     assert done.exit_code == 0, done.output

@@ -63,6 +63,7 @@ def test_weights_that_are_given():
         module.reset_parameters()
 
 
+@pytest.mark.full
 def test_adapters():
     module, (x, weights, ids) = experts().quantize("mxfp4"), tokens()
     lora = LoraExperts(module, r=4, dtype=BF16)
