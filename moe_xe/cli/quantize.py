@@ -67,8 +67,9 @@ def _logits_error(model_dir: Path, out_dir: Path) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from ..integrations.transformers import load_quantized
+    from ..integrations.transformers import load_quantized, register
 
+    register()
     logging.disable_progress_bar()
     tokens, logits = None, []
     for load, folder in ((AutoModelForCausalLM.from_pretrained, model_dir), (load_quantized, out_dir)):

@@ -85,6 +85,14 @@ def test_families(family, tmp_path):
     torch.testing.assert_close(logits, dense(prompt, use_cache=False).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_the_report_of_a_new_process(tmp_path):
+    """In which nothing has registered moe_xe with Transformers before."""
+    saved(tmp_path / "dense")
+    command = [sys.executable, "-m", "moe_xe.cli", "quantize", tmp_path / "dense", tmp_path / "int4", "--format", "int4", "--group", "32", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert 0 < json.loads(done.stdout)["logits"]["error"] < 0.5, done.stderr
+
+
 def test_what_is_done_is_not_done_again(tmp_path):
     source, target = tmp_path / "dense", tmp_path / "quantised"
     saved(source)
