@@ -9,8 +9,8 @@ from torch import nn
 from ..ops.block.fused_moe import Fusions, SharedExpert, fused_moe
 from ..ops.routing.route import route
 from ..plan.formats import Checkpoint
-from ..quantized.encoding import SCALE_DTYPES
 from ..quantized.weight import QuantizedWeight
+from .checkpoint import as_in_checkpoint
 from .workloads import MODELS, Model
 
 _MULTIPLE = 64
@@ -123,7 +123,7 @@ def quantised(family: Family, weights: Weights, checkpoint: Checkpoint) -> tuple
     """The weights as such a checkpoint would have them, biases and a shared expert as they are; and the same numbers as dense weights."""
     def quantise(w: torch.Tensor) -> QuantizedWeight:
         logical = w.detach().transpose(1, 2).contiguous() if family.transposed else w.detach()
-        found = QuantizedWeight.quantize(logical, checkpoint.format, checkpoint.group, scale_dtype=SCALE_DTYPES[checkpoint.scales][0])
+        found = as_in_checkpoint(logical, checkpoint)
         return found.mT if family.transposed else found
 
     codes = {name: quantise(getattr(weights, name)) for name in ("w13", "w2")}

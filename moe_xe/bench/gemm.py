@@ -8,10 +8,9 @@ import torch
 import moe_xe
 
 from ..plan.formats import CHECKPOINTS
-from ..quantized.encoding import SCALE_DTYPES
-from ..quantized.weight import QuantizedWeight
 from ..timing import interleaved_medians
 from . import workloads
+from .checkpoint import as_in_checkpoint
 from .numerics import agrees, reference_grouped_gemm
 from .roofline import gemm_bytes
 
@@ -69,7 +68,7 @@ def run_case(model: workloads.Model, gemm: int, tokens: int, dtype_name: str, de
     codes, weight_bytes = w, dtype.itemsize
     if weights != "dense":
         checkpoint = CHECKPOINTS[weights]
-        codes = QuantizedWeight.quantize(w, checkpoint.format, checkpoint.group, scale_dtype=SCALE_DTYPES[checkpoint.scales][0])
+        codes = as_in_checkpoint(w, checkpoint)
         w, weight_bytes = codes.dequantize(dtype), checkpoint.weight_bytes
     rows = torch.tensor(counts, dtype=torch.int32, device=device)
     offs = rows.cumsum(0, dtype=torch.int32)

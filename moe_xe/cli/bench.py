@@ -20,6 +20,15 @@ def _choose(text: str, known, option: str) -> list[str]:
     return names
 
 
+def _weights(text: str, training: bool = False) -> list[str]:
+    from ..plan.formats import CHECKPOINTS
+
+    names = _choose(text, ("dense", *CHECKPOINTS), "--weights")
+    if training and set(names) != {"dense"}:
+        raise typer.BadParameter(f"expected dense in training, got {text!r}", param_hint="--weights")
+    return names
+
+
 def _token_counts(text: str) -> list[int]:
     try:
         counts = [int(count) for count in text.split(",")]
@@ -47,10 +56,8 @@ def gemm(
 
     from ..bench.gemm import DTYPES, run_case
     from ..bench.workloads import MODELS
-    from ..plan.formats import CHECKPOINTS
 
-    models, dtypes, formats = (_choose(text, known, option) for text, known, option in (
-        (model, MODELS, "--model"), (dtype, DTYPES, "--dtype"), (weights, ("dense", *CHECKPOINTS), "--weights")))
+    models, dtypes, formats = _choose(model, MODELS, "--model"), _choose(dtype, DTYPES, "--dtype"), _weights(weights)
     cases = [(m, g, t, d, w) for d in dtypes for w in formats for m in models for g in (0, 1) for t in _token_counts(tokens)]
     results = [run_case(MODELS[m], g, t, d, torch.device(device), seconds, autotune, w)
                for m, g, t, d, w in track(cases, "measuring", console=Console(stderr=True), transient=True)]
@@ -105,15 +112,12 @@ def block(
     from ..bench.block_peers import require_transformers
     from ..bench.plot import plot_blocks, require_matplotlib
     from ..ops.block.fused_moe import Fusions
-    from ..plan.formats import CHECKPOINTS
 
-    cases = [(m, d, w) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")
-             for w in _choose(weights, ("dense", *CHECKPOINTS), "--weights")]
     if mode not in MODES:
         raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
     training = mode != "forward"
-    if training and {w for _, _, w in cases} != {"dense"}:
-        raise typer.BadParameter(f"expected dense in training, got {weights!r}", param_hint="--weights")
+    cases = [(m, d, w) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")
+             for w in _weights(weights, training)]
     token_counts, where = _block_tokens(tokens, seqlen, batch, plot), _device(device)
     if plot and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {plot.absolute().parent}", param_hint="--plot")

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .bench import _choose, _device, _token_counts
+from .bench import _choose, _device, _token_counts, _weights
 from .choices import choice_row, choices_table
 from .tables import print_table
 
@@ -30,13 +30,10 @@ def tune(
     """
     from ..bench.block import DTYPES, check_memory
     from ..bench.block_models import FAMILIES
-    from ..plan.formats import CHECKPOINTS
     from ..tuning import default_tuner
 
     blocks = [(m, d, w) for m in _choose(model, FAMILIES, "--model") for d in _choose(dtype, DTYPES, "--dtype")
-              for w in _choose(weights, ("dense", *CHECKPOINTS), "--weights")]
-    if training and {w for _, _, w in blocks} != {"dense"}:
-        raise typer.BadParameter(f"expected dense in training, got {weights!r}", param_hint="--weights")
+              for w in _weights(weights, training)]
     token_counts, where = _token_counts(tokens), _device(device)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .gemm.config import LEAST_PART, MOST_PARTS, VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .gemm.heuristics import Family
+from .gemm.splits import parts_reason
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
 from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
 from .xe.rules import check_xe_config, most_sub_groups
@@ -55,12 +56,8 @@ def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int
 
 
 def _check_parts(problem: GroupedGemmProblem, config: TileConfig, tiles: int) -> None:
-    if problem.quantization is not None:
-        _refuse(config, "splits must be 1 for quantised weights")
-    if problem.k < config.splits * LEAST_PART:
-        _refuse(config, f"splits must leave at least {LEAST_PART} elements of K to each part, K is {problem.k}")
-    if tiles * config.splits > MOST_PARTS:
-        _refuse(config, f"splits are for few tiles: tiles x splits must be at most {MOST_PARTS}, but there can be {tiles} tiles")
+    if reason := parts_reason(problem, config.splits, tiles):
+        _refuse(config, reason)
     if tiles * config.entry_bytes > LARGEST_SCRATCHES:
         _refuse(config, f"sums of parts take {tiles * config.entry_bytes} bytes, at most {LARGEST_SCRATCHES} can be")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .gemm.config import MOST_PARTS, CpuConfig, TileConfig, XeConfig
-from .gemm.splits import choose_splits as choose_k_splits
+from .gemm.config import CpuConfig, TileConfig, XeConfig
+from .gemm.splits import choose_splits as choose_k_splits, parts_reason
 from .launch import LaunchPlan, Target
 from .outer.config import OuterConfig, OuterCpuConfig, OuterOperands, OuterSubGroupConfig
 from .outer.heuristics import CPU_TILES, MAX_SPLITS, can_split, choose_splits
@@ -29,7 +29,7 @@ def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_p
 def _few_tiles(plan: LaunchPlan, config: TileConfig, operands: Operands) -> bool:
     """Whether so many parts are allowed, which smaller tiles may be too many for."""
     tiles = config.most_records(plan.problem, operands.total_rows, operands.num_experts)
-    return config.splits == 1 or tiles * config.splits <= MOST_PARTS
+    return parts_reason(plan.problem, config.splits, tiles) is None
 
 
 def _tile_trials(plan: LaunchPlan, tokens_per_expert: Sequence[int], target: Target) -> list[TileConfig]:

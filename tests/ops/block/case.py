@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable
 
 import torch
 
@@ -156,20 +154,3 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, flo
     largest = (difference.abs() / (want.abs() + terms).clamp_min(1e-30)).max().item()
     mean = (_rms(difference) / rms.clamp_min(1e-30)).item() if want.numel() >= 64 else 0.0
     assert largest <= limits[0] and mean <= limits[1], (name, largest, mean)
-
-
-def assert_threads_agree(run: Callable[[dict], torch.Tensor], blocks: list[dict], expected: list[torch.Tensor], rounds: int) -> None:
-    """A thread runs each block so many times, all at once, with the same bits each time."""
-    failures = []
-
-    def work(index: int) -> None:
-        for _ in range(rounds):
-            if not torch.equal(run(blocks[index]), expected[index]):
-                failures.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(blocks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures

@@ -12,7 +12,8 @@ from moe_xe import Fusions, fused_moe_workspace_bytes
 from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, assert_threads_agree, check, make, make_shared, moved, reference, run
+from ..threads import assert_threads_agree
+from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 LAYOUTS = ["enk", "ekn"]

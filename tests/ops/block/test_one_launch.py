@@ -12,7 +12,8 @@ from moe_xe.ops import launch
 from moe_xe.ops.block import stages
 from moe_xe.ops.calls import known_calls
 
-from .case import INTERMEDIATE, assert_right, assert_threads_agree, make, make_shared, reference, run
+from ..threads import assert_threads_agree
+from .case import INTERMEDIATE, assert_right, make, make_shared, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 BIASES = (F32, F32)

@@ -1,5 +1,3 @@
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,8 @@ from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.plan.gemm.heuristics import generic_config
 from moe_xe.plan.override import force_config
 from moe_xe.plan.model.schedule import tiles
+
+from ..threads import assert_threads_agree
 
 pytestmark = pytest.mark.usefixtures("machines_instructions")
 
@@ -156,19 +156,7 @@ def test_no_rows_for_any_expert(device):
 def test_several_threads(device):
     cases = [make([3 * t, 40, t], 64, 96, torch.bfloat16, device) for t in range(6)]
     expected = [moe_xe.grouped_gemm(*case[:3]) for case in cases]
-    failures = []
-
-    def work(index):
-        for _ in range(20):
-            if not torch.equal(moe_xe.grouped_gemm(*cases[index][:3]), expected[index]):
-                failures.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(cases))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    assert_threads_agree(lambda case: moe_xe.grouped_gemm(*case[:3]), cases, expected, rounds=20)
 
 
 @pytest.mark.slow
