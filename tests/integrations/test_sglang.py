@@ -64,6 +64,7 @@ ACTS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("act", ACTS)
 def test_activations_and_scaling_in_place(act):
     options, halves, function = ACTS[act]

@@ -73,6 +73,7 @@ def test_dtypes(dtype, with_bias):
     assert_close(run(x, w13, b13, w2, b2, weights, ids, "silu"), reference(x, w13, b13, w2, b2, weights, ids, ACTIVATIONS["silu"]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     case = make(halves=1 if activation == "relu2_no_mul" else 2)

@@ -68,6 +68,7 @@ def recorded(model, prompt) -> dict[str, tuple[torch.Tensor, ...]]:
     return {key: outputs[key] for key in keys}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layers", [range(LAYERS), [1]], ids=["all", "some"])
 @pytest.mark.parametrize("way", ["from_hf", "from_hf after recording", "built"])
 @family
@@ -86,6 +87,7 @@ def test_all_that_is_recorded(family, way, layers):
             torch.testing.assert_close(result, tensor, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layers", [range(LAYERS), [0, 2]], ids=["all", "some"])
 @pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral", "GptOss"])
 def test_auxiliary_loss(family, layers):

@@ -34,12 +34,13 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "swiglu_oai"))) for name in ACTIVATIONS])
 def test_activations(name, device):
     check(make(**ACTIVATIONS[name]), device)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype, bias, layout", [
     (BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), pytest.param(F16, (F16, F32), "enk", marks=pytest.mark.full),
     (F16, None, "ekn"), pytest.param(F32, (BF16, F16), "ekn", marks=pytest.mark.full)], ids=str)
@@ -54,6 +55,7 @@ def test_experts_per_token(top_k, weights, ids, device):
     check(make(top_k=top_k, experts=12, weights_dtype=weights, ids_dtype=ids, weight_layout="ekn"), device)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("tokens, experts", [(1, 6), (3, 1), (31, 64), (250, 3), (90, 512)])
 def test_sizes_at_run_time(tokens, experts, device):
     for layout in LAYOUTS:
@@ -118,6 +120,7 @@ def test_weights_and_their_factor(on_input, top_k, device):
     check(make(top_k=top_k, bias=BIASES, weight_on_input=on_input, routed_scaling_factor=2.5), device)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
 def test_two_ranks_add_up_to_all_experts(ids_dtype, device):
     """Each has every second expert; ids are global ones."""
@@ -153,6 +156,7 @@ def test_shared_expert(name, device):
         check(make(bias=BIASES, shared=make_shared(size, gated, weights), routed_scaling_factor=1.5, **options), device)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("weights", [None, torch.rand(31)], ids=["merged", "apart"])
 def test_shared_expert_with_weights_on_the_input(weights, device):
     """The shared expert's own weights scale its output all the same."""
@@ -203,6 +207,7 @@ def workspace_of(block: dict, device) -> torch.Tensor:
     return torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options, shared_size", [(dict(), 0), (dict(top_k=1), 0), (dict(bias=BIASES), INTERMEDIATE), (dict(bias=BIASES), INTERMEDIATE + 4),
                                                   (dict(weight_layout="ekn", bias=BIASES), INTERMEDIATE)])
 def test_workspace(options, shared_size, device):
@@ -219,6 +224,7 @@ def test_workspace(options, shared_size, device):
             run(block, device, workspace=workspace[:-1])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_workspace_without_a_fusion(name, top_k, device):

@@ -59,7 +59,7 @@ def test_compile_fullgraph(device):
 
 def test_compile_with_any_number_of_tokens(device):
     layer = torch.compile(moe_xe.fused_moe, fullgraph=True, dynamic=True, backend="aot_eager")
-    for tokens in (31, 5, 64):
+    for tokens in (31, 5):
         block = make(tokens, dtype=BF16, weights_dtype=BF16)
         assert_right(layer(**{name: moved(value, device) for name, value in block.items()}), reference(**block))
 

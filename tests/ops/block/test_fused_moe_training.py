@@ -92,7 +92,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "gelu, interleaved", "relu2", "swiglu_oai"))) for name in ACTIVATIONS])
@@ -209,6 +209,7 @@ SHARED = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_expert(name, device):
     options, size = SHARED[name]

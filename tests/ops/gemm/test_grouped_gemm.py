@@ -35,6 +35,7 @@ def assert_right(out, a, w, counts, bias=None):
     assert agrees(out, reference, a.shape[1]), difference(out, reference)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["enk", "ekn"])
 @pytest.mark.parametrize("bias", [None, torch.float32])
@@ -54,6 +55,7 @@ def test_any_shape(counts, n, k, dtype):
     assert_right(moe_xe.grouped_gemm(a, w, rows, check=True), a, w, counts)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("out_dtype", DTYPES)
 def test_output_dtype(out_dtype, device):
     a, w, rows, _ = make(COUNTS, 64, 96, torch.bfloat16, device)

@@ -47,6 +47,7 @@ FORMS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_all_forms_and_their_gradients(form, transposed, device):

@@ -49,6 +49,7 @@ def test_matches_the_reference(dtype, device):
     assert (out[[0, 5]] == 0).all()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("out_dtype", DTYPES)
 def test_output_dtype(out_dtype, device):
     left, right, rows = make(COUNTS, 64, 96, torch.bfloat16, device)

@@ -33,7 +33,7 @@ def expected(a, w, counts=COUNTS, bias=None):
     return reference_grouped_gemm(a.cpu(), w.to("cpu").dequantize(torch.float64), counts, bias)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(settings.get_profile("compiling"), suppress_health_check=list(HealthCheck))
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=9), n=st.integers(1, 70), half_k=st.integers(1, 90),
        format=st.sampled_from(list(FORMATS)), symmetric=st.booleans(), rows=st.sampled_from([1, 3, 128]), columns=st.sampled_from([16, 48, 128]))
 def test_any_shape(counts, n, half_k, format, symmetric, rows, columns, device):

@@ -37,6 +37,7 @@ def make(recipe="RowWise", device="cpu"):
 PLAIN = dict(scale_a=None, scale_recipe_a=None)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_of_weights(recipe, device):
     arguments, w = make(recipe, device)

@@ -47,6 +47,7 @@ MODELS = {      # E, k and options
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", MODELS)
 def test_models(model, dtype, device):
@@ -155,6 +156,7 @@ def test_tiny_scores_keep_their_digits(device):
         check(logits, 2, scoring=scoring)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_with_any_stride(dtype, device):
     wide = torch.randn(31, 61, dtype=dtype, device=device)
