@@ -4,6 +4,7 @@
 #pragma once
 #include <moe_xe/cpu/micro_kernel.hpp>
 #include <moe_xe/outer_types.hpp>
+#include <moe_xe/queue/runs.hpp>
 #include <moe_xe/cpu/team.hpp>
 
 namespace moe_xe {
@@ -45,8 +46,8 @@ class OuterMainloop {
       const int64 end = begin + depth;
       const int steps = (depth + elements_per_step - 1) / elements_per_step;
       const bool last = end == tile.end;
-      pack<Gathered::left, left_step>(begin, end, tile.row, rows, height, packed_left, left_block);
-      pack<Gathered::right, right_step>(begin, end, tile.column, columns, right_step, packed_right, right_block);
+      pack<Gathered::left, left_step>(tile, begin, end, tile.row, rows, height, packed_left, left_block);
+      pack<Gathered::right, right_step>(tile, begin, end, tile.column, columns, right_step, packed_right, right_block);
       const Packed* panel = packed_right;
 #pragma unroll 1
       for (int column = 0; column < columns; column += config::micro_columns, panel += right_block) {
@@ -70,6 +71,17 @@ class OuterMainloop {
  private:
   static int lesser(int64 x, int64 y) { return int(x < y ? x : y); }
 
+  // An expert's rows are run after run of sorted rows; to be asked for in rising order.
+  struct ExpertRows {
+    const Record* run;
+
+    int64 sorted_row(int64 row) {
+      if constexpr (!in_runs) return row;
+      while (row >= run->z + run->y - run->x) ++run;
+      return row - run->z + run->x;
+    }
+  };
+
   // The sorted rows of a step: one, or a pair, whose second is null past the last one.
   struct Step {
     const Input* first;
@@ -86,9 +98,10 @@ class OuterMainloop {
       return __builtin_bit_cast(PackedVector, loaded);
     }
   };
-  template <Gathered operand> Step step_at(int64 sorted_row, int64 end) const {
-    const bool pair = bf16_pairs && sorted_row + 1 < end;
-    return {row_of<operand>(sorted_row), pair ? row_of<operand>(sorted_row + 1) : nullptr};
+  template <Gathered operand> Step step_at(ExpertRows& rows, int64 row, int64 end) const {
+    const Input* first = row_of<operand>(rows.sorted_row(row));
+    const bool pair = bf16_pairs && row + 1 < end;
+    return {first, pair ? row_of<operand>(rows.sorted_row(row + 1)) : nullptr};
   }
   template <Gathered operand> const Input* row_of(int64 sorted_row) const {
     const int64 row = problem::gathered == operand ? outer_source_row(args, sorted_row) : sorted_row;
@@ -98,11 +111,12 @@ class OuterMainloop {
 
   // `columns` columns of an operand from `column` on, in blocks of `height` of them.
   template <Gathered operand, int step_size>
-  void pack(int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
+  void pack(const OuterTile& tile, int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
     constexpr int64 all_columns = operand == Gathered::left ? problem::p : problem::q;
+    ExpertRows rows{tile.runs};
 #pragma unroll 1
-    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step, to += step_size) {
-      const Step step = step_at<operand>(sorted_row, end);
+    for (int64 row = begin; row < end; row += elements_per_step, to += step_size) {
+      const Step step = step_at<operand>(rows, row, end);
       Packed* block = to;
 #pragma unroll 1
       for (int first = 0; first < columns; first += height, block += block_size)

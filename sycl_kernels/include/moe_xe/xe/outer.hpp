@@ -10,7 +10,7 @@
 #include <moe_xe/xe/atoms.hpp>
 #include <moe_xe/outer_types.hpp>
 #include <moe_xe/scalar.hpp>
-#include <moe_xe/gpu/team.hpp>
+#include <moe_xe/gpu/tile_runs.hpp>
 
 namespace moe_xe {
 
@@ -51,41 +51,37 @@ struct NoPrefetch {
   [[gnu::always_inline]] void step() const {}
 };
 
-// One sub-group's part of a tile.
-class SubGroupOuter {
-  static constexpr int a_blocks = a_part / 8, b_blocks = b_part / 16;
-  using Output = Element<problem::output>;
+constexpr int a_blocks = a_part / 8, b_blocks = b_part / 16;
+using OuterSums = vec<float, 8>[a_blocks][b_blocks];
 
+// The products of sorted rows that are neighbours, of one sub-group's columns.
+class RowProducts {
  public:
-  [[gnu::always_inline]] SubGroupOuter(const OuterArguments& args, const OuterTile& tile, int sub_group, int lane)
-      : args(args), tile(tile), lane(lane),
-        first_a((swapped ? tile.column : tile.row) + sub_group / (tile_b / b_part) * a_part),
-        first_b((swapped ? tile.row : tile.column) + sub_group % (tile_b / b_part) * b_part),
-        even_rows(rows_of_parity(0)), odd_rows(rows_of_parity(1)), b(b_surface(), first_b, int(tile.begin), 16, 32, 2),
-        a_prefetch(a_surface(), swapped ? tile.column : tile.row, int(tile.begin), sub_group),
-        b_prefetch(b_surface(), swapped ? tile.row : tile.column, int(tile.begin), sub_group) {
-    for (auto& blocks : sums)
-      for (auto& block : blocks) block = 0.0f;
+  // first_a, first_b: the sub-group's first columns.
+  [[gnu::always_inline]] RowProducts(const OuterArguments& args, const OuterTile& tile, int64 begin, int64 end, int sub_group, int lane,
+                                     int first_a, int first_b)
+      : args(args), begin(begin), end(end), lane(lane), first_a(first_a),
+        even_rows(rows_of_parity(0)), odd_rows(rows_of_parity(1)), b(b_surface(), first_b, int(begin), 16, 32, 2),
+        a_prefetch(a_surface(), swapped ? tile.column : tile.row, int(begin), sub_group),
+        b_prefetch(b_surface(), swapped ? tile.row : tile.column, int(begin), sub_group) {
     // Lanes 0..7 and 8..15 share rows. Columns beyond the operand's read its last ones, and are never stored.
     const int column = first_a < a_columns - 16 ? first_a : int(a_columns) - 16;
     place_in_row = column * 2 + lane / 8 * 16;
-    addresses = reinterpret_cast<int64>(args.row_addresses + tile.begin + lane % 8 * 2);
+    addresses = reinterpret_cast<int64>(args.row_addresses + begin + lane % 8 * 2);
   }
 
-  [[gnu::always_inline]] void run() {
-    const int rows = int(tile.end - tile.begin);
+  [[gnu::always_inline]] void add_to(OuterSums& sums) {
+    const int rows = int(end - begin);
     const int whole = lanes_gather ? rows / row_step : (rows + row_step - 1) / row_step;   // surfaces end in zeros
 #pragma unroll 1
-    for (int step = 0; step < whole; ++step) add<false>(step * row_step);
+    for (int step = 0; step < whole; ++step) add<false>(step * row_step, sums);
     if constexpr (lanes_gather)
-      if (whole * row_step < rows) add<true>(whole * row_step);
-    if constexpr (swapped) store_columns();
-    else store_rows();
+      if (whole * row_step < rows) add<true>(whole * row_step, sums);
   }
 
  private:
   // Empty experts in front end at row 0, and no surface is empty.
-  int height() const { return tile.end > 0 ? int(tile.end) : 1; }
+  int height() const { return end > 0 ? int(end) : 1; }
   Surface a_surface() const {
     return {swapped ? args.right : args.left, int(a_columns) * 2, height(), int(swapped ? args.right_stride : args.left_stride) * 2};
   }
@@ -93,17 +89,17 @@ class SubGroupOuter {
     return {swapped ? args.left : args.right, int(b_columns) * 2, height(), int(swapped ? args.left_stride : args.right_stride) * 2};
   }
 
-  // The left operand's rows of one parity as a surface of their own, from the tile's first row on.
+  // The left operand's rows of one parity as a surface of their own, from the first row on.
   [[gnu::always_inline]] Block rows_of_parity(int parity) const {
     const Surface all = a_surface();
-    const int count = (int(tile.end - tile.begin) + 1 - parity) / 2;
-    const Surface half{static_cast<const char*>(all.base) + (tile.begin + parity) * all.pitch_bytes, all.width_bytes,
+    const int count = (int(end - begin) + 1 - parity) / 2;
+    const Surface half{static_cast<const char*>(all.base) + (begin + parity) * all.pitch_bytes, all.width_bytes,
                        count > 0 ? count : 1, 2 * all.pitch_bytes};
     return Block(half, first_a / 2, count > 0 ? 0 : 1, 8, 8, 1);
   }
 
   // 32 sorted rows: two dpas deep. `tail`: fewer of them exist.
-  template <bool tail> [[gnu::always_inline]] void add(int row) {
+  template <bool tail> [[gnu::always_inline]] void add(int row, OuterSums& sums) {
     vec<int32, 32> right[b_blocks / 2];
     unrolled<b_blocks / 2>([&](auto j) __attribute__((always_inline)) { right[j] = b.template load_vnni<32, j * 32, 0>(); });
     b_prefetch.step();
@@ -148,12 +144,43 @@ class SubGroupOuter {
     });
   }
 
-  // The entry of one of the tile's rows, or of the last one.
+  // The entry of one of the rows, or of the last one.
   const int64* last_address(int row) const {
-    const int last = int(tile.end - tile.begin) - 1;
-    return args.row_addresses + tile.begin + (row < last ? row : last);
+    const int last = int(end - begin) - 1;
+    return args.row_addresses + begin + (row < last ? row : last);
   }
 
+  const OuterArguments& args;
+  const int64 begin, end;
+  int lane, first_a;
+  int64 place_in_row, addresses;   // of gathered rows: bytes; entries of the lane's next two in the table
+  Block even_rows, odd_rows, b;
+  std::conditional_t<lanes_gather, NoPrefetch, RowPrefetch<tile_a>> a_prefetch;
+  RowPrefetch<tile_b> b_prefetch;
+};
+
+// One sub-group's part of a tile.
+class SubGroupOuter {
+  using Output = Element<problem::output>;
+
+ public:
+  [[gnu::always_inline]] SubGroupOuter(const OuterArguments& args, const OuterTile& tile, int sub_group, int lane)
+      : args(args), tile(tile), sub_group(sub_group), lane(lane),
+        first_a((swapped ? tile.column : tile.row) + sub_group / (tile_b / b_part) * a_part),
+        first_b((swapped ? tile.row : tile.column) + sub_group % (tile_b / b_part) * b_part) {
+    for (auto& blocks : sums)
+      for (auto& block : blocks) block = 0.0f;
+  }
+
+  [[gnu::always_inline]] void run() {
+    for_each_run(tile, [&](int64 begin, int64 end) __attribute__((always_inline)) {
+      RowProducts(args, tile, begin, end, sub_group, lane, first_a, first_b).add_to(sums);
+    });
+    if constexpr (swapped) store_columns();
+    else store_rows();
+  }
+
+ private:
   // Row of an operand that holds the pair of columns `pair` (of 8).
   static constexpr int row_of_pair(int pair) { return !lanes_gather ? pair : pair < 4 ? 2 * pair : 2 * pair - 7; }
 
@@ -232,12 +259,8 @@ class SubGroupOuter {
 
   const OuterArguments& args;
   const OuterTile& tile;
-  int lane, first_a, first_b;
-  int64 place_in_row, addresses;   // of gathered rows: bytes; entries of the lane's next two in the table
-  Block even_rows, odd_rows, b;
-  std::conditional_t<lanes_gather, NoPrefetch, RowPrefetch<tile_a>> a_prefetch;
-  RowPrefetch<tile_b> b_prefetch;
-  vec<float, 8> sums[a_blocks][b_blocks];
+  int sub_group, lane, first_a, first_b;
+  OuterSums sums;
 };
 
 class OuterMainloop {
