@@ -58,9 +58,10 @@ def _backward(ctx, grad):
 
 def _used_rows(rows: torch.Tensor, rows_format: str, num_rows: int) -> torch.Tensor:
     """Which of the sorted rows are an expert's."""
-    places = torch.arange(num_rows, dtype=torch.int32, device=rows.device)
     if rows_format == "batched":
-        return (places.view(len(rows), -1) < rows[:, None]).flatten() if num_rows else places.bool()
+        places = torch.arange(num_rows // max(len(rows), 1), dtype=torch.int32, device=rows.device)
+        return (places < rows[:, None]).flatten()
+    places = torch.arange(num_rows, dtype=torch.int32, device=rows.device)
     return places < (rows.sum() if rows_format == "counts" else rows[-1:].sum())
 
 

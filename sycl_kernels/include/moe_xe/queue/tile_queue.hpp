@@ -94,7 +94,7 @@ struct TileRecords {
   static Record run_with(const Record* runs, int row_tile) {
     int rank = 0;
 #pragma unroll 1
-    while (rank + 1 < problem::ranks && runs[rank + 1].w <= row_tile) ++rank;
+    for (int later = 1; later < problem::ranks; ++later) rank += runs[later].w <= row_tile;
     return runs[rank];
   }
 };
