@@ -17,7 +17,7 @@ from .example import DEFAULT, OUTER, OUTER_DEFAULT, PROBLEM, STATIC, Device, key
 
 OTHER = {"n": 97, "k": 65, "input": Dtype.f16, "output": Dtype.bf16, "weights": WeightLayout.ekn, "bias": Dtype.f32,
          "rows_format": RowsFormat.ends, "rows_bits": 64, "gathered": True, "tf32": True, "scattered": True, "slots": 2,
-         "row_scale": RowScale.sums, "shared": 1, "activation": None, "quantization": None}
+         "row_scale": RowScale.sums, "shared": 1, "activation": None, "quantization": None, "ranks": 2}
 OTHER_OUTER = {"p": 97, "q": 65, "input": Dtype.f16, "output": Dtype.bf16, "rows_format": RowsFormat.ends, "rows_bits": 64,
                "gathered": Gathered.left, "slots": 2, "accumulate": True, "ranks": 2}
 CODES = Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32)

@@ -1,6 +1,6 @@
 // The gradient of the weights: d[e] = left[rows of e]^T @ right[rows of e], a product over each expert's rows.
 #pragma once
-#include <moe_xe/types.hpp>
+#include <moe_xe/queue/runs.hpp>
 
 namespace moe_xe {
 
@@ -27,7 +27,7 @@ struct OuterArguments {
 
 // One tile of one expert's d: rows [row, row + config::tile_rows), columns [column, column + config::tile_columns), the
 // product over the sorted rows [begin, end), of which there may be none: then it is zero. Where an expert's rows are several runs,
-// begin and end count within all of them.
+// rows are counted within all of them.
 struct OuterTile {
   int expert;
   int split;
@@ -37,6 +37,18 @@ struct OuterTile {
   int64 end;
   const Record* runs = nullptr;
 };
+
+// The sorted row of one of a tile's rows: of the last run that does not begin behind it, as those without rows have others behind them.
+inline int64 sorted_row_of(const OuterTile& tile, int64 row) {
+  if constexpr (!in_runs) return row;
+  int64 sorted_row = 0;
+#pragma unroll 1
+  for (int rank = 0; rank < problem::ranks; ++rank) {
+    const Record run = tile.runs[rank];
+    if (row >= run.z) sorted_row = row - run.z + run.x;
+  }
+  return sorted_row;
+}
 
 // The source of a sorted row in the gathered operand. Whatever an index says, a row of it is read.
 inline int64 outer_source_row(const OuterArguments& args, int64 sorted_row) {

@@ -4,7 +4,6 @@
 #pragma once
 #include <moe_xe/cpu/micro_kernel.hpp>
 #include <moe_xe/outer_types.hpp>
-#include <moe_xe/queue/runs.hpp>
 #include <moe_xe/cpu/team.hpp>
 
 namespace moe_xe {
@@ -71,17 +70,6 @@ class OuterMainloop {
  private:
   static int lesser(int64 x, int64 y) { return int(x < y ? x : y); }
 
-  // An expert's rows are run after run of sorted rows; to be asked for in rising order.
-  struct ExpertRows {
-    const Record* run;
-
-    int64 sorted_row(int64 row) {
-      if constexpr (!in_runs) return row;
-      while (row >= run->z + run->y - run->x) ++run;
-      return row - run->z + run->x;
-    }
-  };
-
   // The sorted rows of a step: one, or a pair, whose second is null past the last one.
   struct Step {
     const Input* first;
@@ -98,12 +86,12 @@ class OuterMainloop {
       return __builtin_bit_cast(PackedVector, loaded);
     }
   };
-  template <Gathered operand> Step step_at(ExpertRows& rows, int64 row, int64 end) const {
-    const Input* first = row_of<operand>(rows.sorted_row(row));
+  template <Gathered operand> Step step_at(const OuterTile& tile, int64 row, int64 end) const {
     const bool pair = bf16_pairs && row + 1 < end;
-    return {first, pair ? row_of<operand>(rows.sorted_row(row + 1)) : nullptr};
+    return {row_of<operand>(tile, row), pair ? row_of<operand>(tile, row + 1) : nullptr};
   }
-  template <Gathered operand> const Input* row_of(int64 sorted_row) const {
+  template <Gathered operand> const Input* row_of(const OuterTile& tile, int64 tile_row) const {
+    const int64 sorted_row = sorted_row_of(tile, tile_row);
     const int64 row = problem::gathered == operand ? outer_source_row(args, sorted_row) : sorted_row;
     if constexpr (operand == Gathered::left) return static_cast<const Input*>(args.left) + row * args.left_stride;
     else return static_cast<const Input*>(args.right) + row * args.right_stride;
@@ -113,10 +101,9 @@ class OuterMainloop {
   template <Gathered operand, int step_size>
   void pack(const OuterTile& tile, int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
     constexpr int64 all_columns = operand == Gathered::left ? problem::p : problem::q;
-    ExpertRows rows{tile.runs};
 #pragma unroll 1
     for (int64 row = begin; row < end; row += elements_per_step, to += step_size) {
-      const Step step = step_at<operand>(rows, row, end);
+      const Step step = step_at<operand>(tile, row, end);
       Packed* block = to;
 #pragma unroll 1
       for (int first = 0; first < columns; first += height, block += block_size)

@@ -3,7 +3,7 @@
 #pragma once
 #include <moe_xe/outer_types.hpp>
 #include <moe_xe/scalar.hpp>
-#include <moe_xe/gpu/tile_runs.hpp>
+#include <moe_xe/gpu/team.hpp>
 
 namespace moe_xe {
 
@@ -23,7 +23,19 @@ class OuterMainloop {
     for (int i = 0; i < left_loads; ++i) block.left[i] = left_base + lesser(row + i * lanes + lane, problem::p - 1);
 #pragma unroll
     for (int i = 0; i < groups; ++i) block.right[i] = right_base + lesser(column + i * lanes + lane, problem::q - 1);
-    for_each_run(tile, [&](int64 begin, int64 end) { add_rows(block, begin, end); });
+#pragma unroll 1
+    for (int64 first = tile.begin; first < tile.end; first += lanes) {
+      // each lane finds one sorted row's place in both operands
+      const int64 mine = sorted_row_of(tile, lesser(first + lane, tile.end - 1));
+      const int64 left = source_row<Gathered::left>(mine) * args.left_stride;
+      const int64 right = source_row<Gathered::right>(mine) * args.right_stride;
+      const int count = int(lesser(lanes, tile.end - first));
+      int i = 0;
+#pragma unroll 1
+      for (; i + step <= count; i += step) add<step>(block, left, right, i);
+#pragma unroll 1
+      for (; i < count; ++i) add<1>(block, left, right, i);
+    }
     store(tile, row, column, block);
   }
 
@@ -42,22 +54,6 @@ class OuterMainloop {
     const Input* right[groups];
     float sums[rows][groups] = {};
   };
-
-  void add_rows(Block& block, int64 begin, int64 end) const {
-#pragma unroll 1
-    for (int64 first = begin; first < end; first += lanes) {
-      // each lane finds one sorted row's place in both operands
-      const int64 mine = lesser(first + lane, end - 1);
-      const int64 left = source_row<Gathered::left>(mine) * args.left_stride;
-      const int64 right = source_row<Gathered::right>(mine) * args.right_stride;
-      const int count = int(lesser(lanes, end - first));
-      int i = 0;
-#pragma unroll 1
-      for (; i + step <= count; i += step) add<step>(block, left, right, i);
-#pragma unroll 1
-      for (; i < count; ++i) add<1>(block, left, right, i);
-    }
-  }
 
   // The sorted rows of lanes [first, first + count).
   template <int count> static void add(Block& block, int64 left_offset, int64 right_offset, int first) {
