@@ -93,7 +93,7 @@ def explain(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias
 
 
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
-             a_name="a", w_name="w", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
+             a_name="a", w_name="w", bias_name="bias", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
              choice=Choice()) -> Call:
     """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's; rows of the batched layout
     are flat in the Call."""
@@ -108,11 +108,11 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
                          f"{w_name} has K = {k} and N = {n}")
     checks.check_counts(rows_name, rows, num_experts, rows_dtypes, table=rows_format == "counts")
     if bias is not None:
-        checks.check_tensor("bias", bias, 2, "[E, N]")
-        checks.check_dtype("bias", bias.dtype)
+        checks.check_tensor(bias_name, bias, 2, "[E, N]")
+        checks.check_dtype(bias_name, bias.dtype)
         if not checks.has_shape(bias, (num_experts, n)):
-            raise ValueError(f"bias must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
-        checks.row_stride("bias", bias)
+            raise ValueError(f"{bias_name} must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
+        checks.row_stride(bias_name, bias)
     if gather_indices is not None:
         checks.check_indices("gather_indices", gather_indices, None, "total_rows", (torch.int32,))
         if not checks.holds(torch.sym_min(gather_indices.shape[0], 1) <= a.shape[0]):
@@ -133,7 +133,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         raise ValueError(f'schedule must be "dynamic" or "static", got {schedule!r}')
     if schedule != "dynamic" and choice.config is not None:
         raise ValueError(f"schedule must be left out where a config is given, which has its own; got {schedule!r}")
-    checks.check_same_device(**{a_name: a, **tensors_of(w_name, w), rows_name: rows}, bias=bias, gather_indices=gather_indices,
+    checks.check_same_device(**{a_name: a, **tensors_of(w_name, w), rows_name: rows, bias_name: bias}, gather_indices=gather_indices,
                              scatter_indices=scatter_indices, row_scales=row_scales, out=out)
     checks.row_stride(a_name, a)
     if not checks.holds(total_rows < 2**31):
