@@ -1,22 +1,47 @@
-"""vllm_xpu_kernels' XpuFusedMoe and xpu_fused_moe on moe_xe's kernels; neither vLLM nor its kernels are needed."""
+"""vllm_xpu_kernels' XpuFusedMoe and xpu_fused_moe, and experts for vLLM's batched layout, on moe_xe's kernels; neither vLLM nor its
+kernels are needed."""
 from __future__ import annotations
 
 import torch
 
 from ..ops import checks
+from ..ops.block.batched_moe import batched_moe
 from ..ops.block.fused_moe import fused_moe
 from ..ops.weights import Weight
 from ..quantized import QuantizedWeight
 from .arguments import check_bias, check_weight, check_weight_shape, described, named
 
-__all__ = ["XpuFusedMoe", "xpu_fused_moe"]
+__all__ = ["BatchedExperts", "XpuFusedMoe", "xpu_fused_moe"]
 
 # vLLM's names -> fused_moe's; only relu2_no_mul has no gate
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "swigluoai": "swiglu_oai", "relu2_no_mul": "relu2"}
 _SWIGLUOAI = dict(alpha=1.702, limit=7.0, interleaved=True)     # gates in even columns, ups in odd ones
 
 
-class XpuFusedMoe:
+class _Experts:
+    """One layer's weights, biases and activation."""
+
+    def __init__(self, w13: Weight, w13_scales: torch.Tensor | None, w13_bias: torch.Tensor | None, w2: Weight,
+                 w2_scales: torch.Tensor | None, w2_bias: torch.Tensor | None, activation, num_experts: int,
+                 gemm1_clamp_limit: float | None = None, *, autotune: bool = False):
+        w13, w2 = (_weight(name, w, scales) for name, w, scales in (("w13", w13, w13_scales), ("w2", w2, w2_scales)))
+        self.activation, self.autotune = _activation(activation), autotune
+        gated = self.activation["activation"] != "relu2"
+        _check_weights(w13, w2, num_experts, gated)
+        check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
+        check_bias("w2_bias", w2_bias, [num_experts, w2.shape[2]])
+        if gemm1_clamp_limit is not None and gemm1_clamp_limit > 0:
+            if not gated:
+                raise ValueError(f"gemm1_clamp_limit must be None without a gate, got {gemm1_clamp_limit}")
+            self.activation["limit"] = float(gemm1_clamp_limit)
+        self.w13, self.w13_bias, self.w2, self.w2_bias = w13, w13_bias, w2, w2_bias
+
+    def _options(self) -> dict:
+        """Of fused_moe and batched_moe."""
+        return dict(b13=self.w13_bias, b2=self.w2_bias, weight_layout="ekn", autotune=self.autotune, **self.activation)
+
+
+class XpuFusedMoe(_Experts):
     """One layer's routed experts, with the constructor and `apply` of vllm_xpu_kernels' class.
 
     w13: [E, H, 2I], gates first (swigluoai: gates in even columns, ups in odd ones; relu2_no_mul: [E, H, I]). w2: [E, I, H].
@@ -44,23 +69,13 @@ class XpuFusedMoe:
                  num_experts: int, ep_rank: int = 0, ep_size: int = 1, expert_map: torch.Tensor | None = None,
                  gemm1_clamp_limit: float | None = None, activation_situ_beta: float | None = None,
                  activation_situ_linear_beta: float | None = None, *, autotune: bool = False):
-        w13, w2 = (_weight(name, w, scales) for name, w, scales in (("w13", w13, w13_scales), ("w2", w2, w2_scales)))
-        self.activation, self.autotune = _activation(activation), autotune
-        gated = self.activation["activation"] != "relu2"
-        _check_weights(w13, w2, num_experts, gated)
-        check_bias("w13_bias", w13_bias, [num_experts, w13.shape[2]])
-        check_bias("w2_bias", w2_bias, [num_experts, w2.shape[2]])
-        if gemm1_clamp_limit is not None and gemm1_clamp_limit > 0:
-            if not gated:
-                raise ValueError(f"gemm1_clamp_limit must be None without a gate, got {gemm1_clamp_limit}")
-            self.activation["limit"] = float(gemm1_clamp_limit)
-        self.w13, self.w13_bias, self.w2, self.w2_bias = w13, w13_bias, w2, w2_bias
+        super().__init__(w13, w13_scales, w13_bias, w2, w2_scales, w2_bias, activation, num_experts, gemm1_clamp_limit, autotune=autotune)
         self.n_experts_per_token = n_experts_per_token
         self.expert_map = expert_map
         if not 0 <= ep_rank < ep_size:
             raise ValueError(f"ep_rank must lie in [0, ep_size), got ep_rank = {ep_rank} and ep_size = {ep_size}")
         if expert_map is None and ep_size > 1:
-            self.expert_map = torch.full((num_experts * ep_size,), -1, dtype=torch.int32, device=w13.device)
+            self.expert_map = torch.full((num_experts * ep_size,), -1, dtype=torch.int32, device=self.w13.device)
             self.expert_map[ep_rank * num_experts:][:num_experts] = torch.arange(num_experts, dtype=torch.int32)
 
     def apply(self, output: torch.Tensor, hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
@@ -72,21 +87,35 @@ class XpuFusedMoe:
         to the logits' dtype, with rounded_scores=True. expert_map: instead of the constructor's. a1q_scale: None;
         quantised activations are a ValueError.
         """
-        if a1q_scale is not None:
-            raise ValueError("a1q_scale must be None, got scales: quantised activations are not supported")
+        _check_not_quantised(a1q_scale)
         checks.check_tensor("topk_ids", topk_ids, 2, "[T, n_experts_per_token]")
         if topk_ids.shape[1] != self.n_experts_per_token:
             raise ValueError(f"topk_ids must be [T, n_experts_per_token] with n_experts_per_token = "
                              f"{self.n_experts_per_token}, got {list(topk_ids.shape)}")
-        checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
-        checks.check_tensor("output", output, 2, "[T, H]")
-        if output.shape != hidden_states.shape or output.dtype != hidden_states.dtype:
-            raise ValueError(f"output must be {checks.shape_of(hidden_states)} as hidden_states, got "
-                             f"{checks.shape_of(output)}")
-        checks.check_same_device(hidden_states=hidden_states, output=output)
-        output.copy_(fused_moe(hidden_states, self.w13, self.w2, topk_weights, topk_ids, b13=self.w13_bias, b2=self.w2_bias,
-                               expert_map=self.expert_map if expert_map is None else expert_map, weight_layout="ekn",
-                               autotune=self.autotune, **self.activation))
+        _check_output(output, hidden_states, 2, "[T, H]")
+        output.copy_(fused_moe(hidden_states, self.w13, self.w2, topk_weights, topk_ids,
+                               expert_map=self.expert_map if expert_map is None else expert_map, **self._options()))
+
+
+class BatchedExperts(_Experts):
+    """One layer's routed experts for rows that vLLM's modular kernel has dispatched into its batched layout (BatchedExperts).
+
+    The arguments are those of `XpuFusedMoe` that say nothing of routing: w13 to w2_bias, activation, num_experts, this rank's,
+    gemm1_clamp_limit and autotune. Raises as it does.
+    """
+
+    def apply(self, output: torch.Tensor, hidden_states: torch.Tensor, expert_num_tokens: torch.Tensor,
+              a1q_scale: torch.Tensor | None = None) -> None:
+        """Writes each row's output of its expert to output, unweighted: weights and sums are the combining side's.
+
+        output, hidden_states: [E, max_num_tokens, H], the dtype of weights that are not quantised; they share no memory.
+        expert_num_tokens: [E] int32 or int64 on their device, as in vLLM's ExpertTokensMetadata; an expert's rows beyond are neither read
+        nor written. a1q_scale: as in `XpuFusedMoe.apply`.
+        """
+        _check_not_quantised(a1q_scale)
+        _check_output(output, hidden_states, 3, "[E, max_num_tokens, H]")
+        checks.check_counts("expert_num_tokens", expert_num_tokens, self.w13.shape[0], (torch.int32, torch.int64), table=False)
+        batched_moe(hidden_states, self.w13, self.w2, expert_num_tokens, out=output, **self._options())
 
 
 def xpu_fused_moe(hidden_states: torch.Tensor, w13: Weight, w13_scales: torch.Tensor | None,
@@ -112,6 +141,19 @@ def xpu_fused_moe(hidden_states: torch.Tensor, w13: Weight, w13_scales: torch.Te
         output = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
     experts.apply(output, hidden_states, topk_weights, topk_ids)
     return output
+
+
+def _check_not_quantised(a1q_scale) -> None:
+    if a1q_scale is not None:
+        raise ValueError("a1q_scale must be None, got scales: quantised activations are not supported")
+
+
+def _check_output(output, hidden_states, dims: int, layout: str) -> None:
+    checks.check_tensor("hidden_states", hidden_states, dims, layout)
+    checks.check_tensor("output", output, dims, layout)
+    if output.shape != hidden_states.shape or output.dtype != hidden_states.dtype:
+        raise ValueError(f"output must be {checks.shape_of(hidden_states)} as hidden_states, got {checks.shape_of(output)}")
+    checks.check_same_device(hidden_states=hidden_states, output=output)
 
 
 def _activation(activation) -> dict:

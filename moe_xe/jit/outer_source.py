@@ -8,8 +8,8 @@ from .kernel_source import KernelSource
 from .source import assemble, bool_constant, constants_of
 
 KERNEL_NAME = "grouped_outer"
-# eight pointers, eight int64, num_experts: the fields of OuterArguments in outer_types.hpp
-KERNEL_SIGNATURE = 8 * "p" + 8 * "q" + "i"
+# eight pointers, nine int64, num_experts: the fields of OuterArguments in outer_types.hpp
+KERNEL_SIGNATURE = 8 * "p" + 9 * "q" + "i"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -27,7 +27,7 @@ def generate(problem: OuterProblem, config: OuterConfig) -> str:
         f"inline constexpr RowsFormat rows_format = RowsFormat::{problem.rows_format.value};",
         f"using RowCount = int{problem.rows_bits};",
         f"inline constexpr Gathered gathered = Gathered::{problem.gathered.value};",
-        f"inline constexpr int slots = {problem.slots};",
+        f"inline constexpr int slots = {problem.slots}, ranks = {problem.ranks};",
         f"inline constexpr bool accumulate = {bool_constant(problem.accumulate)};",
     ], [
         f"inline constexpr int64 scratch_bytes = {config.scratch_bytes(problem)};",

@@ -48,8 +48,8 @@ def constants_of(config: TileConfig | OuterConfig) -> list[str]:
 
 
 KERNEL_NAME = "grouped_gemm"
-# fourteen pointers, ten int64, num_experts: the fields of Arguments in types.hpp
-KERNEL_SIGNATURE = 14 * "p" + 10 * "q" + "i"
+# fourteen pointers, eleven int64, num_experts: the fields of Arguments in types.hpp
+KERNEL_SIGNATURE = 14 * "p" + 11 * "q" + "i"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -76,7 +76,7 @@ def gemm_constants(problem: GroupedGemmProblem, config: TileConfig) -> tuple[lis
         f"using RowCount = int{problem.rows_bits};",
         f"inline constexpr bool has_bias = {bool_constant(problem.bias is not None)}, gathered = {bool_constant(problem.gathered)}, "
         f"scattered = {bool_constant(problem.scattered)}, has_limit = {bool_constant(act is not None and act.limit is not None)};",
-        f"inline constexpr int slots = {problem.slots}, shared = {problem.shared};",
+        f"inline constexpr int slots = {problem.slots}, shared = {problem.shared}, ranks = {problem.ranks};",
         f"inline constexpr Pairs pairs = Pairs::{pairs};",
         f"inline constexpr Act act = Act::{act.kind.value if act else 'none'};",
         f"inline constexpr float act_alpha = {_float(act.alpha if act else 1.0)}, act_limit = {_float((act and act.limit) or 0.0)};",

@@ -169,6 +169,16 @@ def check_indices(name: str, tensor, length: int | None, what: str, dtypes: tupl
         raise ValueError(f"{name} must be contiguous, got stride {tensor.stride(0)}; call .contiguous() on it")
 
 
+def check_counts(name: str, rows, num_experts: int | None, dtypes: tuple[torch.dtype, ...], *, table: bool) -> None:
+    """Counts (or ends) of experts; with `table` also [ranks, experts], whose rows may lie apart."""
+    if table and isinstance(rows, torch.Tensor) and rows.dim() == 2:
+        check_dense(name, rows)
+        if not holds(rows.shape[0] >= 1):
+            raise ValueError(f"{name} must have a row for each rank, got {shape_of(rows)}")
+        rows = rows[0]
+    check_indices(name, rows, num_experts, "experts", dtypes)
+
+
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """First byte and one past the last byte that a tensor touches."""
     begin = tensor.data_ptr()
@@ -243,18 +253,18 @@ def check_no_overlap(written: torch.Tensor, name: str = "out", /, **inputs: torc
             raise ValueError(f"{name} must not share memory with {other}")
 
 
-def check_row_counts(rows: torch.Tensor, total_rows: int, name: str, ends: bool) -> None:
-    """The check of values that only the device knows (it waits for them): counts not negative, sum within the rows."""
-    values = _values_of(name, rows).to(torch.int64)
-    counts = torch.diff(values, prepend=values.new_zeros(1)) if ends else values
-    if (counts < 0).any():
-        expert = int((counts < 0).nonzero()[0])
-        expected = "must not fall" if ends else "must not be negative"
-        raise ValueError(f"{name} {expected}: {name}[{expert}] is {int(values[expert])}")
-    total = sum(counts.tolist())        # in Python's integers, which do not wrap
-    if total > total_rows:
-        what = "ends at" if ends else "sums to"
-        raise ValueError(f"{name} {what} {total}, but there are only {total_rows} rows")
+def check_row_counts(rows: torch.Tensor, total_rows: int, name: str, batched: bool) -> None:
+    """The check of values that only the device knows (it waits for them): counts not negative, sum within the rows, or each within
+    its share of them."""
+    counts = _values_of(name, rows)
+    most = total_rows // max(len(counts), 1) if batched else total_rows
+    wrong = ((counts < 0) | (counts > most if batched else False)).nonzero().tolist()
+    if wrong:
+        at, expected = wrong[0], f"lie in [0, max_rows], [0, {most}]" if batched else "not be negative"
+        raise ValueError(f"{name} must {expected}: {name}{at} is {int(counts[tuple(at)])}")
+    total = sum(counts.flatten().tolist())        # in Python's integers, which do not wrap
+    if not batched and total > total_rows:
+        raise ValueError(f"{name} sums to {total}, but there are only {total_rows} rows")
 
 
 def check_index_values(name: str, indices: torch.Tensor, limit: int) -> None:

@@ -36,7 +36,8 @@ class SharedWeights:
 
 @dataclass(frozen=True)
 class Call:
-    """The checked arguments of one grouped GEMM; w is the logical [E, N, K], rows are counts or ends (rows_format).
+    """The checked arguments of one grouped GEMM; w is the logical [E, N, K], rows are counts, which may be a table [ranks, E], ends, or
+    counts of the batched layout, whose rows are flat here (rows_format).
 
     row_indices: gathers rows of a (divided by slots), scatters rows of d, or both. row_scales: [total_rows] float32.
     choice: its part "forward" is for this GEMM.
@@ -88,7 +89,7 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
         n=n, k=k, input=DTYPES[call.a.dtype], output=DTYPES[out.dtype], weights=layout,
         bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(call.rows_format),
         rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered,
-        tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
+        ranks=table_of(call.rows)[0], tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
         activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count,
         quantization=quantization_of(call.w))
     operands = Operands(a=call.a.data_ptr(), **_addresses_of(call.w), d=out.data_ptr(), total_rows=call.total_rows,
@@ -123,6 +124,11 @@ def _with_columns(call: Call) -> Call:
     if call.w.shape[2]:
         return call
     return replace(call, a=call.a.new_zeros(call.a.shape[0], 1), w=call.a.new_zeros(*call.w.shape[:2], 1))
+
+
+def table_of(rows: torch.Tensor) -> tuple[int, int]:
+    """How many ranks a table of counts has, and elements between them; of plain counts, one."""
+    return (rows.shape[0], rows.stride(0)) if rows.dim() == 2 else (1, 0)
 
 
 def pointer_of(tensor: torch.Tensor | None) -> int | None:
@@ -166,4 +172,4 @@ def _submit(submission: Submission, call: Call, plan: LaunchPlan, operands: Oper
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), queue_words.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,
         operands.w_expert_stride, operands.shared_stride, operands.shared_expert_stride,
-        0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, operands.num_experts))
+        0 if call.bias is None else row_stride("bias", call.bias), operands.d_stride, table_of(call.rows)[1], operands.num_experts))

@@ -9,6 +9,7 @@ import torch
 
 from ..device import facts_of, on_torchs_stream
 from ..plan.launch import LaunchPlan, Origin, Target
+from ..plan.model.schedule import Rows, num_rows
 from ..plan.outer.config import OuterOperands
 from ..plan.outer.heuristics import can_split
 from ..plan.problem import Operands
@@ -34,7 +35,7 @@ def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | Out
     facts, device = facts_of(queue), rows.device
     if device.type == "cpu":
         queue.wait()        # what computes `rows` may not have run yet
-        skew = skew_bucket(_counts(rows, rows_format))
+        skew = skew_bucket(list(map(num_rows, _counts(rows, rows_format))))
     else:
         skew = UNREAD
     outer = isinstance(operands, OuterOperands)
@@ -67,9 +68,10 @@ def tuned_plan(queue: Queue, op: str, plan: LaunchPlan, operands: Operands | Out
     return plan.with_config(config, Origin.tuned, target.cores)
 
 
-def _counts(rows: torch.Tensor, rows_format: str) -> list[int]:
+def _counts(rows: torch.Tensor, rows_format: str) -> list[Rows]:
     counts = rows.diff(prepend=rows.new_zeros(1)) if rows_format == "ends" else rows
-    return counts.clamp(min=0).tolist()
+    counts = counts.clamp(min=0)
+    return counts.tolist() if counts.dim() == 1 else [tuple(of_ranks) for of_ranks in counts.T.tolist()]
 
 
 def prints_configs() -> bool:

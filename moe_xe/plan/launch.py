@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .gemm import heuristics
-from .gemm.config import RECORD_BYTES, Schedule, TileConfig
+from .gemm.config import RECORD_BYTES, Schedule, TileConfig, num_entries
 from .gemm.heuristics import Family
 from .model.devices import DeviceRecord
 from .outer import heuristics as outer_heuristics
@@ -57,9 +57,10 @@ class LaunchPlan(Generic[Problem, Config]):
     origin: Origin = Origin.chosen
 
     def scratch_bytes(self, operands: Operands | OuterOperands) -> int:
-        """Of the work-groups, and of the list of tiles: a record for each expert and then, however the rows are spread, an entry for each tile."""
+        """Of the work-groups, of the experts' entries and of the list of tiles: however the rows are spread, an entry for each tile."""
         records = self.config.most_records(self.problem, operands.total_rows, operands.num_experts)
-        return self.num_groups * self.group_scratch_bytes + RECORD_BYTES * operands.num_experts + self.config.entry_bytes * records
+        entries = RECORD_BYTES * num_entries(operands.num_experts, self.problem.ranks)
+        return self.num_groups * self.group_scratch_bytes + entries + self.config.entry_bytes * records
 
     def with_config(self, config: Config, origin: Origin, cores: int) -> LaunchPlan[Problem, Config]:
         """The same launch in another configuration."""

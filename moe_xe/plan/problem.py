@@ -28,9 +28,10 @@ class WeightLayout(str, Enum):
 
 
 class RowsFormat(str, Enum):
-    """How the device array describes the experts' rows."""
+    """How the device array describes the experts' rows; batched: counts of rows in an equal share of all rows for each expert."""
     counts = "counts"
     ends = "ends"
+    batched = "batched"
 
 
 class ActivationKind(str, Enum):
@@ -75,6 +76,7 @@ class GroupedGemmProblem:
     gathered: row r of the sorted rows is ``a[row_indices[r] // slots]``; scattered: it is written to ``d[row_indices[r]]``.
     shared: how many groups of rows, the first ones, have weights in tensors of their own. tf32: float32 inputs may be
     rounded to tf32. quantization: of the weights, which are codes then; a quantised weight has no shared ones beside it.
+    ranks: rows come by rank and, within a rank, by expert; there is a row of counts for each rank.
     """
     n: int
     k: int
@@ -92,13 +94,15 @@ class GroupedGemmProblem:
     row_scale: RowScale = RowScale.none
     shared: int = 0
     quantization: Quantization | None = None
+    ranks: int = 1
 
     def __str__(self) -> str:
         act = self.activation
         codes = self.quantization and self.quantization.codes
         parts = (self.input.value if self.input is self.output else f"{self.input.value}->{self.output.value}",
                  "" if codes is None else f"{codes.value} weights", f"N={self.n} K={self.k} {self.weights.value}", "gathered" if self.gathered else "", "scattered" if self.scattered else "",
-                 "" if act is None else f"{act.kind.value}{' of pairs' if act.gated else ''}")
+                 "" if act is None else f"{act.kind.value}{' of pairs' if act.gated else ''}",
+                 f"of {self.ranks} ranks" if self.ranks > 1 else "")
         return " ".join(filter(None, parts))
 
     @property

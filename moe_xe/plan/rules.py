@@ -49,7 +49,7 @@ def check_queue(problem: GroupedGemmProblem, config: TileConfig, total_rows: int
     """Raises ValueError for a queue whose numbers do not fit the kernel's integers, whoever chose the configuration."""
     _check_columns(N=problem.n, K=problem.k)
     columns, tiles = -(-problem.n // config.tile_width), config.most_records(problem, total_rows, num_experts)
-    _check_numbers(config, num_experts, tiles * config.splits, work_groups)
+    _check_numbers(config, num_experts * problem.ranks, tiles * config.splits, work_groups)
     if config.splits > 1:
         _check_parts(problem, config, tiles)
     _check_fits(config, "raster_group x columns of tiles", config.raster_group * columns)
@@ -66,7 +66,7 @@ def check_outer_queue(problem: OuterProblem, config: OuterConfig, num_experts: i
     """The same for the weights' gradient."""
     _check_columns(P=problem.p, Q=problem.q)
     tiles = -(-problem.p // config.tile_rows) * -(-problem.q // config.tile_columns)
-    _check_numbers(config, num_experts, num_experts * tiles * config.splits, work_groups)
+    _check_numbers(config, num_experts * problem.ranks, num_experts * tiles * config.splits, work_groups)
     if config.splits > 1:
         _check_fits(config, "rows of parts", num_experts * problem.p * config.splits)
 
@@ -77,10 +77,10 @@ def _check_columns(**columns: int) -> None:
             raise ValueError(f"{name} must be at most {MAX_COLUMNS}, got {number}")
 
 
-def _check_numbers(config, num_experts: int, tiles: int, work_groups: int) -> None:
-    """Numbers run on beyond the last tile, by as much as there are work-groups."""
-    if num_experts > MAX_COLUMNS:
-        raise ValueError(f"there must be at most {MAX_COLUMNS} experts, got {num_experts}")
+def _check_numbers(config, counts: int, tiles: int, work_groups: int) -> None:
+    """Numbers run on beyond the last tile, by as much as there are work-groups. counts: of experts, or of experts of ranks."""
+    if counts > MAX_COLUMNS:
+        raise ValueError(f"there must be at most {MAX_COLUMNS} experts of all ranks, got {counts}")
     _check_fits(config, "tiles", tiles + 2 * work_groups)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from .gemm.config import CpuConfig, TileConfig, XeConfig
 from .gemm.splits import choose_splits as choose_k_splits, parts_reason
 from .launch import LaunchPlan, Target
+from .model.schedule import Rows, num_rows, runs_of
 from .outer.config import OuterConfig, OuterCpuConfig, OuterOperands, OuterSubGroupConfig
 from .outer.heuristics import CPU_TILES, MAX_SPLITS, can_split, choose_splits
 from .problem import Operands
@@ -17,7 +18,7 @@ __all__ = ["trial_configs"]
 XE_TRIALS = 4
 
 
-def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_per_expert: Sequence[int],
+def trial_configs(plan: LaunchPlan, operands: Operands | OuterOperands, tokens_per_expert: Sequence[Rows],
                   target: Target) -> list[TileConfig] | list[OuterConfig]:
     """Configurations of the plan's kind, each worth its compilation for these rows of each expert."""
     if isinstance(plan.config, OuterConfig):
@@ -32,18 +33,19 @@ def _few_tiles(plan: LaunchPlan, config: TileConfig, operands: Operands) -> bool
     return parts_reason(plan.problem, config.splits, tiles) is None
 
 
-def _tile_trials(plan: LaunchPlan, tokens_per_expert: Sequence[int], target: Target) -> list[TileConfig]:
+def _tile_trials(plan: LaunchPlan, tokens_per_expert: Sequence[Rows], target: Target) -> list[TileConfig]:
     config = plan.config
     if isinstance(config, XeConfig):
         best = best_xe_configs(plan.problem, tokens_per_expert, target.record, XE_TRIALS)
         return [replace(trial, schedule=config.schedule) for trial in best]
     if isinstance(config, CpuConfig):
-        active_experts = sum(rows > 0 for rows in tokens_per_expert)
-        return list(_cpu_trials(config, max(tokens_per_expert), active_experts, plan.problem.n, plan.problem.k, target.cores))
+        active_experts = sum(num_rows(rows) > 0 for rows in tokens_per_expert)
+        most_rows = max(max(runs_of(rows)) for rows in tokens_per_expert)
+        return list(_cpu_trials(config, most_rows, active_experts, plan.problem.n, plan.problem.k, target.cores))
     return [replace(config, tile_width=width) for width in (64, 256) if width % max(config.sub_group_columns) == 0]
 
 
-def _split_trials(plan: LaunchPlan, tokens_per_expert: Sequence[int], cores: int) -> list[TileConfig]:
+def _split_trials(plan: LaunchPlan, tokens_per_expert: Sequence[Rows], cores: int) -> list[TileConfig]:
     """K shared out if it is not, where there are few tiles; or not, if it is."""
     config = plan.config
     splits = choose_k_splits(plan.problem, config, tokens_per_expert, cores) if config.splits == 1 else 1

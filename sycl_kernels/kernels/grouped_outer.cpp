@@ -15,10 +15,10 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void grouped_outer(
     const void* left, const void* right, void* d, const void* rows, const int* row_indices,
     const long* row_addresses, int* queue_words, void* scratch, long total_rows, long left_rows, long right_rows,
     long left_stride, long right_stride, long d_stride,
-    long d_expert_stride, long d_split_stride, int num_experts) {
+    long d_expert_stride, long d_split_stride, long rows_stride, int num_experts) {
   using namespace moe_xe;
   const OuterArguments args{left, right, d, rows, row_indices, row_addresses, queue_words, scratch, total_rows, left_rows, right_rows,
-                            left_stride, right_stride, d_stride, d_expert_stride, d_split_stride, num_experts};
+                            left_stride, right_stride, d_stride, d_expert_stride, d_split_stride, rows_stride, num_experts};
   Team team;
   OuterQueue<Team> queue(args, team);
   OuterMainloop mainloop(args, team);

@@ -64,10 +64,10 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void moe_block(
   const int experts = num_experts + routing::problem::num_shared;
   const gate_up::Arguments first{x, w13, shared_gate, shared_up, scales13, zeros13, global_scales13, b13, h, tokens_per_expert,
                                  row_pairs, row_scales, nullptr, gate_up_scratch, rows, num_tokens, rows, x_stride, w13_stride, w13_expert_stride,
-                                 shared13_stride, shared13_expert_stride, b13_stride, h_stride, experts};
+                                 shared13_stride, shared13_expert_stride, b13_stride, h_stride, 0, experts};
   const down::Arguments second{h, w2, shared_down, nullptr, scales2, zeros2, global_scales2, b2, y, tokens_per_expert, row_pairs,
                                row_scales, nullptr, down_scratch, rows, rows, rows, h_stride, w2_stride, w2_expert_stride, shared2_stride,
-                               shared2_expert_stride, b2_stride, y_stride, experts};
+                               shared2_expert_stride, b2_stride, y_stride, 0, experts};
   const routing::ExpertIds ids{static_cast<const routing::problem::Id*>(topk_ids), topk_ids_stride, expert_map, expert_map_size};
   Board& board = *static_cast<Board*>(board_words);
   routing::Team team;
@@ -83,7 +83,7 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void moe_block(
                        routing::problem::hidden_size * out_size, num_tokens, num_experts}, team);
     team.barrier();
     for (int expert = team.sub_group * team.lanes + team.lane(); expert < experts; expert += team.num_sub_groups * team.lanes)
-      board.unfinished_gate_up[expert] = gate_up::TileRecords::count(tokens_per_expert[expert]);
+      board.unfinished_gate_up[expert] = gate_up::TileRecords::count(gate_up::TileRecords::cut(tokens_per_expert[expert]));
     const int gate_up_tiles = first_tiles.make(), down_tiles = second_tiles.make();
     if (team.leads()) {
       board.gate_up_tiles = gate_up_tiles;

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_xe.integrations.vllm import XpuFusedMoe, xpu_fused_moe
+from moe_xe.integrations.vllm import BatchedExperts, XpuFusedMoe, xpu_fused_moe
 from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 
@@ -160,3 +160,40 @@ def test_quantised_activations():
     experts = XpuFusedMoe(W13, None, B13, W2, None, B2, TOP_K, "silu", EXPERTS)
     with pytest.raises(ValueError, match="a1q_scale must be None"):
         experts.apply(torch.empty_like(X), X, WEIGHTS, IDS, a1q_scale=torch.ones(23, 1))
+
+
+@pytest.mark.parametrize("activation", ["silu", "swigluoai"])
+def test_batched_experts(activation):
+    """What vLLM's batched prepare and finalize do around them: rows of each expert, then their weighted sums."""
+    x, w13, b13, w2, b2, weights, ids = make()
+    counts = torch.bincount(ids.flatten(), minlength=EXPERTS).int()
+    rows = torch.full((EXPERTS, len(x), HIDDEN), float("nan"))
+    places = torch.zeros_like(ids)
+    for expert in range(EXPERTS):
+        token, slot = (ids == expert).nonzero(as_tuple=True)
+        rows[expert, :len(token)] = x[token]
+        places[token, slot] = torch.arange(len(token), dtype=torch.int32)
+    output = torch.full_like(rows, float("nan"))
+    experts = BatchedExperts(w13, None, b13, w2, None, b2, activation, EXPERTS)
+    assert experts.apply(output, rows, counts) is None
+    assert torch.equal(output.isnan().all(-1), torch.arange(len(x)) >= counts[:, None])
+    total = (output[ids.long(), places.long()] * weights[..., None]).sum(1)
+    assert_close(total, reference(x, w13, b13, w2, b2, weights, ids, ACTIVATIONS[activation]))
+
+
+ROWS = torch.randn(EXPERTS, 7, HIDDEN)
+WRONG_BATCHES = {
+    "flat": (dict(hidden_states=X, output=X.clone()), ValueError, r"hidden_states must have 3 dimensions \[E, max_num_tokens, H\]"),
+    "output's shape": (dict(output=ROWS[:, :2].clone()), ValueError, r"output must be float32\[5, 7, 50\] as hidden_states, got float32\[5, 2, 50\]"),
+    "counts": (dict(expert_num_tokens=torch.zeros(4, dtype=torch.int32)), ValueError, "expert_num_tokens must have one entry for each of the 5 experts"),
+    "another number of experts": (dict(hidden_states=ROWS[1:], output=ROWS[1:].clone()), ValueError, "hidden_states must be .* with E = 5"),
+    "scales": (dict(a1q_scale=torch.ones(5)), ValueError, "a1q_scale must be None"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BATCHES)
+def test_bad_batches(case):
+    changes, error, message = WRONG_BATCHES[case]
+    arguments = dict(output=torch.empty_like(ROWS), hidden_states=ROWS, expert_num_tokens=torch.zeros(EXPERTS, dtype=torch.int32))
+    with pytest.raises(error, match=message):
+        BatchedExperts(W13, None, B13, W2, None, B2, "silu", EXPERTS).apply(**arguments | changes)

@@ -6,7 +6,7 @@
 #include <moe_xe/gpu/team.hpp>
 #endif
 
-// seen: [capacity][7] expert, height, rows, column, row, part, how often; a tile's place is where the list has its record
+// Counts of ranks lie side by side. seen: [capacity][7] expert, height, rows, column, row, part, how often; a tile's place is where the list has its record
 extern "C" MOE_XE_KERNEL_ATTRIBUTES void record_tiles(const void* rows, int* queue_words, void* scratch, int* seen, long total_rows,
                                                       int num_experts, int capacity) {
   using namespace moe_xe;
@@ -16,6 +16,7 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void record_tiles(const void* rows, int* que
   args.scratch = scratch;
   args.total_rows = total_rows;
   args.num_experts = num_experts;
+  args.rows_stride = num_experts;
   Team team;
   TileQueue<Team> queue(args, team);
   Tile tile;

@@ -106,6 +106,19 @@ def test_everything_at_once(config, gathered, dtype):
     make(dtype=dtype, gathered=gathered, divisor=3, accumulate=True, gap=3).check(config)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_rows_of_several_ranks(config, splits):
+    """The sums of the rows sorted by expert, in their order."""
+    table = torch.tensor([[5, 0, 1, 47], [0, 0, 0, 0], [2, 0, 33, 18]], dtype=torch.int32)
+    order = torch.arange(4).repeat(3).repeat_interleave(table.flatten()).argsort(stable=True)
+    left, right = (torch.randn(len(order), columns) for columns in (45, 101))
+    with force_config(replace(config, splits=splits)):
+        found = ops.grouped_outer(left, right, table)
+        assert torch.equal(found, ops.grouped_outer(left[order], right[order], table.sum(0, dtype=torch.int32)))
+    assert_right(found, torch.stack([x.T @ y for x, y in zip(*(z[order].double().split(table.sum(0).tolist()) for z in (left, right)))]), len(order))
+
+
 @pytest.mark.parametrize("isa", USABLE_ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_instruction_sets(isa, dtype):

@@ -13,9 +13,9 @@ from moe_xe.jit import KernelSource, compile_kernel, sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.gemm.config import GenericConfig, Schedule, TileConfig
 from moe_xe.plan.gemm.heuristics import cpu_config
-from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES, num_entries
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowsFormat
-from moe_xe.plan.model.schedule import tiles
+from moe_xe.plan.model.schedule import num_rows, tiles
 
 RECORDER = Path(__file__).with_name("record_tiles.hpp")
 PROBLEM = GroupedGemmProblem(2880, 2880, Dtype.bf16, Dtype.bf16)
@@ -29,21 +29,30 @@ def text_of(problem: GroupedGemmProblem, config: TileConfig) -> str:
 
 
 def rows_array(counts, problem: GroupedGemmProblem) -> np.ndarray:
-    values = np.cumsum(counts) if problem.rows_format is RowsFormat.ends else np.array(counts)
+    values = np.cumsum(counts) if problem.rows_format is RowsFormat.ends else np.ascontiguousarray(np.array(counts).T)
     return values.astype(np.int64 if problem.rows_bits == 64 else np.int32)
 
 
 class Launch:
-    """Arguments of the recorder; each tile is to be seen once, under the number that the host's model gives it."""
+    """Arguments of the recorder; each tile is to be seen once, under the number that the host's model gives it.
+
+    counts: rows of each expert, or of each expert's ranks. Of the batched layout an expert has room for as many as the most has, and one.
+    """
 
     def __init__(self, counts, problem: GroupedGemmProblem, config: TileConfig, groups: int):
+        total_rows = sum(map(num_rows, counts))
         self.predicted = list(tiles(counts, problem.n, config))
-        most = config.most_records(problem, sum(counts), len(counts))
+        if problem.rows_format is RowsFormat.batched:
+            room = max(counts) + 1
+            total_rows = room * len(counts)
+            self.predicted = [dataclasses.replace(t, row=t.row + t.expert * room - sum(counts[:t.expert])) for t in self.predicted]
+        most = config.most_records(problem, total_rows, len(counts))
         assert len(self.predicted) <= most * config.splits
         self.rows, self.queue_words = rows_array(counts, problem), np.zeros(QUEUE_WORDS, np.int32)
-        self.scratch = np.full((groups * config.scratch_bytes(problem) + len(counts) * RECORD_BYTES + most * config.entry_bytes) // 4, -7, np.int32)
+        entries = num_entries(len(counts), problem.ranks) * RECORD_BYTES
+        self.scratch = np.full((groups * config.scratch_bytes(problem) + entries + most * config.entry_bytes) // 4, -7, np.int32)
         self.seen = np.zeros((len(self.predicted) + 50, 7), np.int32)
-        self.sizes = (np.int64(sum(counts)), np.int32(len(counts)), np.int32(len(self.seen)))
+        self.sizes = (np.int64(total_rows), np.int32(len(counts)), np.int32(len(self.seen)))
 
     def check(self):
         found = self.seen.tolist()
@@ -79,6 +88,18 @@ def test_both_schedules_and_all_forms_of_row_counts(schedule, rows_format, rows_
     generator = np.random.default_rng()
     counts = (generator.integers(0, 300, 37) * generator.integers(0, 2, 37)).tolist()
     record_on_cpu_device(counts, problem, dataclasses.replace(SMALL, schedule=schedule), 7)
+
+
+@pytest.mark.parametrize("family, splits", [("cpu", 1), ("generic", 1), ("generic", 3)])
+@pytest.mark.parametrize("ranks", [2, 9])
+def test_rows_of_several_ranks(ranks, family, splits):
+    """More experts than lanes; ranks without rows, experts without rows, some of one rank only."""
+    problem = dataclasses.replace(PROBLEM, n=100, ranks=ranks)
+    generator = np.random.default_rng()
+    table = generator.integers(0, 90 // splits, (37, ranks)) * generator.integers(0, 2, (37, ranks)) * (np.arange(37) % 5 > 0)[:, None]
+    table[:, 1] = 0
+    config = SMALL if family == "generic" else cpu_config(problem, runtime.cpu_isa())
+    record_on_cpu_device(list(map(tuple, table.tolist())), problem, dataclasses.replace(config, splits=splits), 3)
 
 
 @pytest.mark.parametrize("counts", [[0], [1], [0, 0, 0], [5] * 512, [0] * 600 + [700], [100_000, 3]])

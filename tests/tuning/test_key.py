@@ -17,9 +17,9 @@ from .example import DEFAULT, OUTER, OUTER_DEFAULT, PROBLEM, STATIC, Device, key
 
 OTHER = {"n": 97, "k": 65, "input": Dtype.f16, "output": Dtype.bf16, "weights": WeightLayout.ekn, "bias": Dtype.f32,
          "rows_format": RowsFormat.ends, "rows_bits": 64, "gathered": True, "tf32": True, "scattered": True, "slots": 2,
-         "row_scale": RowScale.sums, "shared": 1, "activation": None, "quantization": None}
+         "row_scale": RowScale.sums, "shared": 1, "activation": None, "quantization": None, "ranks": 2}
 OTHER_OUTER = {"p": 97, "q": 65, "input": Dtype.f16, "output": Dtype.bf16, "rows_format": RowsFormat.ends, "rows_bits": 64,
-               "gathered": Gathered.left, "slots": 2, "accumulate": True}
+               "gathered": Gathered.left, "slots": 2, "accumulate": True, "ranks": 2}
 CODES = Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32)
 OTHER_CODES = {"codes": Codes.int4, "scales": ScaleType.f16, "rows": 2, "columns": 16, "zero": 8.0, "zeros": True, "global_scales": True}
 OTHER_ACTIVATION = {"kind": ActivationKind.gelu, "gated": False, "interleaved": True, "alpha": 1.5, "limit": None}

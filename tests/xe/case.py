@@ -13,7 +13,7 @@ import torch
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.plan.gemm.config import Schedule, SubGroupConfig, XeConfig
-from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES, num_entries
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 from .quantised import QuantisedWeights
@@ -77,7 +77,8 @@ def padded(values: np.ndarray, dtype: Dtype, *padding: int) -> np.ndarray:
 class Case:
     """Operands in simulated memory and the result that they should give.
 
-    counts: rows of the shared experts' groups first, then of the routed ones. Sorted rows beyond their sum have index -1.
+    counts: rows of the shared experts' groups first, then of the routed ones; of several ranks one after the other. Sorted rows beyond
+    their sum have index -1. Of the batched layout total_rows are shared out to the groups.
     """
     problem: GroupedGemmProblem
     counts: list[int]
@@ -87,7 +88,7 @@ class Case:
 
     def __post_init__(self):
         p, rng = self.problem, np.random.default_rng(self.seed)
-        self.groups, used = len(self.counts), sum(self.counts)
+        self.groups, used = len(self.counts) // p.ranks, sum(self.counts)
         self.sorted_rows = used if self.total_rows is None else self.total_rows
         a_rows = -(-self.sorted_rows // p.slots) + 13 if p.gathered else self.sorted_rows
         d_rows = self.sorted_rows + 5 if p.scattered else self.sorted_rows
@@ -105,8 +106,8 @@ class Case:
         self.bias = padded(bias[p.shared:], p.bias, 0, 3) if p.bias else None
         self.d = padded(np.full((d_rows, p.out_n), np.nan, "f4"), p.output, 0, self.padding)
         self.poison = self.d.copy()
-        rows = self.counts if p.rows_format is RowsFormat.counts else np.cumsum(self.counts)
-        self.rows = np.array(rows, f"i{p.rows_bits // 8}")
+        rows = np.cumsum(self.counts) if p.rows_format is RowsFormat.ends else np.array(self.counts)
+        self.rows = np.pad(rows.reshape(p.ranks, self.groups), ((0, 0), (0, 3 * (p.ranks > 1))), constant_values=99).astype(f"i{p.rows_bits // 8}")
 
         a, w = (self._as_read(x) for x in (a, w))
         if self.quantised and p.quantization.global_scales:
@@ -115,7 +116,10 @@ class Case:
         source = self.indices.clip(0) // p.slots if p.gathered else np.arange(self.sorted_rows)
         target = self.indices if p.scattered else np.arange(self.sorted_rows)
         self.want = np.full((d_rows, p.out_n), np.nan, "f4")     # NaN: is not written
-        group_of_row = np.repeat(np.arange(self.groups), self.counts)
+        group_of_row = np.repeat(np.tile(np.arange(self.groups), p.ranks), self.counts)
+        if p.rows_format is RowsFormat.batched:
+            group_of_row = np.array([group if row < count else -1 for group, count in enumerate(self.counts)
+                                     for row in range(self.sorted_rows // self.groups)])
         for group in range(self.groups):
             mine = np.flatnonzero(group_of_row == group)
             mine = mine[target[mine] >= 0]
@@ -175,7 +179,7 @@ class Case:
         args = [self.a, self.w, self.shared_w, self.shared_up, *scales, self.bias, self.d, self.rows, self.indices, self.row_scales,
                 np.zeros(QUEUE_WORDS, "i4"), self.scratch(config), np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
                 per_byte * row_stride(self.w), np.int64(0 if self.w is None else per_byte * self.w[0].size), row_stride(self.shared_w),
-                np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), np.int32(self.groups)]
+                np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), row_stride(self.rows), np.int32(self.groups)]
         size = config.work_group_size
         stats = kernel_of(self.problem, config).launch(groups * size, size, args, seed=seed)
         assert not stats.warnings, stats.warnings
@@ -184,7 +188,7 @@ class Case:
     def scratch(self, config: SubGroupConfig) -> np.ndarray:
         """The list of tiles, with junk; no byte more than a launch has."""
         tiles = config.most_records(self.problem, self.sorted_rows, self.groups)
-        return np.full((self.groups * RECORD_BYTES + tiles * config.entry_bytes) // 4, -7, "i4")
+        return np.full((num_entries(self.groups, self.problem.ranks) * RECORD_BYTES + tiles * config.entry_bytes) // 4, -7, "i4")
 
     def check(self):
         p, written = self.problem, ~np.isnan(self.want).all(1)

@@ -1,6 +1,7 @@
 """What the grouped GEMM compiles to: no spills on any device, and a K loop that is mostly dpas."""
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from moe_xe.isa.listing import summarize
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.gemm.heuristics import generic_config
-from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, WeightLayout
+from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
@@ -77,6 +78,19 @@ def test_no_spills_with_everything(layout):
     """Bias, gathered tokens, tails of K and N, fp32 outputs."""
     problem = GroupedGemmProblem(1000, 1000, Dtype.bf16, Dtype.f32, layout, bias=Dtype.f32, gathered=True)
     assert summary_of(problem, "bmg").spill_bytes == 0
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("fields", [dict(ranks=8), dict(rows_format=RowsFormat.batched)], ids=["ranks", "batched"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", WeightLayout)
+def test_where_rows_lie_changes_no_loop(layout, device, fields):
+    """Nor are there spills."""
+    problem = GroupedGemmProblem(1536, 2048, Dtype.bf16, Dtype.bf16, layout)
+    plain, other = (summarize(kernels.build(p, kernels.default_config(problem), device), "grouped_gemm")
+                    for p in (problem, replace(problem, **fields)))
+    assert other.spill_bytes == 0
+    assert [(loop.instructions, loop.message_kinds) for loop in other.loops] == [(loop.instructions, loop.message_kinds) for loop in plain.loops]
 
 
 @pytest.mark.parametrize("layout, limit", [(WeightLayout.enk, 0.85), (WeightLayout.ekn, 0.7)])

@@ -40,6 +40,20 @@ def test_static_schedule_and_row_tables(layout, rows_format, bits):
     run(problem, config_of(problem, 64, Schedule.static, heights=3))
 
 
+@pytest.mark.parametrize("layout, gathered, bits", [(ENK, False, 32), pytest.param(ENK, True, 64, marks=pytest.mark.full), (EKN, False, 64)])
+def test_rows_of_several_ranks(layout, gathered, bits):
+    """More experts than lanes; an expert without rows, a rank without rows."""
+    problem = GroupedGemmProblem(136, 72, Dtype.bf16, Dtype.bf16, layout, rows_bits=bits, bias=Dtype.f32, gathered=gathered, ranks=3)
+    run(problem, config_of(problem, 64, heights=3), [70, 0, 1, 0, 5, 33] * 3 + [0] * 18 + [0, 0, 9, 2, 64, 0] * 3, groups=(1, 7), unused=5)
+
+
+@pytest.mark.parametrize("layout", [ENK, EKN])
+def test_the_batched_layout(layout):
+    """Rows beyond the counts are not written; the last expert has all of its room."""
+    problem = GroupedGemmProblem(136, 72, Dtype.bf16, Dtype.bf16, layout, rows_format=RowsFormat.batched)
+    run(problem, config_of(problem, 64, heights=3), [70, 0, 1, 33, 71], unused=5 * 71 - 175)
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("width", [512, 256, 128])
 @pytest.mark.parametrize("layout, gathered", [(ENK, False), pytest.param(ENK, True, marks=pytest.mark.full),
@@ -62,6 +76,15 @@ def test_garbage_counts_touch_nothing_outside(layout, gathered, counts):
     case = Case(problem, [20, 30, 50], total_rows=100)
     case.rows[:] = counts
     case.launch(config, 3)
+    assert (case.d[:, problem.n:] == case.poison[:, problem.n:]).all()
+
+
+@pytest.mark.parametrize("fields", [dict(ranks=3), dict(rows_format=RowsFormat.batched)], ids=["ranks", "batched"])
+def test_garbage_tables_touch_nothing_outside(fields):
+    problem = GroupedGemmProblem(136, 136, Dtype.bf16, Dtype.bf16, EKN, **fields)
+    case = Case(problem, [20, 30, 50] * problem.ranks, total_rows=300)
+    case.rows[:, :3] = [40, -3, 2**31 - 1]
+    case.launch(config_of(problem, 64, heights=3), 3)
     assert (case.d[:, problem.n:] == case.poison[:, problem.n:]).all()
 
 

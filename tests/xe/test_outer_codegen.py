@@ -21,6 +21,7 @@ DEVICES = ["bmg", "pvc", "lnl-m", "ptl-h"]
 SHAPES = [(1536, 2048), (2048, 768)]     # of Qwen3-30B-A3B's w13 and w2
 PROBLEMS = [OuterProblem(p, q, BF16, output, gathered=gathered, slots=8, accumulate=accumulate)
             for p, q in SHAPES for output in (BF16, F32) for gathered in Gathered for accumulate in (False, True)]
+OF_RANKS = [OuterProblem(1536, 2048, BF16, BF16, gathered=gathered, slots=8, ranks=8) for gathered in Gathered]
 # (instructions - dpas) / dpas of the loop over rows, on bmg: half of the operands' elements are moved between registers
 LIMIT, LIMIT_LEFT_F32 = 1.8, 2.0
 
@@ -53,6 +54,15 @@ def test_no_spills_and_inner_loop(problem, device):
               f"{loop.other_per_dpas:.2f} other a dpas")
         left_f32 = problem.gathered is Gathered.left and problem.output is F32
         assert loop.other_per_dpas <= (LIMIT_LEFT_F32 if left_f32 else LIMIT)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("problem", OF_RANKS, ids=name)
+def test_no_spills_with_rows_of_several_ranks(problem, device):
+    """The sums stay in their registers from run to run."""
+    summary = summarize(ocloc.build(image(problem), device, kernels.LARGE_GRF), KERNEL_NAME)
+    assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
 
 
 # the GEMMs of backward read the weights as they lie, transposed: of [E, N, K] ones they are [E, K, N]'s loop, and the reverse

@@ -55,7 +55,7 @@ def run(problem: OuterProblem, config: OuterGenericConfig, groups: int, padding:
     arguments = [left, right, d, np.array(COUNTS, f"i{problem.rows_bits // 8}"),
                  None if problem.gathered is Gathered.none else indices, None, np.zeros(QUEUE_WORDS, "i4"),
                  np.full((2 * experts, RECORD_BYTES // 4), -7, "i4"), i8(total), i8(len(left)), i8(len(right)), i8(left.shape[1]), i8(right.shape[1]), i8(splits * columns), i8(problem.p * splits * columns),
-                 i8(columns), np.int32(experts)]
+                 i8(columns), i8(0), np.int32(experts)]
     size = config.work_group_size
     stats = Kernel(build(problem, config), KERNEL_NAME).launch(groups * size, size, arguments, seed=groups)
     assert not stats.warnings, stats.warnings

@@ -10,7 +10,7 @@ import pytest
 from moe_xe.isa import kernels, ocloc, spirv
 from moe_xe.jit.outer_source import KERNEL_NAME, generate
 from moe_xe.jit.shipped_sources import sources_dir
-from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
+from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES, num_entries
 from moe_xe.plan.outer.config import Gathered, OuterProblem, OuterXeConfig
 from moe_xe.plan.outer.heuristics import xe_outer_config
 from moe_xe.plan.problem import Dtype, RowsFormat
@@ -41,25 +41,28 @@ def aligned(values: np.ndarray, dtype: Dtype) -> np.ndarray:
 
 
 class Case:
-    """Operands in simulated memory and the result that they should give; d has a part for each split."""
+    """Operands in simulated memory and the result that they should give; d has a part for each split. Counts of several ranks come
+    one after the other."""
 
     def __init__(self, problem: OuterProblem, counts: list[int], splits: int = 1, rows: list[int] | None = None, seed: int = 0):
         """rows: the table of counts or ends that the kernel sees, if it is not that of counts."""
         p, rng = problem, np.random.default_rng(seed)
-        self.problem, self.total_rows = p, sum(counts) + UNUSED
+        experts, room = len(counts) // p.ranks, max(counts) + 2
+        batched = p.rows_format is RowsFormat.batched
+        self.problem, self.total_rows = p, experts * room if batched else sum(counts) + UNUSED
         sources = self.total_rows // p.slots + 5
         left = rng.standard_normal((sources if p.gathered is LEFT else self.total_rows, p.p), "f4")
         right = rng.standard_normal((sources if p.gathered is RIGHT else self.total_rows, p.q), "f4")
         self.indices = None if p.gathered is NONE else rng.integers(0, sources * p.slots, self.total_rows).astype("i4")
         if self.indices is not None:
-            self.indices[sum(counts):] = -1
+            self.indices[self.total_rows if batched else sum(counts):] = -1
         self.left, self.right = aligned(left, p.input), aligned(right, p.input)
-        shape = (len(counts), splits, p.p, p.q)
+        shape = (experts, splits, p.p, p.q)
         before = rng.standard_normal(shape, "f4") if p.accumulate else np.full(shape, np.nan, "f4")
         self.d = aligned(before, p.output)
         self.poison = self.d[..., p.q:].copy()
-        table = rows or (counts if p.rows_format is RowsFormat.counts else np.cumsum(counts))
-        self.rows = np.array(table, f"i{p.rows_bits // 8}")
+        table = np.array(rows or (np.cumsum(counts) if p.rows_format is RowsFormat.ends else counts)).reshape(p.ranks, experts)
+        self.rows = np.pad(table, ((0, 0), (0, 3 * (p.ranks > 1))), constant_values=99).astype(f"i{p.rows_bits // 8}")
 
         left, right = (decode(encode(x, p.input), p.input).astype("f8") for x in (left, right))
         if p.gathered is LEFT:
@@ -68,9 +71,10 @@ class Case:
             right = right[self.sources(right)]
         before = decode(encode(before, p.output), p.output)[:, 0].astype("f8")
         self.want = before if p.accumulate else np.zeros_like(before)
-        for expert, end in enumerate(np.cumsum(counts)):
-            mine = slice(end - counts[expert], end)
-            self.want[expert] += left[mine].T @ right[mine]
+        begins = np.arange(experts) * room if batched else np.cumsum(counts) - counts
+        for run, (begin, count) in enumerate(zip(begins, counts)):
+            mine = slice(begin, begin + count)
+            self.want[run % experts] += left[mine].T @ right[mine]
 
     def sources(self, operand: np.ndarray) -> np.ndarray:
         return (self.indices // self.problem.slots).clip(0, len(operand) - 1)
@@ -83,9 +87,10 @@ class Case:
             addresses = memory.map(operand) + self.sources(operand).astype("i8") * operand[0].nbytes
         d, i8 = self.d, np.int64
         stats = kernel_of(self.problem, config).launch(groups * config.work_group_size, config.work_group_size, [
-            self.left, self.right, d, self.rows, self.indices, addresses, np.zeros(QUEUE_WORDS, "i4"), np.full((2 * len(d), RECORD_BYTES // 4), -7, "i4"), i8(self.total_rows),
+            self.left, self.right, d, self.rows, self.indices, addresses, np.zeros(QUEUE_WORDS, "i4"),
+            np.full((num_entries(len(d), self.problem.ranks) + len(d), RECORD_BYTES // 4), -7, "i4"), i8(self.total_rows),
             i8(len(self.left)), i8(len(self.right)), i8(self.left.shape[1]), i8(self.right.shape[1]), i8(d.shape[-1]),
-            i8(d[0].size), i8(d[0, 0].size), np.int32(len(d))], mem=memory, seed=seed)
+            i8(d[0].size), i8(d[0, 0].size), i8(self.rows.shape[-1]), np.int32(len(d))], mem=memory, seed=seed)
         assert not stats.warnings, stats.warnings
         assert (d[..., self.problem.q:] == self.poison).all(), "written beyond the columns"
         return stats
@@ -140,6 +145,13 @@ def test_default_tiles(gathered, p, q):
 def test_more_experts_than_lanes(gathered, rows_format, bits):
     problem = OuterProblem(64, 64, BF16, F32, rows_format, bits, gathered=gathered)
     run(problem, small(problem), [0, 3, 17, 0, 1] * 8, groups=7)
+
+
+@pytest.mark.parametrize("gathered, splits", [(NONE, 1), (LEFT, 1), pytest.param(RIGHT, 1, marks=pytest.mark.full), (NONE, 3)])
+def test_rows_of_several_ranks(gathered, splits):
+    """Runs of a row, of whole steps and of none; an expert without rows, a rank without rows."""
+    problem = OuterProblem(80, 144, BF16, F32, gathered=gathered, slots=3, ranks=4)
+    run(problem, small(problem), [70, 0, 1, 33] + [0, 0, 0, 0] + [2, 0, 64, 31] + [0, 0, 1, 95], splits=splits)
 
 
 @pytest.mark.few(1)

@@ -16,7 +16,7 @@ from ..routing.token_sort import check_routing
 from ..signature import Signature
 from ..weights import Weight, check_weight, logical_weights, tensors_of
 
-__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "block_call", "y_dtype_of"]
+__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "activation_of", "block_call", "y_dtype_of"]
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,25 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
             if not checks.has_shape(bias, (num_experts, size)):
                 raise ValueError(f"{name} must be [E, N] = [{num_experts}, {size}], got {list(bias.shape)}")
             checks.row_stride(name, bias)
-    if activation not in ACTIVATION_NAMES:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_NAMES)}, got {activation!r}")
-    alpha = checks.check_float32("alpha", alpha)
-    limit = None if limit is None else checks.check_float32("limit", limit, positive=True)
-    checks.check_flags(interleaved=interleaved, weight_on_input=weight_on_input)
-    gated = n13 == 2 * intermediate_size
-    act = Activation(ActivationKind(activation), gated, interleaved and gated, alpha if activation == "swiglu_oai" else 1.0, limit)
+    act = activation_of(activation, n13 == 2 * intermediate_size, interleaved, alpha, limit)
+    checks.check_flags(weight_on_input=weight_on_input)
     if shared is not None:
-        _check_shared(shared, hidden_states, gated)
+        _check_shared(shared, hidden_states, act.gated)
     checks.check_same_device(hidden_states=hidden_states, **tensors_of("w13", w13), **tensors_of("w2", w2), topk_weights=topk_weights,
                              topk_ids=topk_ids, b13=b13, b2=b2, expert_map=expert_map, **({} if shared is None else _tensors_of_shared(shared)))
     checks.row_stride("hidden_states", hidden_states)
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routing.routed_scaling_factor,
                      weight_on_input, y_dtype_of(y_dtype, hidden_states.dtype), choice)
+
+
+def activation_of(name: str, gated: bool, interleaved: bool, alpha: float, limit: float | None) -> Activation:
+    """Of these arguments of `fused_moe`. Raises TypeError or ValueError naming the argument."""
+    if name not in ACTIVATION_NAMES:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_NAMES)}, got {name!r}")
+    alpha = checks.check_float32("alpha", alpha)
+    limit = None if limit is None else checks.check_float32("limit", limit, positive=True)
+    checks.check_flags(interleaved=interleaved)
+    return Activation(ActivationKind(name), gated, interleaved and gated, alpha if name == "swiglu_oai" else 1.0, limit)
 
 
 def y_dtype_of(y_dtype, hidden_states: torch.dtype) -> Dtype:

@@ -48,13 +48,21 @@ def _backward(ctx, grad):
     if needs_scales:
         unscaled = _product(ctx, a, w, rows, "forward", torch.float32, bias=bias, gather_indices=gather_indices, gather_divisor=divisor)
         of_rows = grad if scatter_indices is None else grad[source_rows(scatter_indices, 1, len(grad))]
-        places = torch.arange(len(unscaled), dtype=torch.int32, device=a.device)
-        end = rows.sum() if ctx.rows_format == "counts" else rows[-1:].sum()
-        grad_scales = torch.where(places < end, (of_rows * unscaled).sum(-1), 0.0)     # beyond, grad may be anything
+        used = _used_rows(rows, ctx.rows_format, len(unscaled))
+        grad_scales = torch.where(used, (of_rows * unscaled).sum(-1), 0.0)     # beyond, grad may be anything
     result = [None] * len(ctx.needs_input_grad)
     for place, found in zip(_PLACES, (grad_a, grad_w, grad_bias, grad_scales)):
         result[place] = found
     return tuple(result)
+
+
+def _used_rows(rows: torch.Tensor, rows_format: str, num_rows: int) -> torch.Tensor:
+    """Which of the sorted rows are an expert's."""
+    if rows_format == "batched":
+        places = torch.arange(num_rows // max(len(rows), 1), dtype=torch.int32, device=rows.device)
+        return (places < rows[:, None]).flatten()
+    places = torch.arange(num_rows, dtype=torch.int32, device=rows.device)
+    return places < (rows.sum() if rows_format == "counts" else rows[-1:].sum())
 
 
 _PLACES = tuple(map(INPUTS.names.index, ("a", "w", "bias", "row_scales")))

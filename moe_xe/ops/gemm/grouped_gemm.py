@@ -18,6 +18,7 @@ from ..library import define
 from ..plain import takes_plain_tensors
 from ..signature import Signature
 from ..weights import Weight, check_weight, logical_weights, tensors_of
+from .batched import flat_rows, is_batched
 
 __all__ = ["explain", "grouped_gemm"]
 
@@ -33,9 +34,13 @@ def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *,
     """Multiplies each expert's rows with its weights, in one persistent kernel and without host synchronisation.
 
     a: [total_rows, K], sorted by expert; bfloat16, float16 or float32. With `gather_indices`, [tokens, K]. K = 0: sums are zero.
+      Or [E, max_rows, K], of which expert e has the first tokens_per_expert[e] rows of a[e]: the batched layout. So have then the
+      result, `out` ([E, max_rows, N]) and row_scales ([E, max_rows]); gather_indices and scatter_indices are left out.
     w: [E, N, K] (``weight_layout="enk"``) or [E, K, N] (``"ekn"``), a's dtype. Either of the last two dimensions may be
       the contiguous one: a transposed view is read in place. Or a `QuantizedWeight` of this shape, for any dtype of a.
-    tokens_per_expert: [E] int32 or int64 on a's device. Rows beyond their sum are left as they are.
+    tokens_per_expert: [E] int32 or int64 on a's device. Rows beyond their sum are left as they are: in a new result they are
+      anything. Or a table [ranks, E], as an all-to-all leaves rows: sorted by rank and, within a rank, by expert. They are read and
+      written where they are; a table's rows may lie apart. Not of the batched layout.
     bias: [E, N], bfloat16, float16 or float32, added in float32.
     gather_indices: [total_rows] int32, row r of the sorted rows is ``a[gather_indices[r] // gather_divisor]``. An index outside
       reads a's last row, which then has the gradient. Indices of rows beyond the counts are not looked at.
@@ -61,12 +66,16 @@ def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *,
                     row_scales=row_scales, choice=Choice.of(config, autotune, TileConfig, GemmConfigs))
     checks.check_flags(check=check)
     if check:
-        checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", ends=False)
+        checks.check_row_counts(tokens_per_expert, call.total_rows, "tokens_per_expert", batched=is_batched(a))
         if gather_indices is not None:
             checks.check_index_values("gather_indices", gather_indices, a.shape[0] * gather_divisor)
         if scatter_indices is not None:
             checks.check_index_values("scatter_indices", scatter_indices, call.total_rows)
-    return dispatch(call, out_dtype, out)
+    if not is_batched(a):
+        return dispatch(call, out_dtype, out)
+    shape = *a.shape[:2], call.w.shape[1]
+    result = dispatch(call, out_dtype, None if out is None else out.view(call.total_rows, shape[2]))
+    return result.view(shape) if out is None else out
 
 
 def explain(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
@@ -80,26 +89,30 @@ def explain(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias
                     row_scales=row_scales, choice=Choice.of(config, False, TileConfig, GemmConfigs))
     if out is None:
         out = torch.empty(call.total_rows, call.w.shape[1], dtype=out_dtype or a.dtype, device=a.device)
-    return plan_for(call, out)
+    return plan_for(call, out.view(call.total_rows, call.w.shape[1]))
 
 
 def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows_dtypes, rows_name="tokens_per_expert",
-             a_name="a", w_name="w", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
+             a_name="a", w_name="w", bias_name="bias", rows_format="counts", gather_divisor=1, scatter_indices=None, row_scales=None,
              choice=Choice()) -> Call:
-    """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's."""
+    """Checks all that can be known without the device; w is the logical [E, N, K]. The names are the user's; rows of the batched layout
+    are flat in the Call."""
+    if is_batched(a) and rows_format == "counts":
+        a, row_scales, out = _flat(a_name, a, rows_name, rows, gather_indices, scatter_indices, row_scales, out)
+        rows_format = "batched"
     checks.check_tensor(a_name, a, 2, "[total_rows, K]")
     check_weight(w_name, w, a_name, a)
     num_experts, n, k = w.shape
     if not checks.holds(a.shape[1] == k):
         raise ValueError(f"{a_name} and {w_name} must agree in K: {a_name} is {checks.shape_of(a)} (K = {a.shape[1]}), "
                          f"{w_name} has K = {k} and N = {n}")
-    checks.check_indices(rows_name, rows, num_experts, "experts", rows_dtypes)
+    checks.check_counts(rows_name, rows, num_experts, rows_dtypes, table=rows_format == "counts")
     if bias is not None:
-        checks.check_tensor("bias", bias, 2, "[E, N]")
-        checks.check_dtype("bias", bias.dtype)
+        checks.check_tensor(bias_name, bias, 2, "[E, N]")
+        checks.check_dtype(bias_name, bias.dtype)
         if not checks.has_shape(bias, (num_experts, n)):
-            raise ValueError(f"bias must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
-        checks.row_stride("bias", bias)
+            raise ValueError(f"{bias_name} must be [E, N] = [{num_experts}, {n}], got {list(bias.shape)}")
+        checks.row_stride(bias_name, bias)
     if gather_indices is not None:
         checks.check_indices("gather_indices", gather_indices, None, "total_rows", (torch.int32,))
         if not checks.holds(torch.sym_min(gather_indices.shape[0], 1) <= a.shape[0]):
@@ -120,7 +133,7 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         raise ValueError(f'schedule must be "dynamic" or "static", got {schedule!r}')
     if schedule != "dynamic" and choice.config is not None:
         raise ValueError(f"schedule must be left out where a config is given, which has its own; got {schedule!r}")
-    checks.check_same_device(**{a_name: a, **tensors_of(w_name, w), rows_name: rows}, bias=bias, gather_indices=gather_indices,
+    checks.check_same_device(**{a_name: a, **tensors_of(w_name, w), rows_name: rows, bias_name: bias}, gather_indices=gather_indices,
                              scatter_indices=scatter_indices, row_scales=row_scales, out=out)
     checks.row_stride(a_name, a)
     if not checks.holds(total_rows < 2**31):
@@ -129,6 +142,18 @@ def validate(a, w, rows, bias, gather_indices, out_dtype, out, schedule, *, rows
         checks.check_out(out, (total_rows, n), out_dtype)
         checks.check_no_gradient(out, **{a_name: a, **tensors_of(w_name, w)}, bias=bias, row_scales=row_scales)
     return _call(Inputs(a, w, rows, bias, gather_indices, scatter_indices, row_scales, gather_divisor), rows_format, schedule, choice)
+
+
+def _flat(a_name, a, rows_name, rows, gather_indices, scatter_indices, row_scales, out) -> tuple[torch.Tensor | None, ...]:
+    """a, row_scales and out of the batched layout."""
+    for name, indices in (("gather_indices", gather_indices), ("scatter_indices", scatter_indices)):
+        if indices is not None:
+            raise ValueError(f"{name} must be left out where {a_name} is [E, max_rows, K], got {type(indices).__name__}")
+    checks.check_tensor(rows_name, rows, 1, f"[experts] where {a_name} is [E, max_rows, K]")
+    room = rows.shape[0], a.shape[1]
+    return (flat_rows(a_name, a, *room, "[E, max_rows, K]"),
+            None if row_scales is None else flat_rows("row_scales", row_scales, *room, "[E, max_rows]"),
+            None if out is None else flat_rows("out", out, *room, "[E, max_rows, N]"))
 
 
 def dispatch(call: Call, out_dtype: torch.dtype | None, out: torch.Tensor | None, zeros: bool = False) -> torch.Tensor:

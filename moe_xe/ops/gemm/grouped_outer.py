@@ -16,19 +16,20 @@ from .. import checks
 from ..autocast import autocast
 from ..checks import DTYPES, row_stride
 from ..eager import repeats
-from ..launch import pointer_of, rows_name, target_of
+from ..launch import pointer_of, rows_name, table_of, target_of
 from ..library import define
 from ..plain import takes_plain_tensors
 from ..routing.token_sort import Routing, launch_combine
 from ..submission import Submission
 from ..tuned import print_config, tuned_plan
+from .batched import flat_rows, is_batched
 
 __all__ = ["grouped_outer", "outer_product", "source_rows", "weights_gradient", "with_zero_row"]
 
 
 @dataclass(frozen=True)
 class OuterCall:
-    """The checked arguments of one call; rows are counts or ends (rows_format)."""
+    """The checked arguments of one call; rows as in launch.Call."""
     left: torch.Tensor
     right: torch.Tensor
     rows: torch.Tensor
@@ -60,7 +61,7 @@ class OuterCall:
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
-        return self.rows.shape[0], self.left.shape[1], self.right.shape[1]
+        return self.rows.shape[-1], self.left.shape[1], self.right.shape[1]
 
 
 @repeats
@@ -73,7 +74,9 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
 
     left: [total_rows, P], sorted by expert; bfloat16, float16 or float32. With `gather_indices_left`, [tokens, P].
     right: [total_rows, Q], left's dtype. With `gather_indices_right`, [tokens, Q].
-    tokens_per_expert: [E] int32 or int64 on left's device. Rows beyond their sum are not used.
+      Both may be of the batched layout, [E, max_rows, P] and [E, max_rows, Q], as in `grouped_gemm`; then nothing is gathered.
+    tokens_per_expert: [E] int32 or int64 on left's device. Rows beyond their sum are not used. Or a table [ranks, E], as in
+      `grouped_gemm`: an expert's rows of all ranks are summed, in order.
     gather_indices_left, gather_indices_right: [total_rows] int32, row r of that operand's sorted rows is
       ``operand[indices[r] // gather_divisor]``; an index outside reads its last row. They exclude each other.
     out_dtype: bfloat16, float16 or float32; left's dtype by default. Accumulation is in float32, and float32 inputs are
@@ -90,11 +93,26 @@ def grouped_outer(left: torch.Tensor, right: torch.Tensor, tokens_per_expert: to
     Returns out, or a new [E, P, Q]. Raises TypeError or ValueError naming the argument.
     """
     left, right = autocast(left, right)
+    rows_format = "counts"
+    if is_batched(left) or is_batched(right):
+        left, right = _flat(left, right, tokens_per_expert, gather_indices_left, gather_indices_right)
+        rows_format = "batched"
     call = OuterCall(left, right, tokens_per_expert, gather_indices_left, gather_indices_right, gather_divisor,
-                     choice=Choice.of(config, autotune, OuterConfig))
+                     rows_format, Choice.of(config, autotune, OuterConfig))
     checks.check_flags(accumulate=accumulate)
     validate(call, out_dtype, out, accumulate)
     return dispatch(call, out_dtype, out, accumulate)
+
+
+def _flat(left, right, rows, *gathers) -> tuple[torch.Tensor, torch.Tensor]:
+    """left and right of the batched layout."""
+    for name, indices in zip(("gather_indices_left", "gather_indices_right"), gathers):
+        if indices is not None:
+            raise ValueError(f"{name} must be left out where rows are [E, max_rows, ..], got {type(indices).__name__}")
+    checks.check_tensor("tokens_per_expert", rows, 1, "[experts] where rows are [E, max_rows, ..]")
+    checks.check_tensor("left", left, 3, "[E, max_rows, P]")
+    room = rows.shape[0], left.shape[1]
+    return flat_rows("left", left, *room, "[E, max_rows, P]"), flat_rows("right", right, *room, "[E, max_rows, Q]")
 
 
 def weights_gradient(w: torch.Tensor, grad_rows: torch.Tensor, input_rows: torch.Tensor, rows: torch.Tensor,
@@ -138,7 +156,7 @@ def validate(call: OuterCall, out_dtype, out, accumulate, *, rows_dtypes=(torch.
     checks.check_tensor(right_name, right, 2, "[total_rows, Q]")
     checks.check_dtype(left_name, left.dtype)
     checks.check_same_dtype(right_name, right, left_name, left)
-    checks.check_indices(rows_name, rows, None, "experts", rows_dtypes)
+    checks.check_counts(rows_name, rows, None, rows_dtypes, table=call.rows_format == "counts")
     gathers = {"gather_indices_left": call.gather_indices_left, "gather_indices_right": call.gather_indices_right}
     for name, indices in gathers.items():
         if indices is not None:
@@ -200,7 +218,7 @@ def plan(call: OuterCall, out: torch.Tensor, accumulate: bool, target: Target) -
     problem = OuterProblem(
         p=p, q=q, input=DTYPES[call.left.dtype], output=DTYPES[out.dtype], rows_format=RowsFormat(call.rows_format),
         rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered, slots=call.gather_divisor,
-        accumulate=accumulate)
+        accumulate=accumulate, ranks=table_of(call.rows)[0])
     d_stride = out.stride(1) if p > 1 else q
     operands = OuterOperands(
         left=call.left.data_ptr(), right=call.right.data_ptr(), d=out.data_ptr(), total_rows=call.total_rows,
@@ -256,7 +274,8 @@ def _submit_product(submission: Submission, call: OuterCall, planned: Plan, oper
     submission.launch(kernel, planned.num_groups, planned.group_size, (
         operands.left, operands.right, operands.d, call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(addresses),
         queue_words.data_ptr(), scratch.data_ptr() or None, operands.total_rows, operands.left_rows, operands.right_rows,
-        operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, operands.num_experts))
+        operands.left_stride, operands.right_stride, operands.d_stride, operands.d_expert_stride, d_split_stride, table_of(call.rows)[1],
+        operands.num_experts))
 
 
 def row_addresses(call: OuterCall) -> torch.Tensor | None:
@@ -300,7 +319,7 @@ def _grouped_outer(submission, *arguments):
 
 
 def _fake(left, right, rows, gather_indices_left, gather_indices_right, gather_divisor, rows_format, choice, out_dtype):
-    return left.new_empty(rows.shape[0], left.shape[1], right.shape[1], dtype=out_dtype)
+    return left.new_empty(rows.shape[-1], left.shape[1], right.shape[1], dtype=out_dtype)
 
 
 define("grouped_outer_out", f"({_ARGUMENTS}, Tensor(a!) out, bool accumulate) -> ()", _grouped_outer_out,

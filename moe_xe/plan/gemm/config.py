@@ -13,7 +13,7 @@ HOST_ONLY = {"host_only": True}     # marks fields that are no constants of the 
 MOST_HEIGHTS = 16                    # as a tile's record has room for (variant_bits in sycl_kernels/include/moe_xe/queue/tile_queue.hpp)
 MOST_PARTS = 1 << 10                 # tiles x splits, likewise (number_bit there)
 LEAST_PART = 256                     # elements of K in a part, at least
-RECORD_BYTES = 16                    # of sycl_kernels/include/moe_xe/queue/tile_list.hpp
+RECORD_BYTES = 16                    # of sycl_kernels/include/moe_xe/queue/runs.hpp
 MOST = 1 << 16                      # of any number, so that sums and products of a few stay within the kernels' integers
 
 
@@ -111,8 +111,8 @@ class TileConfig(ABC):
     def most_records(self, problem: GroupedGemmProblem, total_rows: int, num_experts: int) -> int:
         """Entries of the list of tiles: at least as many as there are tiles, however the rows are spread over the experts."""
         of_rest = 1 + sum(-(-taller // height) for taller, height in zip(self.heights, self.heights[1:]))
-        experts = min(num_experts, total_rows)      # with rows
-        row_tiles = min(total_rows // self.heights[-1] + experts, total_rows // self.heights[0] + experts * of_rest)
+        runs = min(num_experts * problem.ranks, total_rows)      # of rows
+        row_tiles = min(total_rows // self.heights[-1] + runs, total_rows // self.heights[0] + runs * of_rest)
         return row_tiles * -(-problem.n // self.tile_width)
 
 
@@ -250,6 +250,11 @@ def check_cpu_kernel(config) -> None:
     if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
         raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
                          f"{config.micro_rows} x {config.micro_columns}")
+
+
+def num_entries(num_experts: int, ranks: int) -> int:
+    """Records in front of the list of tiles: one for each expert, and for each of its runs where there are several."""
+    return num_experts * (1 + ranks if ranks > 1 else 1)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from enum import Enum
 
 from ..model.devices import DeviceRecord
+from ..model.schedule import evenly, over_ranks
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
 from ..xe.rules import SCALE_ROUND
 from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
-from .splits import choose_splits, evenly
+from .splits import choose_splits
 
 
 class Family(str, Enum):
@@ -142,5 +143,6 @@ def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, 
     if family is Family.xe:
         return choose_xe_config(problem, total_rows, num_experts, record, schedule)
     config = cpu_config(problem, isa or "baseline", schedule) if family is Family.cpu else generic_config(problem, total_rows, schedule)
-    splits = choose_splits(problem, config, evenly(total_rows, num_experts), cores)
+    load = [over_ranks(rows, problem.ranks) for rows in evenly(total_rows, num_experts)]
+    splits = choose_splits(problem, config, load, cores)
     return config if splits == 1 else replace(config, splits=splits)

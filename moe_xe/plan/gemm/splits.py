@@ -3,16 +3,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..model.schedule import cut_of
+from ..model.schedule import Rows, cut_of, num_rows
 from ..problem import GroupedGemmProblem
 from .config import LEAST_PART, MOST_PARTS, TileConfig
 
-__all__ = ["choose_splits", "evenly", "parts_reason", "possible_splits"]
+__all__ = ["choose_splits", "parts_reason", "possible_splits"]
 
 SPLITS = (2, 4, 8)
 
 
-def num_tiles(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int]) -> int:
+def num_tiles(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[Rows]) -> int:
     return sum(len(cut_of(rows, config)) for rows in tokens_per_expert) * -(-problem.n // config.tile_width)
 
 
@@ -27,22 +27,16 @@ def parts_reason(problem: GroupedGemmProblem, splits: int, tiles: int) -> str | 
     return None
 
 
-def possible_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int], cores: int) -> list[int]:
+def possible_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[Rows], cores: int) -> list[int]:
     """None where every core has a tile, nor for quantised weights."""
     if num_tiles(problem, config, tokens_per_expert) >= cores:
         return []
-    entries = config.most_records(problem, sum(tokens_per_expert), len(tokens_per_expert))
+    entries = config.most_records(problem, sum(map(num_rows, tokens_per_expert)), len(tokens_per_expert))
     return [splits for splits in SPLITS if parts_reason(problem, splits, entries) is None]
 
 
-def choose_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[int], cores: int) -> int:
+def choose_splits(problem: GroupedGemmProblem, config: TileConfig, tokens_per_expert: Sequence[Rows], cores: int) -> int:
     """The fewest that keep the cores as busy as can be."""
     tiles = num_tiles(problem, config, tokens_per_expert)
     possible = possible_splits(problem, config, tokens_per_expert, cores)
     return min([1, *possible], key=lambda splits: (-(-tiles * splits // cores) / splits, splits))
-
-
-def evenly(total_rows: int, num_experts: int) -> list[int]:
-    """Rows of each expert where all have about the same."""
-    share, more = divmod(total_rows, num_experts)
-    return [share + (expert < more) for expert in range(num_experts)]

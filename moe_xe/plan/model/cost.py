@@ -17,7 +17,7 @@ from ..formats import Codes
 from ..gemm.config import CpuConfig, Schedule, TileConfig, XeConfig
 from ..problem import Dtype, GroupedGemmProblem
 from .devices import DeviceRecord
-from .schedule import Tile, cut_of, tiles
+from .schedule import Rows, Tile, cut_of, num_rows, tiles
 
 STEP_BYTES = 64             # along K, of a step of the K loop
 # Codes that are counted, by those that they stand for: as many instructions, or nearly so.
@@ -107,9 +107,9 @@ def own_kernel(problem: GroupedGemmProblem, config: XeConfig, device: DeviceReco
     return Kernel(config, code, weight_bytes=problem.weight_bytes)
 
 
-def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kernel: Kernel, device: DeviceRecord,
+def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[Rows], kernel: Kernel, device: DeviceRecord,
             launches: int = 1, even: bool = False) -> Prediction:
-    """The time of one grouped GEMM.
+    """The time of one grouped GEMM. tokens_per_expert: an expert's rows, or its rows of each rank (model/schedule.py).
 
     launches: kernels in whose wake it runs, itself included; 0 for its time on the device alone. even: as if its work could be
     shared out evenly, a lower bound that needs no queue. Raises ValueError for a device that is no Xe GPU.
@@ -119,8 +119,8 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     config, size = kernel.config, problem.input.size
     weight_bytes = kernel.weight_bytes or size
     column_tiles, row_tiles = -(-problem.n // config.tile_width), Counter[int]()
-    for count, experts in Counter(tokens_per_expert).items():
-        for height in cut_of(count, config):
+    for expert_rows, experts in Counter(tokens_per_expert).items():
+        for height in cut_of(expert_rows, config):
             row_tiles[height] += experts
     num_parts = row_tiles.total() * column_tiles * config.splits
     residents = min(kernel.groups_per_core, max(-(-num_parts // device.xe_cores), 1))
@@ -130,7 +130,7 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
         total = sum(getattr(costs[height], part) * number for height, number in row_tiles.items())
         return total * column_tiles * config.splits / device.xe_cores
 
-    rows, mean = sum(tokens_per_expert), share("seconds")
+    rows, mean = sum(map(num_rows, tokens_per_expert)), share("seconds")
     queue = (costs[height].seconds for height in _tile_heights(tokens_per_expert, problem.n, config))
     makespan = mean if even else _makespan(queue, device.xe_cores, config.schedule)
     l2_bytes = problem.k * (rows * size * column_tiles + row_tiles.total() * problem.n * weight_bytes)
@@ -145,7 +145,7 @@ def predict(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], kerne
     return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - mean, weight_bytes)
 
 
-def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: CpuConfig,
+def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[Rows], config: CpuConfig,
                 device: DeviceRecord) -> Prediction:
     """The same for the SYCL CPU device: its multiply-add units and its memory, both as measured (bench/roofline.py)."""
     core_rate = device.peak(problem.input) / device.xe_cores
@@ -154,7 +154,7 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
         columns = min(config.tile_width, problem.n - tile.column)
         return 2 * config.computed_rows(tile.height, tile.rows) * columns * problem.k / config.splits / core_rate
 
-    work = 2 * sum(tokens_per_expert) * problem.n * problem.k / device.peak(problem.input)
+    work = 2 * sum(map(num_rows, tokens_per_expert)) * problem.n * problem.k / device.peak(problem.input)
     queue = map(tile_seconds, tiles(tokens_per_expert, problem.n, config))
     makespan = _makespan(queue, device.xe_cores, config.schedule)
     num_bytes = memory_bytes(problem, tokens_per_expert, config, problem.weight_bytes, device.l2_bytes)
@@ -163,20 +163,21 @@ def predict_cpu(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], c
     return _prediction(problem, tokens_per_expert, device, seconds, parts, makespan - work, problem.weight_bytes)
 
 
-def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], device: DeviceRecord, seconds: float,
+def _prediction(problem: GroupedGemmProblem, tokens_per_expert: Sequence[Rows], device: DeviceRecord, seconds: float,
                 parts: dict[str, float], tail: float, weight_bytes: float) -> Prediction:
-    rows, active = sum(tokens_per_expert), sum(count > 0 for count in tokens_per_expert)
+    counts = list(map(num_rows, tokens_per_expert))
+    rows, active = sum(counts), sum(count > 0 for count in counts)
     flops = 2 * rows * problem.n * problem.k
     least_bytes = (rows * (problem.k * problem.input.size + problem.out_n * problem.output.size) +
                    active * problem.n * problem.k * weight_bytes)
     return Prediction(seconds, parts, tail, flops, device.roofline_seconds(flops, least_bytes, problem.input, problem.tf32))
 
 
-def _tile_heights(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[int]:
+def _tile_heights(tokens_per_expert: Sequence[Rows], n: int, config: TileConfig) -> Iterator[int]:
     """Of the queue's tiles in their order: all that the model needs of schedule.tiles, in a tenth of the time."""
     columns = -(-n // config.tile_width)
-    for count in sorted(tokens_per_expert, key=lambda count: -count.bit_length()):
-        row_tiles = cut_of(count, config)
+    for expert_rows in sorted(tokens_per_expert, key=lambda rows: -num_rows(rows).bit_length()):
+        row_tiles = cut_of(expert_rows, config)
         for first in range(0, len(row_tiles), config.raster_group):
             yield from (height for height in row_tiles[first:first + config.raster_group] * columns for _ in range(config.splits))
 
@@ -229,17 +230,18 @@ def tile_cost(problem: GroupedGemmProblem, kernel: Kernel, device: DeviceRecord,
     return TileCost(*(part / residents for part in (*parts[:3], latency + ends, overlapped(*parts) + ends)))
 
 
-def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[int], config: TileConfig, weight_bytes: float,
+def memory_bytes(problem: GroupedGemmProblem, tokens_per_expert: Sequence[Rows], config: TileConfig, weight_bytes: float,
                  l2_bytes: int) -> float:
     """What memory moves. An expert's weights are read again for each group of row tiles, unless L2 holds them meanwhile; a
     group's tokens for each column of tiles, likewise (L2 in order of last use: what does not fit is gone when it is due)."""
     total = 0.0
     column_tiles = -(-problem.n // config.tile_width)
     weights, column = problem.n * problem.k * weight_bytes, config.tile_width * problem.k * weight_bytes
-    for count, experts in Counter(tokens_per_expert).items():
+    for expert_rows, experts in Counter(tokens_per_expert).items():
+        count = num_rows(expert_rows)
         if count <= 0:
             continue
-        row_tiles = cut_of(count, config)
+        row_tiles = cut_of(expert_rows, config)
         groups = -(-len(row_tiles) // config.raster_group)
         tokens = count * problem.k * problem.input.size
         group_tokens = min(sum(row_tiles[:config.raster_group]), count) * problem.k * problem.input.size

@@ -35,37 +35,61 @@ def cut_rows(rows: int, heights: Sequence[int], min_fill_eighths: int) -> list[i
     return cut
 
 
-def cut_of(rows: int, config: TileConfig) -> tuple[int, ...]:
+# Of one expert: how many, or how many of each rank, where rows come by rank and, within a rank, by expert.
+Rows = int | tuple[int, ...]
+
+
+def num_rows(rows: Rows) -> int:
+    return sum(rows) if isinstance(rows, tuple) else rows
+
+
+def runs_of(rows: Rows) -> tuple[int, ...]:
+    """The rows that are neighbours."""
+    return rows if isinstance(rows, tuple) else (rows,)
+
+
+def over_ranks(rows: int, ranks: int) -> Rows:
+    """An expert's rows where all ranks have about as many."""
+    return tuple(evenly(rows, ranks)) if ranks > 1 else rows
+
+
+def evenly(total: int, shares: int) -> list[int]:
+    """Whole numbers of this sum, about equal."""
+    share, more = divmod(total, shares)
+    return [share + (place < more) for place in range(shares)]
+
+
+def cut_of(rows: Rows, config: TileConfig) -> tuple[int, ...]:
     """The heights of one expert's row tiles."""
     return _cut(rows, config.heights, config.min_fill_eighths)
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _cut(rows: int, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
-    return tuple(cut_rows(rows, heights, min_fill_eighths))
+def _cut(rows: Rows, heights: tuple[int, ...], min_fill_eighths: int) -> tuple[int, ...]:
+    return tuple(height for run in runs_of(rows) for height in cut_rows(run, heights, min_fill_eighths))
 
 
-def tiles(tokens_per_expert: Sequence[int], n: int, config: TileConfig) -> Iterator[Tile]:
+def tiles(tokens_per_expert: Sequence[Rows], n: int, config: TileConfig) -> Iterator[Tile]:
     """All tiles of a launch in the order of their numbers.
 
-    Experts by falling size (powers of two), then by id; an expert's tiles in groups of `raster_group` row tiles, rows
-    fastest within a group. The parts of a tile's K are neighbours, each with a number of its own.
+    Experts by falling size (powers of two), then by id; an expert's tiles, in order of their rows, in groups of `raster_group` row
+    tiles, rows fastest within a group. The parts of a tile's K are neighbours, each with a number of its own.
     """
     columns = range(0, n, config.tile_width)
-    begins = [0]
-    for rows in tokens_per_expert:
-        begins.append(begins[-1] + rows)
-    for expert in sorted(range(len(tokens_per_expert)), key=lambda e: -int(tokens_per_expert[e]).bit_length()):
-        row = begins[expert]
-        row_tiles = []
-        for height in cut_rows(tokens_per_expert[expert], config.heights, config.min_fill_eighths):
-            row_tiles.append((height, row))
-            row += height
-        for first in range(0, len(row_tiles), config.raster_group):
+    row_tiles: list[list[tuple[int, int, int]]] = [[] for _ in tokens_per_expert]     # of each expert: height, first row, rows
+    begin = 0
+    for of_rank in zip(*map(runs_of, tokens_per_expert)):
+        for of_expert, rows in zip(row_tiles, of_rank):
+            row, begin = begin, begin + rows
+            for height in cut_rows(rows, config.heights, config.min_fill_eighths):
+                of_expert.append((height, row, min(height, begin - row)))
+                row += height
+    for expert in sorted(range(len(tokens_per_expert)), key=lambda e: -int(num_rows(tokens_per_expert[e])).bit_length()):
+        for first in range(0, len(row_tiles[expert]), config.raster_group):
             for column in columns:
-                for height, row in row_tiles[first:first + config.raster_group]:
+                for height, row, rows in row_tiles[expert][first:first + config.raster_group]:
                     for part in range(config.splits):
-                        yield Tile(expert, height, row, min(height, begins[expert + 1] - row), column, part)
+                        yield Tile(expert, height, row, rows, column, part)
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ class ScheduleReport:
         return self.useful / (self.makespan * self.cores) if self.makespan else 1.0
 
 
-def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores: int) -> ScheduleReport:
+def simulate(tokens_per_expert: Sequence[Rows], n: int, config: TileConfig, cores: int) -> ScheduleReport:
     """Runs the queue on `cores` equal work-groups."""
     if cores < 1:
         raise ValueError(f"cores must be at least 1, got {cores}")
@@ -107,4 +131,4 @@ def simulate(tokens_per_expert: Sequence[int], n: int, config: TileConfig, cores
             busy[(number - 1) % cores] += cost
         else:
             heapq.heappush(busy, heapq.heappop(busy) + cost)
-    return ScheduleReport(cores, num_tiles, per_height, sum(tokens_per_expert) * n, computed, max(busy))
+    return ScheduleReport(cores, num_tiles, per_height, sum(map(num_rows, tokens_per_expert)) * n, computed, max(busy))

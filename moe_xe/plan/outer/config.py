@@ -20,7 +20,7 @@ class Gathered(str, Enum):
 @dataclass(frozen=True)
 class OuterProblem:
     """p, q: columns of left and of right. slots: row r of the gathered operand is row_indices[r] // slots. accumulate: d is
-    added to instead of overwritten."""
+    added to instead of overwritten. ranks: as in GroupedGemmProblem."""
     p: int
     q: int
     input: Dtype
@@ -30,11 +30,13 @@ class OuterProblem:
     gathered: Gathered = Gathered.none
     slots: int = 1
     accumulate: bool = False
+    ranks: int = 1
 
     def __str__(self) -> str:
         types = self.input.value if self.input is self.output else f"{self.input.value}->{self.output.value}"
         gathered = "" if self.gathered is Gathered.none else f" {self.gathered.value} gathered"
-        return f"{types} P={self.p} Q={self.q}{gathered}{' accumulated' if self.accumulate else ''}"
+        of_ranks = f" of {self.ranks} ranks" if self.ranks > 1 else ""
+        return f"{types} P={self.p} Q={self.q}{gathered}{' accumulated' if self.accumulate else ''}{of_ranks}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..gemm.config import Schedule, XeConfig
 from ..gemm.splits import possible_splits
 from ..model.cost import Prediction, own_kernel, predict
 from ..model.devices import DeviceRecord
-from ..model.schedule import cut_of
+from ..model.schedule import Rows, cut_of, num_rows, over_ranks
 from ..problem import GroupedGemmProblem
 from .configs import ALIKE, enumerate_configs, taller_tile
 from .rules import check_xe_config
@@ -36,7 +36,7 @@ RECORDED = (5.84, 3.49, 2.04, 1.40, 0.97, 0.70, 0.50, 0.35, 0.25, 0.17, 0.11, 0.
 class Scores:
     """What configurations cost for these loads, each the rows of every expert: seconds of all of them together."""
 
-    def __init__(self, problem: GroupedGemmProblem, loads: Sequence[tuple[int, ...]], device: DeviceRecord,
+    def __init__(self, problem: GroupedGemmProblem, loads: Sequence[tuple[Rows, ...]], device: DeviceRecord,
                  configs: Sequence[XeConfig]):
         self.problem, self.loads, self.device = problem, loads, device
         self._exact: dict[XeConfig, float] = {}
@@ -82,7 +82,7 @@ class Scores:
         return [predict(self.problem, rows, kernel, self.device, launches=0, even=even) for rows in self.loads]
 
 
-def candidates(problem: GroupedGemmProblem, device: DeviceRecord, most_rows: int, loads: Sequence[tuple[int, ...]],
+def candidates(problem: GroupedGemmProblem, device: DeviceRecord, most_rows: int, loads: Sequence[tuple[Rows, ...]],
                schedule: Schedule = Schedule.dynamic) -> list[XeConfig]:
     """What `enumerate_configs` leaves; with K shared out, too, where none of the loads has a tile for every core, nor may be taller
     than `most_rows` says."""
@@ -114,7 +114,7 @@ def _spread(total_rows: int, num_experts: int, weights: Sequence[float]) -> tupl
 
 @functools.lru_cache(maxsize=1024)
 def _choose(problem: GroupedGemmProblem, total_rows: int, num_experts: int, device: DeviceRecord, schedule: Schedule) -> XeConfig:
-    loads = likely_loads(total_rows, num_experts)
+    loads = [tuple(over_ranks(rows, problem.ranks) for rows in load) for load in likely_loads(total_rows, num_experts)]
     scores = Scores(problem, loads, device, candidates(problem, device, total_rows, loads, schedule))
     return _with_taller_tiles(scores, scores.ranked(1)[0], total_rows)
 
@@ -141,7 +141,7 @@ def choose_xe_config(problem: GroupedGemmProblem, total_rows: int, num_experts: 
 
 # ---- for known rows
 
-def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[int], device: DeviceRecord, count: int) -> list[XeConfig]:
+def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[Rows], device: DeviceRecord, count: int) -> list[XeConfig]:
     """At most `count` distinct configurations for these rows, the least predicted time first: what an autotuner measures.
 
     Really different ones: at most two have the same main tile, the one with most of the rows, and these differ in how far
@@ -150,10 +150,10 @@ def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[int],
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     rows = tuple(rows_per_expert)
-    scores = Scores(problem, [rows], device, candidates(problem, device, max(rows, default=1), [rows]))
+    scores = Scores(problem, [rows], device, candidates(problem, device, max(map(num_rows, rows), default=1), [rows]))
     found: dict[tuple, list[XeConfig]] = {}     # by main tile
     for config in scores.ranked(count * LOOKED_AT):
-        config = _with_taller_tiles(scores, config, sum(rows))
+        config = _with_taller_tiles(scores, config, sum(map(num_rows, rows)))
         twins = found.setdefault(_main_tile(rows, config), [])
         if len(twins) < TWINS and all(config.prefetch_distance != twin.prefetch_distance for twin in twins):
             twins.append(config)
@@ -162,7 +162,7 @@ def best_xe_configs(problem: GroupedGemmProblem, rows_per_expert: Sequence[int],
     return sorted(itertools.chain.from_iterable(found.values()), key=scores.seconds)
 
 
-def _main_tile(rows_per_expert: Sequence[int], config: XeConfig) -> tuple[int, int, int, int]:
+def _main_tile(rows_per_expert: Sequence[Rows], config: XeConfig) -> tuple[int, int, int, int]:
     """Height, width and a sub-group's rows and columns of the tile that computes the most rows."""
     shares = dict.fromkeys(config.heights, 0)
     for rows in rows_per_expert:

@@ -14,7 +14,8 @@ using Record = int32 __attribute__((ext_vector_type(4)));   // of a tile: one lo
 
 enum class Dtype { bf16, f16, f32 };
 enum class WeightLayout { enk, ekn };      // [E, N, K] (PyTorch's) or [E, K, N]
-enum class RowsFormat { counts, ends };    // tokens per expert, or the cumulative end of each expert's rows
+enum class RowsFormat { counts, ends, batched };   // tokens per expert, the cumulative end of each expert's rows, or counts where
+                                                  // every expert has room for the same number of rows
 enum class Schedule { dynamic, static_stride };
 enum class Pairs { none, halves, interleaved };   // columns c and N/2 + c, or 2c and 2c + 1, are one gate and one up value
 enum class Act { none, silu, gelu, gelu_tanh, relu2, swiglu_oai };
@@ -39,7 +40,7 @@ struct Arguments {
   const float* global_scales;  // [routed experts] or null
   const void* bias;            // [routed experts, N] or null
   void* d;                     // [d_rows, out_n]; row r of the sorted rows goes to d[r], or d[row_indices[r]]
-  const void* rows;            // tokens per expert, or ends, [num_experts]
+  const void* rows;            // tokens per expert, or ends, [num_experts]; or a table of counts, [problem::ranks, num_experts]
   const int32* row_indices;    // [total_rows] or null
   const float* row_scales;     // [total_rows] or null
   int32* queue;                // a few words, zero in stream order before the launch
@@ -54,6 +55,7 @@ struct Arguments {
   int64 shared_expert_stride;
   int64 bias_stride;           // elements between experts' biases
   int64 d_stride;              // elements between rows of d
+  int64 rows_stride;           // elements between ranks' counts in the table
   int32 num_experts;           // routed and shared
 };
 

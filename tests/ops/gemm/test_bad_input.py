@@ -9,7 +9,7 @@ A, W, ROWS = torch.randn(10, 16), torch.randn(3, 8, 16), torch.tensor([2, 3, 5])
 
 WRONG = {
     "a is no tensor": (dict(a=[1.0]), TypeError, r"a must be a torch.Tensor \[total_rows, K\], got list"),
-    "a has three dimensions": (dict(a=A[None]), ValueError, r"a must have 2 dimensions .* got float32\[1, 10, 16\]"),
+    "a has four dimensions": (dict(a=A[None, None]), ValueError, r"a must have 2 dimensions .* got float32\[1, 1, 10, 16\]"),
     "a is double": (dict(a=A.double()), TypeError, "a must be bfloat16, float16 or float32, got torch.float64"),
     "a is sparse": (dict(a=A.to_sparse()), TypeError, "a must be a dense tensor"),
     "a's rows are not contiguous": (dict(a=torch.randn(16, 10).T), ValueError, r"a's rows must be contiguous .* strides \(1, 10\)"),
@@ -21,7 +21,7 @@ WRONG = {
     "counts are float": (dict(tokens_per_expert=ROWS.float()), TypeError, "tokens_per_expert must be int32 or int64, got torch.float32"),
     "counts are too few": (dict(tokens_per_expert=ROWS[:2]), ValueError, "one entry for each of the 3 experts, got 2"),
     "counts are strided": (dict(tokens_per_expert=torch.tensor([2, 0, 3, 0, 5])[::2]), ValueError, "must be contiguous, got stride 2"),
-    "counts are 2D": (dict(tokens_per_expert=ROWS[None]), ValueError, "tokens_per_expert must have 1 dimensions"),
+    "counts are 3D": (dict(tokens_per_expert=ROWS[None, None]), ValueError, "tokens_per_expert must have 1 dimensions"),
     "counts are negative": (dict(tokens_per_expert=torch.tensor([2, -1, 5])), ValueError, r"tokens_per_expert\[1\] is -1"),
     "counts exceed the rows": (dict(tokens_per_expert=torch.tensor([2, 4, 5])), ValueError, "sums to 11, but there are only 10 rows"),
     "bias has another shape": (dict(bias=torch.zeros(3, 7)), ValueError, r"bias must be \[E, N\] = \[3, 8\], got \[3, 7\]"),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from moe_xe.plan.gemm.config import LEAST_PART, MOST_PARTS
 from moe_xe.plan.gemm.heuristics import Family, choose_config, cpu_config, generic_config
-from moe_xe.plan.gemm.splits import choose_splits, evenly, possible_splits
-from moe_xe.plan.model.schedule import tiles
+from moe_xe.plan.gemm.splits import choose_splits, possible_splits
+from moe_xe.plan.model.schedule import evenly, tiles
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 from moe_xe.plan.rules import check_queue
 

@@ -45,8 +45,8 @@ class OuterMainloop {
       const int64 end = begin + depth;
       const int steps = (depth + elements_per_step - 1) / elements_per_step;
       const bool last = end == tile.end;
-      pack<Gathered::left, left_step>(begin, end, tile.row, rows, height, packed_left, left_block);
-      pack<Gathered::right, right_step>(begin, end, tile.column, columns, right_step, packed_right, right_block);
+      pack<Gathered::left, left_step>(tile, begin, end, tile.row, rows, height, packed_left, left_block);
+      pack<Gathered::right, right_step>(tile, begin, end, tile.column, columns, right_step, packed_right, right_block);
       const Packed* panel = packed_right;
 #pragma unroll 1
       for (int column = 0; column < columns; column += config::micro_columns, panel += right_block) {
@@ -86,11 +86,12 @@ class OuterMainloop {
       return __builtin_bit_cast(PackedVector, loaded);
     }
   };
-  template <Gathered operand> Step step_at(int64 sorted_row, int64 end) const {
-    const bool pair = bf16_pairs && sorted_row + 1 < end;
-    return {row_of<operand>(sorted_row), pair ? row_of<operand>(sorted_row + 1) : nullptr};
+  template <Gathered operand> Step step_at(const OuterTile& tile, int64 row, int64 end) const {
+    const bool pair = bf16_pairs && row + 1 < end;
+    return {row_of<operand>(tile, row), pair ? row_of<operand>(tile, row + 1) : nullptr};
   }
-  template <Gathered operand> const Input* row_of(int64 sorted_row) const {
+  template <Gathered operand> const Input* row_of(const OuterTile& tile, int64 tile_row) const {
+    const int64 sorted_row = sorted_row_of(tile, tile_row);
     const int64 row = problem::gathered == operand ? outer_source_row(args, sorted_row) : sorted_row;
     if constexpr (operand == Gathered::left) return static_cast<const Input*>(args.left) + row * args.left_stride;
     else return static_cast<const Input*>(args.right) + row * args.right_stride;
@@ -98,11 +99,11 @@ class OuterMainloop {
 
   // `columns` columns of an operand from `column` on, in blocks of `height` of them.
   template <Gathered operand, int step_size>
-  void pack(int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
+  void pack(const OuterTile& tile, int64 begin, int64 end, int64 column, int columns, int height, Packed* to, int64 block_size) const {
     constexpr int64 all_columns = operand == Gathered::left ? problem::p : problem::q;
 #pragma unroll 1
-    for (int64 sorted_row = begin; sorted_row < end; sorted_row += elements_per_step, to += step_size) {
-      const Step step = step_at<operand>(sorted_row, end);
+    for (int64 row = begin; row < end; row += elements_per_step, to += step_size) {
+      const Step step = step_at<operand>(tile, row, end);
       Packed* block = to;
 #pragma unroll 1
       for (int first = 0; first < columns; first += height, block += block_size)

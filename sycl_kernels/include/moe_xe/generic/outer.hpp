@@ -26,7 +26,7 @@ class OuterMainloop {
 #pragma unroll 1
     for (int64 first = tile.begin; first < tile.end; first += lanes) {
       // each lane finds one sorted row's place in both operands
-      const int64 mine = lesser(first + lane, tile.end - 1);
+      const int64 mine = sorted_row_of(tile, lesser(first + lane, tile.end - 1));
       const int64 left = source_row<Gathered::left>(mine) * args.left_stride;
       const int64 right = source_row<Gathered::right>(mine) * args.right_stride;
       const int count = int(lesser(lanes, tile.end - first));

@@ -12,6 +12,7 @@ struct OuterRecords {
   static constexpr int column_tiles = int((problem::q + config::tile_columns - 1) / config::tile_columns);
   static constexpr int tiles = row_tiles * column_tiles * config::splits;
 
+  static int cut(int) { return 0; }
   static int count(int) { return tiles; }
 
   static Record at(const Record* list, int number) {
@@ -21,14 +22,14 @@ struct OuterRecords {
     return record;
   }
 
-  static void write(Record* list, int first, int expert, int begin, int end, int lane, int) {
-    if (lane == 0) list[first / tiles] = Record{expert, begin, end, 0};
+  static void write(Record* list, int expert, Record entry, const Record*, int lane, int) {
+    if (lane == 0) list[entry.z / tiles] = Record{expert, entry.x, entry.y, 0};
   }
 };
 
 template <class Team> class OuterQueue {
  public:
-  OuterQueue(const OuterArguments& args, Team& team) : tiles(args, team) { tiles.open(); }
+  OuterQueue(const OuterArguments& args, Team& team) : args(args), team(team), tiles(args, team) { tiles.open(); }
 
   void request() { tiles.request(); }
 
@@ -45,11 +46,17 @@ template <class Team> class OuterQueue {
     const int64 first = record.y + split * share, last = first + share;
     tile = OuterTile{record.x, split, row * config::tile_rows, column * config::tile_columns, first < end ? first : end,
                      last < end ? last : end};
+    if constexpr (in_runs) {
+      tile.runs = runs_of(args, team.num_groups, record.x);
+      team.take_over();    // every sub-group reads them
+    }
     return record.x >= 0;
   }
 
  private:
   static constexpr int step = 32;
+  const OuterArguments& args;
+  Team& team;
   TileList<Team, OuterArguments, OuterRecords> tiles;
 };
 

@@ -35,7 +35,7 @@ struct Parts {
 };
 
 inline Parts parts_of(const Arguments& args, int num_groups, const Tile& tile) {
-  Record* entry = experts_of(args, num_groups) + args.num_experts + int64(tile.entry) * entry_records;
+  Record* entry = list_of(args, num_groups) + int64(tile.entry) * entry_records;
   return {reinterpret_cast<int32*>(entry + 1), reinterpret_cast<float*>(entry + 2)};
 }
 

@@ -4,21 +4,16 @@
 //
 // Experts come by falling size (powers of two of their rows), so that the tail of the queue is made of the smallest.
 #pragma once
-#include <moe_xe/types.hpp>
+#include <moe_xe/queue/runs.hpp>
 
 namespace moe_xe {
 
-// An entry for each expert; the list is behind them, and they are behind the work-groups' scratch.
-template <class Arguments> Record* experts_of(const Arguments& args, int num_groups) {
-  return reinterpret_cast<Record*>(static_cast<char*>(args.scratch) + num_groups * config::scratch_bytes);
-}
-
-// Team: the lanes of one work-group. Records: count(rows), tiles of an expert of so many rows; write(), the expert's part
-// of the list; at(), the record of a tile.
+// Team: the lanes of one work-group. Records: cut(rows), row tiles of a run of so many rows; count(row_tiles), tiles of an expert;
+// write(), the expert's part of the list; at(), the record of a tile.
 template <class Team, class Arguments, class Records> class TileList {
  public:
   TileList(const Arguments& args, Team& team)
-      : args(args), team(team), experts(experts_of(args, team.num_groups)), list(experts + args.num_experts) {}
+      : args(args), team(team), experts(experts_of(args, team.num_groups)), list(list_of(args, team.num_groups)) {}
 
   // Makes the list, or waits for it; then this work-group's first tile can be received.
   void open() {
@@ -37,7 +32,7 @@ template <class Team, class Arguments, class Records> class TileList {
     place_experts();
     team.barrier();
     for (int expert = team.sub_group; expert < args.num_experts; expert += team.num_sub_groups)
-      Records::write(list, experts[expert].z, expert, experts[expert].x, experts[expert].y, team.lane(), Team::lanes);
+      Records::write(list, expert, experts[expert], runs_of(args, team.num_groups, expert), team.lane(), Team::lanes);
     return tiles_of_sizes_from(0);
   }
 
@@ -58,6 +53,7 @@ template <class Team, class Arguments, class Records> class TileList {
  private:
   enum { next, arrived, ready };    // words of the queue; ready: number of tiles + 1
   static constexpr int sizes = 32;
+  static constexpr bool batched = problem::rows_format == RowsFormat::batched;
   static_assert(Team::sizes == sizes && config::scratch_bytes % sizeof(Record) == 0);
 
   void hand_out(int of) {
@@ -72,21 +68,49 @@ template <class Team, class Arguments, class Records> class TileList {
     const int worker = team.sub_group * Team::lanes + team.lane(), workers = team.num_sub_groups * Team::lanes;
     for (int size = worker; size < sizes; size += workers) tiles_of_size[size] = 0;
     team.barrier();
+    const int num_runs = args.num_experts * problem::ranks;
     int64 before = 0;
 #pragma unroll 1
-    for (int first = 0; first < args.num_experts; first += workers) {
-      const int expert = first + worker;
-      int64 all;
-      const int64 rows = rows_of(expert), rows_end = before + team.scan(rows, all);
+    for (int first = 0; first < num_runs; first += workers) {
+      const int run = first + worker;
+      const int64 rows = rows_of(run, num_runs);
+      int64 rows_end = run * room() + rows;
+      if constexpr (!batched) {
+        int64 all;
+        rows_end = before + team.scan(rows, all);
+        before += all;
+      }
       const int begin = int(lesser(rows_end - rows, args.total_rows)), end = int(lesser(rows_end, args.total_rows));
-      before += all;
-      const int tiles = Records::count(end - begin), size = end > begin ? sizes - __builtin_clz(unsigned(end - begin)) : 0;
-      if (expert < args.num_experts) {
-        experts[expert] = Record{begin, end, tiles, size};
-        if (tiles > 0) team.add_shared(tiles_of_size + size, tiles);
+      if (run < num_runs) {
+        if constexpr (in_runs) runs_of(args, team.num_groups, run % args.num_experts)[run / args.num_experts] = Record{begin, end, 0, 0};
+        else enter(run, begin, end, Records::cut(end - begin));
       }
     }
     team.barrier();
+    if constexpr (in_runs) {
+      for (int expert = worker; expert < args.num_experts; expert += workers) join_runs(expert);
+      team.barrier();
+    }
+  }
+
+  void enter(int expert, int begin, int end, int row_tiles) {
+    const int tiles = Records::count(row_tiles), size = end > begin ? sizes - __builtin_clz(unsigned(end - begin)) : 0;
+    experts[expert] = Record{begin, end, tiles, size};
+    if (tiles > 0) team.add_shared(team.totals() + size, tiles);
+  }
+
+  // The tiles of an expert's runs are neighbours: they share its weights.
+  void join_runs(int expert) {
+    Record* runs = runs_of(args, team.num_groups, expert);
+    int rows = 0, row_tiles = 0;
+#pragma unroll 1
+    for (int rank = 0; rank < problem::ranks; ++rank) {
+      const int begin = runs[rank].x, end = runs[rank].y;
+      runs[rank] = Record{begin, end, rows, row_tiles};
+      rows += end - begin;
+      row_tiles += Records::cut(end - begin);
+    }
+    enter(expert, 0, rows, row_tiles);
   }
 
   // A sub-group for each size; an entry's tiles become its first one.
@@ -113,13 +137,15 @@ template <class Team, class Arguments, class Records> class TileList {
     return team.broadcast(team.inclusive_scan(tiles), Team::lanes - 1);
   }
 
-  int64 rows_of(int expert) const {
-    if (expert >= args.num_experts) return 0;
+  int64 rows_of(int run, int num_runs) const {
+    if (run >= num_runs) return 0;
     const auto* table = static_cast<const problem::RowCount*>(args.rows);
-    int64 rows = table[expert];
-    if constexpr (problem::rows_format == RowsFormat::ends) rows -= expert > 0 ? int64(table[expert - 1]) : 0;
-    return rows < 0 ? 0 : lesser(rows, args.total_rows);
+    int64 rows = in_runs ? table[run / args.num_experts * args.rows_stride + run % args.num_experts] : table[run];
+    if constexpr (problem::rows_format == RowsFormat::ends) rows -= run > 0 ? int64(table[run - 1]) : 0;
+    return rows < 0 ? 0 : lesser(rows, room());
   }
+  // How many rows an expert can have.
+  int64 room() const { return batched ? args.total_rows / args.num_experts : args.total_rows; }
   static int64 lesser(int64 x, int64 y) { return x < y ? x : y; }
 
   const Arguments& args;

@@ -46,7 +46,8 @@ struct TileRecords {
   static constexpr int number_bit = 21;     // above rows and variant
   static_assert(num_heights <= 1 << variant_bits && config::heights[0] << variant_bits < 1 << number_bit);
 
-  static int count(int rows) { return cut_rows(rows, 0).count * columns * config::splits; }
+  static int cut(int rows) { return cut_rows(rows, 0).count; }
+  static int count(int row_tiles) { return row_tiles * columns * config::splits; }
 
   static Record at(const Record* list, int number) {
     if constexpr (!split) return list[number];
@@ -64,12 +65,13 @@ struct TileRecords {
   }
 
   // Groups of row tiles; within a group rows run fastest, so that neighbours in time share a column of weights.
-  static void write(Record* list, int first, int expert, int begin, int end, int lane, int lanes) {
-    const int row_tiles = cut_rows(end - begin, 0).count;
+  static void write(Record* list, int expert, Record entry, const Record* runs, int lane, int lanes) {
+    const int row_tiles = row_tiles_of(entry, runs), first = entry.z;
 #pragma unroll 1
     for (int wanted = lane; wanted < row_tiles; wanted += lanes) {
-      const RowCut cut = cut_rows(end - begin, wanted);
-      const int row = begin + cut.row, left = end - row;
+      const Record run = in_runs ? run_with(runs, wanted) : Record{entry.x, entry.y, 0, 0};
+      const RowCut cut = cut_rows(run.y - run.x, wanted - run.w);
+      const int row = run.x + cut.row, left = run.y - row;
       const int in_group = wanted % config::raster_group, group = wanted - in_group;
       const int group_rows = row_tiles - group < config::raster_group ? row_tiles - group : config::raster_group;
       Record* to = list + first / config::splits * entry_records + group * columns * entry_records + in_group * entry_records;
@@ -79,6 +81,21 @@ struct TileRecords {
         if constexpr (split) to[1] = Record(0);
       }
     }
+  }
+
+ private:
+  static int row_tiles_of(Record entry, const Record* runs) {
+    if constexpr (!in_runs) return cut(entry.y - entry.x);
+    const Record last = runs[problem::ranks - 1];
+    return last.w + cut(last.y - last.x);
+  }
+
+  // The run that has an expert's row tile of this number: the last one with no more before it, as the others up to there end before.
+  static Record run_with(const Record* runs, int row_tile) {
+    int rank = 0;
+#pragma unroll 1
+    for (int later = 1; later < problem::ranks; ++later) rank += runs[later].w <= row_tile;
+    return runs[rank];
   }
 };
 
