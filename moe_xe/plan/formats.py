@@ -133,3 +133,7 @@ class Quantization:
     def weight_bytes(self) -> float:
         """Of one weight in memory, with its share of its group's scale and zero."""
         return self.codes.bits / 8 + self.scales.size * (1 + self.zeros) / (self.rows * self.columns)
+
+    def scales_rows(self, columns: int) -> bool:
+        """Whether these are int8 codes without zeros, each row of so many columns with one scale: they can be multiplied as they are."""
+        return self.codes is Codes.int8 and not self.zeros and self.columns >= columns

@@ -5,6 +5,14 @@
 
 namespace moe_xe {
 
+// The row of the weights of a sub-group's feature; of one past them, the last.
+template <class Part> inline int weight_row(const Tile& tile, int first_feature, int feature) {
+  const int run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
+  const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
+  const int row = first + first_feature + feature;
+  return row < int(problem::n) ? row : int(problem::n) - 1;
+}
+
 template <int variant> class DenseRows {
   using Part = Shape<variant>;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
@@ -59,10 +67,7 @@ template <int variant> class CodeRows {
       : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
-      const int feature = v * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
-      const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
-      const int column = first + first_feature + feature;
-      rows[v].go_to(codes, column < int(problem::n) ? column : int(problem::n) - 1);
+      rows[v].go_to(codes, weight_row<Part>(tile, first_feature, v * 16 + lane));
       rows[v].load(0);
     }
   }
@@ -115,6 +120,6 @@ template <int variant> class CodeRows {
   int next = 0;      // element of K where the next round begins
 };
 
-template <int variant> using FeatureRows = std::conditional_t<quantised, CodeRows<variant>, DenseRows<variant>>;
+template <int variant> using FeatureRows = std::conditional_t<converts, CodeRows<variant>, DenseRows<variant>>;
 
 }  // namespace moe_xe
