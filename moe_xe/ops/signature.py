@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -37,12 +37,13 @@ class Signature:
 
     Fields of a nested dataclass become arguments beside the others. An optional dataclass is None where all of its are. A field may also
     be a tensor or a dataclass: then the dataclass's first field, a tensor too, is the argument of the field's name, and the others are None for a
-    tensor alone.
+    tensor alone. absent: optional fields that are None in every call, and no arguments: torch's ops have at most 64.
     """
 
-    def __init__(self, cls: type):
-        self._cls = cls
-        self._leaves = tuple(_leaves(cls, "", lambda value: value, optional=False))
+    def __init__(self, cls: type, absent: Collection[str] = ()):
+        self._cls, self._absent = cls, absent
+        leaves = _leaves(cls, "", lambda value: value, optional=False)
+        self._leaves = tuple(leaf for leaf in leaves if leaf.name.partition(".")[0] not in absent)
         self.names = tuple(leaf.name for leaf in self._leaves)
         self.schema = ", ".join(f"{leaf.schema_type} {leaf.name.replace('.', '_')}" for leaf in self._leaves)
 
@@ -56,7 +57,7 @@ class Signature:
     def unflatten(self, arguments) -> object:
         """The dataclass again."""
         pairs = zip(self._leaves, arguments, strict=True)
-        return _build(self._cls, (a if leaf.decode is None or a is None else leaf.decode(a) for leaf, a in pairs))
+        return _build(self._cls, (a if leaf.decode is None or a is None else leaf.decode(a) for leaf, a in pairs), absent=self._absent)
 
     def tensors(self, value) -> dict[str, torch.Tensor]:
         """The tensors that are there, by their names."""
@@ -134,9 +135,9 @@ def _tensor_or(get: Callable, first: Callable) -> Callable:
     return read
 
 
-def _build(cls: type, values: Iterator, optional: bool = False, or_tensor: bool = False):
-    fields = {field.name: _build(field.kind, values, field.optional, field.or_tensor) if _is_nested(field.kind) else next(values)
-              for field in _fields(cls)}
+def _build(cls: type, values: Iterator, optional: bool = False, or_tensor: bool = False, absent: Collection[str] = ()):
+    fields = {field.name: None if field.name in absent else _build(field.kind, values, field.optional, field.or_tensor) if _is_nested(field.kind)
+              else next(values) for field in _fields(cls)}
     first, *others = fields.values()
     if or_tensor and all(value is None for value in others):
         return first

@@ -50,6 +50,7 @@ def launch_quantize_rows(submission: Submission, x: torch.Tensor, codes: torch.T
     target = target_of(facts_of(submission.queue))
     columns = 1 if target.is_cpu else lane_columns(size, [(*place, dtype) for place, dtype in zip(places, dtypes)])
     problem = QuantizeRowsProblem(size, dtypes[0], columns)
+    submission.keep(x, codes, scales)
     kernel = compile_kernel(submission.queue, quantize_rows_source(problem, target.isa))
     submission.launch(kernel, *activate_groups(problem, rows, target.is_cpu, target.cores), (*places[0], *places[1], scales.data_ptr(), rows))
 

@@ -49,7 +49,7 @@ class LoraCall(BlockCall):
     lora2: LoraAdapter | None = None
 
 
-LORA = Signature(LoraCall)
+LORA = Signature(LoraCall, absent=("shared", "activations"))
 
 
 @dataclass(frozen=True)
