@@ -33,6 +33,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     checks.check_same_device(x=x)
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x must not require a gradient, which codes have none for: call it under torch.no_grad()")
+    if not checks.holds(x.shape[1] > 0):
+        raise ValueError(f"x must have columns, got {checks.shape_of(x)}")
     if not checks.holds(x.shape[0] <= MAX_ROWS) or not checks.holds(x.shape[1] <= MAX_COLUMNS):
         raise ValueError(f"x must have at most {MAX_ROWS} rows and {MAX_COLUMNS} columns, got {checks.shape_of(x)}")
     row_stride("x", x)
