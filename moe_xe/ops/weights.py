@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..plan.formats import Quantization
-from ..plan.problem import WeightLayout
+from ..plan.problem import INT8_MAX_K, WeightLayout
 from ..quantized.weight import QuantizedWeight
 from . import checks
 
@@ -44,6 +44,9 @@ def check_int8_weight(name: str, w: Weight, beside: str) -> None:
         zeros, order = (" with zeros" * (w.zeros is not None), "[E, K, N]" if w.transposed else "[E, N, K]")
         raise ValueError(f"{name} must be int8 codes [E, N, K] without zeros, each row with one scale, beside {beside}; got {w.format} codes "
                          f"{order} in groups of {w.group}{zeros}")
+
+    if w.shape[2] > INT8_MAX_K:
+        raise ValueError(f"{name} must have at most K = {INT8_MAX_K} beside {beside}, got {list(w.shape)}")
 
 
 def tensors_of(name: str, w: Weight) -> dict[str, torch.Tensor]:

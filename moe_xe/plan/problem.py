@@ -7,6 +7,7 @@ from enum import Enum
 from .formats import Quantization
 
 INT32_MAX = 2**31 - 1       # kernels count tiles, columns and experts in int32
+INT8_MAX_K = 2**16          # of products of codes, whose int32 sums hold 127 * 255 each
 MAX_COLUMNS = 2**30         # of any operand: kernels step beyond the last one
 
 

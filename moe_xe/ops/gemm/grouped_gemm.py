@@ -43,7 +43,7 @@ def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *,
       has total_rows rows; an index outside is not written, and what it was made of has no gradient. Excludes gather_indices.
     row_scales: [total_rows] float32, multiplies row r of the sorted rows, bias included, before it is rounded.
     a_scales: [rows of a] float32, where a is int8 codes (`quantize_rows`): then w is an int8 `QuantizedWeight` [E, N, K] with one scale a
-      row and without zeros, products of codes are summed exactly on Xe GPUs (to K = 131072), and scaled once. Without gradients.
+      row and without zeros, and K is at most 65536; sums of products of codes are scaled once. Without gradients.
     out_dtype: bfloat16, float16 or float32; a's dtype by default, of int8 codes bfloat16. Accumulation is in float32; float32 inputs are exact
       unless torch.set_float32_matmul_precision allows tf32 and the device has it.
     out: [total_rows, N] to write to; shares no memory with the inputs. Not where a gradient is asked for.

@@ -29,7 +29,6 @@ SURFACE_MIN_WIDTH = 64
 SURFACE_LIMIT = 1 << 24          # of width and pitch in bytes, of height in rows
 LANE_ACCESS = 16                 # what one lane loads or stores at once (xe/mainloop_*.hpp)
 SCALE_ACCESS = 4                 # of scales and zeros, at most (xe/scales.hpp)
-INT8_MAX_K = 1 << 17             # of products that int32 sums surely hold: 127 * 128 each
 OPERAND_K = 16                   # elements of K of a dpas operand: one group's
 
 
@@ -68,9 +67,6 @@ def codes_fit(problem: GroupedGemmProblem, operands: Operands) -> bool:
     quantization = problem.quantization
     if quantization is None:
         return True
-    if problem.input is Dtype.i8 and not (problem.weights is WeightLayout.enk and quantization.scales_rows(problem.k) and
-                                          problem.k <= INT8_MAX_K):
-        return False
     group, has_zero = quantization.columns, quantization.zeros or quantization.zero != 0
     columns = problem.k if problem.weights is WeightLayout.enk else problem.n
     groups_fit = group % OPERAND_K == 0 and (group % SCALE_ROUND == 0 or SCALE_ROUND % group == 0) or group >= columns

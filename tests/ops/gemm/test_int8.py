@@ -83,6 +83,7 @@ def test_bad_input(device):
     grouped = QuantizedWeight.quantize(torch.randn(4, 37, K), "int8", (1, 32)).to(device)
     zeros = QuantizedWeight.quantize(torch.randn(4, 37, K), "int8", (1, K), symmetric=False).to(device)
     int4 = QuantizedWeight.quantize(torch.randn(4, 37, K), "int4", (1, K)).to(device)
+    long = QuantizedWeight(torch.zeros(1, 15, 65537, dtype=torch.int8, device=device), torch.ones(1, 15, 1, device=device), format="int8", group=(1, 65537))
     right = r"w must be int8 codes \[E, N, K\] without zeros, each row with one scale, beside a in int8; got "
     for changes, error, message in (
             (dict(a=a.float()), TypeError, "a must be int8 with a_scales, got torch.float32"),
@@ -93,6 +94,7 @@ def test_bad_input(device):
             (dict(w=w.dequantize()), TypeError, "w must be a QuantizedWeight in int8 beside a in int8, got Tensor"),
             (dict(w=grouped), ValueError, right + r"int8 codes \[E, N, K\] in groups of \(1, 32\)"), (dict(w=zeros), ValueError, right + ".* with zeros"),
             (dict(w=int4), ValueError, right + "int4"), (dict(w=w.mT.contiguous(), a=a[:, :37]), ValueError, right + r"int8 codes \[E, K, N\]"),
+            (dict(w=long, a=long.codes[0]), ValueError, r"w must have at most K = 65536 beside a in int8, got \[1, 15, 65537\]"),
             (dict(bias=torch.zeros(4, 37, device=device, requires_grad=True)), ValueError, "bias must not require a gradient"),
             (dict(out_dtype=torch.int8), TypeError, "out_dtype must be bfloat16, float16 or float32, got torch.int8")):
         with pytest.raises(error, match=message):
