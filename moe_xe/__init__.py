@@ -9,6 +9,7 @@ from .ops.gemm import gradient as _gemm_gradient    # register themselves
 from .ops.routing import gradient as _route_gradient
 from .ops.gemm.grouped_mm import grouped_mm
 from .ops.gemm.grouped_outer import grouped_outer
+from .ops.gemm.quantize_rows import quantize_rows
 from .ops.gemm.scaled_grouped_mm import scaled_grouped_mm
 from .ops.lora.lora_moe import LoraAdapter, lora_moe
 from .ops.routing.route import route
@@ -24,7 +25,7 @@ grouped_gemm.interface, grouped_gemm.reference = _interface, _reference
 __version__ = "0.1.0"
 __all__ = ["CpuConfig", "Fusions", "GemmConfigs", "GenericConfig", "LoraAdapter", "MoeConfig", "OuterCpuConfig", "OuterGenericConfig",
            "OuterXeConfig", "QuantizedWeight", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
-           "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route",
+           "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "quantize_rows", "route",
            "scaled_grouped_mm", "sort_tokens"]
 _LAZY = ("integrations", "nn")      # submodules that are imported when they are asked for
 

@@ -142,12 +142,13 @@ def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.d
 
 
 def run_fused(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions | None = None, autotune: bool = False,
-              y_dtype: torch.dtype | None = None) -> torch.Tensor:
+              y_dtype: torch.dtype | None = None, int8_rows: bool = False) -> torch.Tensor:
     """The block as moe_xe computes it: [T, H]."""
     return fused_moe(inputs.hidden_states, weights.w13, weights.w2, inputs.topk_weights, inputs.topk_ids,
                      activation=family.activation, interleaved=family.interleaved, alpha=family.alpha, limit=family.limit,
                      b13=weights.b13, b2=weights.b2, shared=weights.shared, weight_on_input=family.weight_on_input,
-                     weight_layout="ekn" if family.transposed else "enk", fusions=fusions, autotune=autotune, y_dtype=y_dtype)
+                     weight_layout="ekn" if family.transposed else "enk", fusions=fusions, autotune=autotune, y_dtype=y_dtype,
+                     activations="int8" if int8_rows else None)
 
 
 def reference(family: Family, weights: Weights, inputs: Inputs, tokens: torch.Tensor) -> torch.Tensor:

@@ -12,4 +12,5 @@ __all__ = ["as_in_checkpoint"]
 
 def as_in_checkpoint(w: torch.Tensor, checkpoint: Checkpoint) -> QuantizedWeight:
     """w: [E, N, K]."""
-    return QuantizedWeight.quantize(w, checkpoint.format, checkpoint.group, scale_dtype=SCALE_DTYPES[checkpoint.scales][0])
+    rows, columns = checkpoint.group
+    return QuantizedWeight.quantize(w, checkpoint.format, (rows, min(columns, w.shape[2])), scale_dtype=SCALE_DTYPES[checkpoint.scales][0])

@@ -71,9 +71,13 @@ def run_case(model: workloads.Model, gemm: int, tokens: int, dtype_name: str, de
         codes = as_in_checkpoint(w, checkpoint)
         w, weight_bytes = codes.dequantize(dtype), checkpoint.weight_bytes
     rows = torch.tensor(counts, dtype=torch.int32, device=device)
+    ours_of = {"a": a}
+    if weights != "dense" and checkpoint.int8_rows:     # quantised before; torch's ways have these numbers
+        ours_of["a"], ours_of["a_scales"] = moe_xe.quantize_rows(a)
+        a = (ours_of["a"] * ours_of["a_scales"][:, None]).to(dtype)
     offs = rows.cumsum(0, dtype=torch.int32)
     ours, dense, loop = (torch.full((sum(counts), n), float("nan"), dtype=dtype, device=device) for _ in range(3))
-    calls = {"moe_xe": lambda: moe_xe.grouped_gemm(a, codes, rows, out=ours, autotune=autotune),
+    calls = {"moe_xe": lambda: moe_xe.grouped_gemm(**ours_of, w=codes, tokens_per_expert=rows, out=ours, autotune=autotune),
              **({} if codes is w else {"moe_xe_dense": lambda: moe_xe.grouped_gemm(a, w, rows, out=dense, autotune=autotune)}),
              "grouped_mm": lambda: torch.nn.functional.grouped_mm(a, w.transpose(1, 2), offs=offs),
              "mm_loop": lambda: mm_loop(a, w, counts, loop)}

@@ -66,10 +66,11 @@ def describe(config: TileConfig) -> str:
 
 
 def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
-                 gathered: bool, quantization: Quantization | None = None) -> Case:
-    """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration. quantization: of its weights, on Xe GPUs."""
+                 gathered: bool, quantization: Quantization | None = None, int8_rows: bool = False) -> Case:
+    """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration. quantization: of its weights, on Xe GPUs;
+    int8_rows: they are multiplied with rows that are int8, too."""
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
-    problem = GroupedGemmProblem(n, k, dtype, dtype, layout, gathered=gathered and gemm == 0, quantization=quantization)
+    problem = GroupedGemmProblem(n, k, Dtype.i8 if int8_rows else dtype, dtype, layout, gathered=gathered and gemm == 0, quantization=quantization)
     if device.architecture is None:
         isa = target_of(facts_of(queue_for(torch.device("cpu")))).isa
         config: TileConfig = choose_config(problem, Family.cpu, sum(rows), model.num_experts, device.xe_cores, isa=isa)
@@ -83,8 +84,8 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
 
 
 def predict_model_block(model: workloads.Model, tokens: int, device: DeviceRecord, dtype: Dtype, layout: WeightLayout,
-                        y: Dtype | None = None, quantization: Quantization | None = None) -> BlockPrediction:
+                        y: Dtype | None = None, quantization: Quantization | None = None, int8_rows: bool = False) -> BlockPrediction:
     """The model's whole block with its routing, in default configurations. Raises ValueError for a device that is no Xe GPU."""
     shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, dtype, layout, y,
-                       quantization=quantization)
+                       quantization=quantization, int8_rows=int8_rows)
     return predict_block(shape, tokens, rows_of(model, tokens), device)

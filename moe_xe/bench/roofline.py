@@ -13,7 +13,7 @@ from ..once import once
 from ..plan.gemm.config import VECTOR_DWORDS
 from ..plan.gemm.heuristics import fast_isa
 from ..plan.model.devices import DeviceRecord, find_record
-from ..plan.problem import Dtype
+from ..plan.problem import FLOATS, Dtype
 from ..runtime import cpu_isa
 from ..timing import timed
 
@@ -57,7 +57,7 @@ def _kept_record(value: bytes | None) -> DeviceRecord | None:
     if not isinstance(fields, dict) or {name: type(field) for name, field in fields.items()} != _MEASURED:
         return None
     rates = fields["tflops"]
-    measured = rates.keys() == {dtype.value for dtype in Dtype} and all(type(rate) is float for rate in rates.values())
+    measured = rates.keys() == {dtype.value for dtype in FLOATS} and all(type(rate) is float for rate in rates.values())
     return DeviceRecord(**fields) if measured and all(0 < rate < math.inf for rate in (*rates.values(), fields["bandwidth"])) else None
 
 

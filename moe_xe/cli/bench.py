@@ -44,7 +44,7 @@ def gemm(
     model: Annotated[str, typer.Option(help="Comma-separated models.")] = "gpt-oss-20b,qwen3-30b-a3b,mixtral-8x7b",
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,4,16,1024,4096",
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16,fp16,fp32",
-    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8, w8a8.")] = "dense",
     device: Annotated[str, typer.Option(help="cpu or xpu.")] = "cpu",
     autotune: Annotated[bool, typer.Option("--autotune", help="In the fastest measured configurations.")] = False,
     seconds: Annotated[float, typer.Option(help="Time for each case, beyond three rounds.", min=0)] = 2.0,
@@ -93,7 +93,7 @@ def block(
     permute_y: Annotated[bool, typer.Option("--permute-y", "--permute_y", help="Put rows back in the second GEMM.")] = False,
     autotune: Annotated[bool, typer.Option("--autotune", help="In the fastest measured configurations.")] = False,
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16",
-    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8, w8a8.")] = "dense",
     device: Annotated[Optional[str], typer.Option(help="cpu or xpu; default: xpu where torch finds one.")] = None,
     scale: Annotated[float, typer.Option(min=1, help="Divides hidden and intermediate sizes, each then the nearest "
                                                      "multiple of 64; experts and top-k stay.")] = 1.0,

@@ -19,7 +19,7 @@ def predict(
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,4,16,64,256,1024,4096,8192",
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     layout: Annotated[WeightLayout, typer.Option(help="Order of the weights in memory.")] = WeightLayout.enk,
-    weights: Annotated[str, typer.Option(help="dense, or quantised as in checkpoints: mxfp4, int4, fp8, int8; on Xe GPUs.")] = "dense",
+    weights: Annotated[str, typer.Option(help="dense, or quantised as in checkpoints: mxfp4, int4, fp8, int8, w8a8; on Xe GPUs.")] = "dense",
     gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
     block: Annotated[bool, typer.Option("--block", help="The whole block: launches, routing, sort, both GEMMs, sum.")] = False,
     y_dtype: Annotated[Optional[str], typer.Option(help="With --block: of the rows that are summed, fp32 or --dtype.")] = None,
@@ -33,7 +33,7 @@ def predict(
         if plot:
             from ..bench.plot import require_matplotlib
             require_matplotlib()
-        quantization = _quantization(weights, layout)
+        checkpoint = _checkpoint(weights, layout)
         if block:
             from .predict_block import check_blocks, predict_blocks
             _one_of("--dtype", dtype, DTYPES)
@@ -42,11 +42,11 @@ def predict(
                 check_blocks(y, json)
             else:
                 predict_blocks(_device(device), _models(model), _token_counts(tokens), DTYPES[dtype], layout, y, weights,
-                               quantization, json)
+                               *_kind_of(checkpoint), json)
         elif check:
             _check(json, plot)
         else:
-            _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, weights, quantization, json, plot)
+            _predict(device, _models(model), _token_counts(tokens), dtype, layout, gathered, weights, *_kind_of(checkpoint), json, plot)
     except (ImportError, OSError) as error:
         Console(stderr=True).print(str(error), markup=False)
         raise typer.Exit(1)
@@ -70,7 +70,7 @@ def _one_of(option: str, name: str, values: dict):
     return values[name]
 
 
-def _quantization(weights: str, layout: WeightLayout):
+def _checkpoint(weights: str, layout: WeightLayout):
     from ..plan.formats import CHECKPOINTS
 
     checkpoint = _one_of("--weights", weights, {"dense": None, **CHECKPOINTS})
@@ -78,7 +78,12 @@ def _quantization(weights: str, layout: WeightLayout):
         return None
     if layout is not WeightLayout.enk:
         raise typer.BadParameter(f"expected enk for quantised weights, got {layout.value!r}", param_hint="--layout")
-    return checkpoint.quantization
+    return checkpoint
+
+
+def _kind_of(checkpoint) -> tuple:
+    """Quantization of weights, and whether rows are int8, too."""
+    return (None, False) if checkpoint is None else (checkpoint.quantization, checkpoint.int8_rows)
 
 
 def _device(name: str):
@@ -90,13 +95,13 @@ def _device(name: str):
         raise typer.BadParameter(str(error), param_hint="--device")
 
 
-def _predict(device, models, token_counts, dtype, layout, gathered, weights, quantization, json, plot):
+def _predict(device, models, token_counts, dtype, layout, gathered, weights, quantization, int8_rows, json, plot):
     from ..bench.predictions import predict_case
 
     input, record = _one_of("--dtype", dtype, DTYPES), _device(device)
     if quantization is not None and record.architecture is None:
         raise typer.BadParameter(f"quantised weights are predicted for Xe GPUs, got {record.name}", param_hint="--device")
-    cases = [predict_case(model, gemm, count, record, input, layout, gathered, quantization)
+    cases = [predict_case(model, gemm, count, record, input, layout, gathered, quantization, int8_rows)
              for model in models for gemm in (0, 1) for count in token_counts]
     if plot:
         from ..bench.plot_predictions import plot_cases

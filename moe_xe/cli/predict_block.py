@@ -11,13 +11,13 @@ def _as_dict(prediction) -> dict:
             "parts_ms": {part: 1e3 * seconds for part, seconds in prediction.parts.items()}}
 
 
-def predict_blocks(device, models, token_counts, dtype, layout, y, weights, quantization, json: bool) -> None:
+def predict_blocks(device, models, token_counts, dtype, layout, y, weights, quantization, int8_rows: bool, json: bool) -> None:
     """Of each model, for each number of tokens."""
     from ..bench.predictions import predict_model_block
 
     if device.architecture is None:
         raise typer.BadParameter(f"--block is for Xe GPUs, got {device.name}", param_hint="--device")
-    blocks = [(model, tokens, predict_model_block(model, tokens, device, dtype, layout, y, quantization))
+    blocks = [(model, tokens, predict_model_block(model, tokens, device, dtype, layout, y, quantization, int8_rows))
               for model in models for tokens in token_counts]
     if json:
         print(jsonlib.dumps({"predicted": True, "device": device.name, "dtype": dtype.value, "layout": layout.value, "weights": weights, "blocks": [
@@ -25,15 +25,16 @@ def predict_blocks(device, models, token_counts, dtype, layout, y, weights, quan
         return
     print(f"PREDICTED, not measured: {device.name}, {dtype.value}, {layout.value}, {weights} weights; milliseconds, launches and routing included")
     for model in models:
-        table = new_table("tokens", "launches", *_PARTS, "all", title=model.name)
+        parts = {name: part for name, part in _PARTS.items() if any(part in block.parts for found, _, block in blocks if found is model)}
+        table = new_table("tokens", "launches", *parts, "all", title=model.name)
         for found, tokens, block in blocks:
             if found is model:
-                table.add_row(str(tokens), str(block.launches), *(short(1e3 * block.parts[part]) for part in _PARTS.values()),
+                table.add_row(str(tokens), str(block.launches), *(short(1e3 * block.parts.get(part, 0.0)) for part in parts.values()),
                               short(1e3 * block.seconds))
         print_table(table)
 
 
-_PARTS = {"launch": "launches", "route": "route", "sort": "sort", "GEMM 1": "gate_up", "GEMM 2": "down", "sum": "combine"}
+_PARTS = {"launch": "launches", "route": "route", "sort": "sort", "int8": "quantize", "GEMM 1": "gate_up", "GEMM 2": "down", "sum": "combine"}
 
 
 def check_blocks(y, json: bool) -> None:

@@ -15,7 +15,7 @@ def tune(
     model: Annotated[str, typer.Option(help="Comma-separated: qwen3, llama4, gpt-oss, deepseek, mixtral.")] = "qwen3",
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,16,256,1024",
     dtype: Annotated[str, typer.Option(help="Comma-separated: bf16, fp16, fp32.")] = "bf16",
-    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8.")] = "dense",
+    weights: Annotated[str, typer.Option(help="Comma-separated: dense, or as in checkpoints: mxfp4, int4, fp8, int8, w8a8.")] = "dense",
     device: Annotated[Optional[str], typer.Option(help="cpu or xpu; default: xpu where torch finds one.")] = None,
     scale: Annotated[float, typer.Option(min=1, help="Divides hidden and intermediate sizes, each then the nearest "
                                                      "multiple of 64; experts and top-k stay.")] = 1.0,
@@ -76,13 +76,14 @@ def _runs(name, scale, dtype, weights_name, token_counts, device, training):
     from ..plan.formats import CHECKPOINTS
 
     family = block_models.scaled(block_models.FAMILIES[name], scale)
-    weights = block_models.make_weights(family, dtype, device, training)
+    weights, int8_rows = block_models.make_weights(family, dtype, device, training), False
     if weights_name != "dense":
         weights, _ = block_models.quantised(family, weights, CHECKPOINTS[weights_name])
+        int8_rows = CHECKPOINTS[weights_name].int8_rows
     for tokens in token_counts:
         with torch.inference_mode(not training):
             inputs = block_models.make_inputs(family, tokens, dtype, device, training)
-            out = block_models.run_fused(family, weights, inputs, Fusions(), autotune=True)
+            out = block_models.run_fused(family, weights, inputs, Fusions(), autotune=True, int8_rows=int8_rows)
             if training:
                 out.backward(torch.randn_like(out))
         yield tokens

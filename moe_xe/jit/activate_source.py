@@ -18,7 +18,7 @@ def activate_source(problem: ActivateProblem, isa: str | None) -> KernelSource:
     pairs = "none" if not act.gated else "interleaved" if act.interleaved else "halves"
     dtypes = {name: getattr(problem, name) or problem.z for name in ("z", "g", "dz", "hs")}
     text = assemble("CPU" if isa else "GENERIC", [
-        f"inline constexpr int intermediate_size = {problem.intermediate_size}, columns = {problem.columns};",
+        f"inline constexpr int row_size = {problem.row_size}, columns = {problem.columns};",
         "inline constexpr Dtype " + ", ".join(f"{name} = Dtype::{dtype.value}" for name, dtype in dtypes.items()) + ";",
         "inline constexpr Dtype input = z, output = hs;",
         _flags(has_dz=problem.dz, has_hs=problem.hs, has_dscale=problem.dscale, has_row_scales=problem.has_row_scales,

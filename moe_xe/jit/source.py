@@ -48,8 +48,8 @@ def constants_of(config: TileConfig | OuterConfig) -> list[str]:
 
 
 KERNEL_NAME = "grouped_gemm"
-# fourteen pointers, eleven int64, num_experts: the fields of Arguments in types.hpp
-KERNEL_SIGNATURE = 14 * "p" + 11 * "q" + "i"
+# fifteen pointers, eleven int64, num_experts: the fields of Arguments in types.hpp
+KERNEL_SIGNATURE = 15 * "p" + 11 * "q" + "i"
 
 
 @functools.lru_cache(maxsize=4096)

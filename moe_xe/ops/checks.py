@@ -10,6 +10,7 @@ from ..plan.problem import Dtype, WeightLayout
 from ..quantized.weight import QuantizedWeight
 
 DTYPES = {torch.bfloat16: Dtype.bf16, torch.float16: Dtype.f16, torch.float32: Dtype.f32}
+A_DTYPES = {**DTYPES, torch.int8: Dtype.i8}
 TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in DTYPES.items()}
 _DTYPE_NAMES = "bfloat16, float16 or float32"
 FLOAT32_MAX, FLOAT32_TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny

@@ -18,7 +18,7 @@ from ..plan.launch import QUEUE_WORDS, LaunchPlan, Target, plan_launch
 from ..plan.model.devices import record_of
 from ..plan.problem import Activation, GroupedGemmProblem, Operands, RowScale, RowsFormat
 from ..quantized.weight import QuantizedWeight
-from .checks import DTYPES, check_addresses, check_same_dtype, row_stride
+from .checks import A_DTYPES, DTYPES, check_addresses, check_same_dtype, row_stride
 from .submission import Submission
 from .tuned import print_config, tuned_plan
 from .weights import Weight, quantization_of, strides_of, tensors_of
@@ -40,7 +40,7 @@ class Call:
     counts of the batched layout, whose rows are flat here (rows_format).
 
     row_indices: gathers rows of a (divided by slots), scatters rows of d, or both. row_scales: [total_rows] float32.
-    choice: its part "forward" is for this GEMM.
+    choice: its part "forward" is for this GEMM. a_scales: [rows of a] float32, of a's int8 codes.
     """
     a: torch.Tensor
     w: Weight
@@ -58,11 +58,12 @@ class Call:
     rows_format: str = "counts"
     schedule: str = "dynamic"
     choice: Choice = Choice()
+    a_scales: torch.Tensor | None = None
 
     @property
     def reads(self) -> dict[str, torch.Tensor | None]:
         """What is read, by the names that users know."""
-        return {"a": self.a, **tensors_of("w", self.w), rows_name(self.rows_format): self.rows, "bias": self.bias,
+        return {"a": self.a, **tensors_of("w", self.w), rows_name(self.rows_format): self.rows, "bias": self.bias, "a_scales": self.a_scales,
                 "gather_indices" if self.gathered else "scatter_indices": self.row_indices, "row_scales": self.row_scales}
 
 
@@ -86,13 +87,13 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
     num_experts, n, k = call.w.shape
     shared = call.shared
     problem = GroupedGemmProblem(
-        n=n, k=k, input=DTYPES[call.a.dtype], output=DTYPES[out.dtype], weights=layout,
+        n=n, k=k, input=A_DTYPES[call.a.dtype], output=DTYPES[out.dtype], weights=layout,
         bias=None if call.bias is None else DTYPES[call.bias.dtype], rows_format=RowsFormat(call.rows_format),
         rows_bits=64 if call.rows.dtype == torch.int64 else 32, gathered=call.gathered,
         ranks=table_of(call.rows)[0], tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
         activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count,
         quantization=quantization_of(call.w))
-    operands = Operands(a=call.a.data_ptr(), **_addresses_of(call.w), d=out.data_ptr(), total_rows=call.total_rows,
+    operands = Operands(a=call.a.data_ptr(), a_scales=pointer_of(call.a_scales) or 0, **_addresses_of(call.w), d=out.data_ptr(), total_rows=call.total_rows,
                         a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
                         w_stride=w_stride, w_expert_stride=w_expert_stride, d_stride=row_stride("out", out), d_rows=out.shape[0],
                         **({} if shared is None else {
@@ -123,7 +124,8 @@ def _with_columns(call: Call) -> Call:
     """Without K, sums are zero and biases remain: the same with one column of zeros, as no kernel has none."""
     if call.w.shape[2]:
         return call
-    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1), w=call.a.new_zeros(*call.w.shape[:2], 1))
+    dtype = torch.float32 if call.a.dtype == torch.int8 else call.a.dtype
+    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1, dtype=dtype), w=call.a.new_zeros(*call.w.shape[:2], 1, dtype=dtype), a_scales=None)
 
 
 def table_of(rows: torch.Tensor) -> tuple[int, int]:
@@ -167,7 +169,7 @@ def _submit(submission: Submission, call: Call, plan: LaunchPlan, operands: Oper
     kernel = compile_kernel(submission.queue, grouped_gemm_source(plan.problem, plan.config))
     scratch = submission.empty(plan.scratch_bytes(operands), dtype=torch.uint8)
     submission.launch(kernel, plan.num_groups, plan.group_size, (
-        operands.a, operands.w or None, operands.shared_w or None, operands.shared_up or None, *operands.of_codes,
+        operands.a, operands.a_scales or None, operands.w or None, operands.shared_w or None, operands.shared_up or None, *operands.of_codes,
         pointer_of(call.bias), operands.d,
         call.rows.data_ptr(), pointer_of(call.row_indices), pointer_of(call.row_scales), queue_words.data_ptr(),
         scratch.data_ptr() or None, operands.total_rows, operands.a_rows, operands.d_rows, operands.a_stride, operands.w_stride,

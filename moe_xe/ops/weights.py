@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 
 from ..plan.formats import Quantization
-from ..plan.problem import WeightLayout
+from ..plan.problem import INT8_MAX_K, WeightLayout
 from ..quantized.weight import QuantizedWeight
 from . import checks
 
-__all__ = ["Weight", "check_weight", "logical_weights", "quantization_of", "strides_of", "tensors_of"]
+__all__ = ["Weight", "check_int8_weight", "check_weight", "logical_weights", "quantization_of", "strides_of", "tensors_of"]
 
 Weight = torch.Tensor | QuantizedWeight
 
@@ -34,6 +34,19 @@ def check_weight(name: str, w: Weight, rows_name: str, rows: torch.Tensor) -> No
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{part} must not require a gradient, which codes have no use for: they are whole steps of a scale. Train an adapter "
                              f"(lora_moe) or dense weights")
+
+
+def check_int8_weight(name: str, w: Weight, beside: str) -> None:
+    """TypeError or ValueError unless its codes can be multiplied with int8 codes."""
+    if not isinstance(w, QuantizedWeight):
+        raise TypeError(f"{name} must be a QuantizedWeight in int8 beside {beside}, got {type(w).__name__}")
+    if w.transposed or not w.quantization.scales_rows(w.shape[2]):
+        zeros, order = (" with zeros" * (w.zeros is not None), "[E, K, N]" if w.transposed else "[E, N, K]")
+        raise ValueError(f"{name} must be int8 codes [E, N, K] without zeros, each row with one scale, beside {beside}; got {w.format} codes "
+                         f"{order} in groups of {w.group}{zeros}")
+
+    if w.shape[2] > INT8_MAX_K:
+        raise ValueError(f"{name} must have at most K = {INT8_MAX_K} beside {beside}, got {list(w.shape)}")
 
 
 def tensors_of(name: str, w: Weight) -> dict[str, torch.Tensor]:

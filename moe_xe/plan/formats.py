@@ -88,10 +88,11 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A format as published checkpoints have it. group: (gn, gk)."""
+    """A format as published checkpoints have it. group: (gn, gk). int8_rows: whether rows of activations are to be quantised, too."""
     format: str
     group: tuple[int, int]
     scales: ScaleType
+    int8_rows: bool = False
 
     @property
     def quantization(self) -> Quantization:
@@ -105,12 +106,15 @@ class Checkpoint:
         return self.quantization.weight_bytes
 
 
-# by the names of commands' --weights: gpt-oss; GPTQ, AWQ and AutoRound; DeepSeek-V3 and Qwen3's FP8; GPTQ's 8 bits
+WHOLE_ROW = 1 << 30     # columns of a group
+
+# by the names of commands' --weights: gpt-oss; GPTQ, AWQ and AutoRound; DeepSeek-V3 and Qwen3's FP8; GPTQ's 8 bits; compressed-tensors' W8A8
 CHECKPOINTS = {
     "mxfp4": Checkpoint("mxfp4", (1, 32), ScaleType.e8m0),
     "int4": Checkpoint("uint4", (1, 128), ScaleType.f16),
     "fp8": Checkpoint("fp8_e4m3", (128, 128), ScaleType.f32),
     "int8": Checkpoint("int8", (1, 128), ScaleType.f16),
+    "w8a8": Checkpoint("int8", (1, WHOLE_ROW), ScaleType.bf16, int8_rows=True),
 }
 
 
@@ -135,3 +139,7 @@ class Quantization:
     def weight_bytes(self) -> float:
         """Of one weight in memory, with its share of its group's scale and zero."""
         return self.codes.bits / 8 + self.scales.size * (1 + self.zeros) / (self.rows * self.columns)
+
+    def scales_rows(self, columns: int) -> bool:
+        """Whether these are int8 codes without zeros, each row of so many columns with one scale: they can be multiplied as they are."""
+        return self.codes is Codes.int8 and not self.zeros and self.columns >= columns

@@ -7,6 +7,7 @@ from enum import Enum
 from .formats import Quantization
 
 INT32_MAX = 2**31 - 1       # kernels count tiles, columns and experts in int32
+INT8_MAX_K = 2**16          # of products of codes, whose int32 sums hold 127 * 255 each
 MAX_COLUMNS = 2**30         # of any operand: kernels step beyond the last one
 
 
@@ -14,11 +15,15 @@ class Dtype(str, Enum):
     bf16 = "bf16"
     f16 = "f16"
     f32 = "f32"
+    i8 = "i8"      # only of activations that are codes, which have a scale for each row
 
     @property
     def size(self) -> int:
         """Bytes of one element."""
-        return 4 if self is Dtype.f32 else 2
+        return {Dtype.f32: 4, Dtype.i8: 1}.get(self, 2)
+
+
+FLOATS = (Dtype.bf16, Dtype.f16, Dtype.f32)
 
 
 class WeightLayout(str, Enum):
@@ -76,7 +81,8 @@ class GroupedGemmProblem:
     gathered: row r of the sorted rows is ``a[row_indices[r] // slots]``; scattered: it is written to ``d[row_indices[r]]``.
     shared: how many groups of rows, the first ones, have weights in tensors of their own. tf32: float32 inputs may be
     rounded to tf32. quantization: of the weights, which are codes then; a quantised weight has no shared ones beside it.
-    ranks: rows come by rank and, within a rank, by expert; there is a row of counts for each rank.
+    ranks: rows come by rank and, within a rank, by expert; there is a row of counts for each rank. input i8: a has codes, each row with a
+    scale, which are multiplied with the weights' codes.
     """
     n: int
     k: int
@@ -129,7 +135,7 @@ class GroupedGemmProblem:
 @dataclass(frozen=True)
 class Operands:
     """Where the operands lie: base addresses in bytes, strides in elements. num_experts counts shared experts too. scales, zeros
-    and global_scales: of codes in w; 0 if there are none."""
+    and global_scales: of codes in w; a_scales: of those in a; 0 if there are none."""
     a: int
     w: int
     d: int
@@ -148,6 +154,7 @@ class Operands:
     scales: int = 0
     zeros: int = 0
     global_scales: int = 0
+    a_scales: int = 0
 
     @property
     def of_codes(self) -> tuple[int | None, int | None, int | None]:

@@ -62,10 +62,10 @@ extern "C" MOE_XE_KERNEL_ATTRIBUTES void moe_block(
     int num_experts) {
   const long rows = long(num_tokens) * routing::slots;
   const int experts = num_experts + routing::problem::num_shared;
-  const gate_up::Arguments first{x, w13, shared_gate, shared_up, scales13, zeros13, global_scales13, b13, h, tokens_per_expert,
+  const gate_up::Arguments first{x, nullptr, w13, shared_gate, shared_up, scales13, zeros13, global_scales13, b13, h, tokens_per_expert,
                                  row_pairs, row_scales, nullptr, gate_up_scratch, rows, num_tokens, rows, x_stride, w13_stride, w13_expert_stride,
                                  shared13_stride, shared13_expert_stride, b13_stride, h_stride, 0, experts};
-  const down::Arguments second{h, w2, shared_down, nullptr, scales2, zeros2, global_scales2, b2, y, tokens_per_expert, row_pairs,
+  const down::Arguments second{h, nullptr, w2, shared_down, nullptr, scales2, zeros2, global_scales2, b2, y, tokens_per_expert, row_pairs,
                                row_scales, nullptr, down_scratch, rows, rows, rows, h_stride, w2_stride, w2_expert_stride, shared2_stride,
                                shared2_expert_stride, b2_stride, y_stride, 0, experts};
   const routing::ExpertIds ids{static_cast<const routing::problem::Id*>(topk_ids), topk_ids_stride, expert_map, expert_map_size};

@@ -22,7 +22,7 @@ ROWS = [512] * 128      # 8192 tokens
 def test_a_block_is_the_sum_of_its_parts():
     block = predict_block(QWEN3, 8192, ROWS, B60)
     gemms = [predict(problem, ROWS, own_kernel(problem, choose_xe_config(problem, 65536, 128, B60), B60), B60, launches=0).seconds
-             for problem in QWEN3.gemms]
+             for problem in QWEN3.gemms(8192)]
     assert (block.parts["gate_up"], block.parts["down"]) == tuple(gemms)
     assert block.launches == 5 and block.parts["launches"] == 5 * LAUNCH_SECONDS
     assert block.seconds == pytest.approx(sum(block.parts.values())) and all(seconds > 0 for seconds in block.parts.values())

@@ -52,7 +52,9 @@ def default_config(problem: GroupedGemmProblem, n: int, k: int, total_rows: int,
 
 
 def encode(values: np.ndarray, dtype: Dtype) -> np.ndarray:
-    """fp32 -> the bits that are stored (round to nearest even)."""
+    """fp32 -> the bits that are stored (round to nearest even); of int8 the codes."""
+    if dtype is Dtype.i8:
+        return np.nan_to_num(values, nan=77).astype("i1")
     if dtype is Dtype.bf16:
         bits = values.astype("f4").view("u4").astype("u8")
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")
@@ -92,7 +94,9 @@ class Case:
         self.sorted_rows = used if self.total_rows is None else self.total_rows
         a_rows = -(-self.sorted_rows // p.slots) + 13 if p.gathered else self.sorted_rows
         d_rows = self.sorted_rows + 5 if p.scattered else self.sorted_rows
-        a = rng.standard_normal((a_rows, p.k), "f4")
+        int8 = p.input is Dtype.i8
+        a = rng.integers(-127, 128, (a_rows, p.k)).astype("f4") if int8 else rng.standard_normal((a_rows, p.k), "f4")
+        self.a_scales = rng.uniform(0.005, 0.02, a_rows).astype("f4") if int8 else None
         self.quantised = self._quantised(rng) if p.quantization else None
         w = self.quantised_values() if p.quantization else rng.standard_normal((self.groups, p.n, p.k), "f4") / np.sqrt(p.k)
         bias = rng.standard_normal((self.groups, p.n), "f4")
@@ -100,7 +104,7 @@ class Case:
         scales = rng.uniform(-1.5, 1.5, self.sorted_rows).astype("f4")
         self.indices = self._row_indices(rng, a_rows, d_rows) if p.gathered or p.scattered else None
         self.row_scales = scales if p.row_scale is not RowScale.none else None
-        self.a = padded(a, p.input, 0, self.padding)
+        self.a = padded(a, p.input, 0, 2 * self.padding if int8 else self.padding)
         self.w = self.quantised.stored if p.quantization else self._stored(w[p.shared:])
         self.shared_w, self.shared_up, self.shared_expert_stride = self._stored_shared(w[:p.shared])
         self.bias = padded(bias[p.shared:], p.bias, 0, 3) if p.bias else None
@@ -109,7 +113,10 @@ class Case:
         rows = np.cumsum(self.counts) if p.rows_format is RowsFormat.ends else np.array(self.counts)
         self.rows = np.pad(rows.reshape(p.ranks, self.groups), ((0, 0), (0, 3 * (p.ranks > 1))), constant_values=99).astype(f"i{p.rows_bits // 8}")
 
-        a, w = (self._as_read(x) for x in (a, w))
+        if int8:
+            a, w = a * self.a_scales.astype("f8")[:, None], w.astype("f8")
+        else:
+            a, w = (self._as_read(x) for x in (a, w))
         if self.quantised and p.quantization.global_scales:
             w = w * self.quantised.global_scales[:, None, None]
         bias = decode(encode(bias, p.bias), p.bias) if p.bias else np.zeros_like(bias)
@@ -176,7 +183,7 @@ class Case:
         codes, p = self.quantised, self.problem
         scales = [None] * 3 if codes is None else [codes.scales, codes.zeros, codes.global_scales]
         per_byte = 1 if codes is None else 8 // p.quantization.codes.bits
-        args = [self.a, self.w, self.shared_w, self.shared_up, *scales, self.bias, self.d, self.rows, self.indices, self.row_scales,
+        args = [self.a, self.a_scales, self.w, self.shared_w, self.shared_up, *scales, self.bias, self.d, self.rows, self.indices, self.row_scales,
                 np.zeros(QUEUE_WORDS, "i4"), self.scratch(config), np.int64(self.sorted_rows), np.int64(len(self.a)), np.int64(len(self.d)), row_stride(self.a),
                 per_byte * row_stride(self.w), np.int64(0 if self.w is None else per_byte * self.w[0].size), row_stride(self.shared_w),
                 np.int64(self.shared_expert_stride), row_stride(self.bias), row_stride(self.d), row_stride(self.rows), np.int32(self.groups)]

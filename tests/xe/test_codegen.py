@@ -11,7 +11,7 @@ from moe_xe.isa.listing import summarize
 from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.jit.source import generate
 from moe_xe.plan.gemm.heuristics import generic_config
-from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
+from moe_xe.plan.problem import FLOATS, Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale, RowsFormat, WeightLayout
 
 missing = spirv.missing() or ocloc.missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
@@ -52,7 +52,7 @@ def name(problem: GroupedGemmProblem) -> str:
     return f"{problem.n}x{problem.k}-{problem.input.value}-{problem.weights.value}{'-gathered' if problem.gathered else ''}"
 
 
-PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, list(Dtype) if n == 5760 else [Dtype.bf16])]
+PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, FLOATS if n == 5760 else [Dtype.bf16])]
 
 
 @pytest.mark.few(4)

@@ -6,7 +6,7 @@ import pytest
 from moe_xe.isa import kernels
 from moe_xe.isa.listing import summarize
 from moe_xe.plan.gemm.heuristics import generic_config
-from moe_xe.plan.problem import Dtype, GroupedGemmProblem
+from moe_xe.plan.problem import FLOATS, Dtype, GroupedGemmProblem
 
 from .case import EKN, ENK, missing, run
 
@@ -23,7 +23,7 @@ def test_odd_sizes(layout, gathered, dtype, bias):
 @pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_no_spills(dtype, layout, device):
     problem = GroupedGemmProblem(2880, 2881, dtype, dtype, layout, bias=dtype, gathered=True)
     summary = summarize(kernels.build(problem, generic_config(problem, 8192), device), "grouped_gemm")

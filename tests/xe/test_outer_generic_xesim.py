@@ -13,7 +13,7 @@ from moe_xe.jit.shipped_sources import sources_dir
 from moe_xe.plan.launch import QUEUE_WORDS, RECORD_BYTES
 from moe_xe.plan.outer.config import Gathered, OuterGenericConfig, OuterProblem
 from moe_xe.plan.outer.heuristics import generic_outer_config
-from moe_xe.plan.problem import Dtype
+from moe_xe.plan.problem import FLOATS, Dtype
 
 from .case import decode, encode, missing, padded
 
@@ -91,7 +91,7 @@ def test_rows_shared_out():
 @pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("gathered, accumulate", [(Gathered.none, True), (Gathered.left, False), (Gathered.right, True)])
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_no_spills(dtype, gathered, accumulate, device):
     problem = OuterProblem(2880, 2881, dtype, dtype, gathered=gathered, slots=3, accumulate=accumulate)
     summary = summarize(build(problem, generic_outer_config(problem), device), KERNEL_NAME)

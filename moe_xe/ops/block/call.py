@@ -14,9 +14,9 @@ from .. import checks
 from ..autocast import autocast
 from ..routing.token_sort import check_routing
 from ..signature import Signature
-from ..weights import Weight, check_weight, logical_weights, tensors_of
+from ..weights import Weight, check_int8_weight, check_weight, logical_weights, tensors_of
 
-__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "activation_of", "block_call", "y_dtype_of"]
+__all__ = ["BLOCK", "FUSIONS", "BlockCall", "Fusions", "SharedExpert", "activation_of", "activations_of", "block_call", "y_dtype_of"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BlockCall:
     """The checked arguments of one block; w13 is the logical [E, 2I or I, H], w2 the logical [E, H, I].
 
     y_dtype: of the second GEMM's rows, where they are summed by a launch of their own. choice: of configurations, its parts
-    "gate_up" and "down" are for the two GEMMs.
+    "gate_up" and "down" are for the two GEMMs. activations: i8, where the routed experts' GEMMs of many tokens multiply codes.
     """
     hidden_states: torch.Tensor
     w13: Weight
@@ -67,6 +67,7 @@ class BlockCall:
     weight_on_input: bool
     y_dtype: Dtype
     choice: Choice = Choice()
+    activations: Dtype | None = None
 
 
 BLOCK = Signature(BlockCall)
@@ -74,18 +75,21 @@ FUSIONS = Signature(Fusions)
 
 
 def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, interleaved, alpha, limit, b13, b2, expert_map, shared,
-               routed_scaling_factor, weight_on_input, weight_layout, y_dtype, config, autotune) -> BlockCall:
+               routed_scaling_factor, weight_on_input, weight_layout, y_dtype, config, autotune, activations=None) -> BlockCall:
     """Of the arguments of `fused_moe`, under torch.autocast; checks all that can be known without the device."""
     choice = Choice.of(config, autotune, MoeConfig)
     hidden_states, w13, w2 = autocast(hidden_states, w13, w2)
     if isinstance(shared, SharedExpert):
         shared = SharedExpert(*autocast(shared.up_proj, shared.down_proj, shared.gate_proj), shared.weights)
     checks.check_tensor("hidden_states", hidden_states, 2, "[T, H]")
+    activations = activations_of(activations)
     for name, w in (("w13", w13), ("w2", w2)):
         checks.check_weight_type(name, w)
     w13, w2 = (logical_weights(w, weight_layout, name) for name, w in (("w13", w13), ("w2", w2)))
     for name, w in (("w13", w13), ("w2", w2)):
         check_weight(name, w, "hidden_states", hidden_states)
+        if activations is not None:
+            check_int8_weight(name, w, 'activations="int8"')
     num_experts, n13, hidden_size = w13.shape
     if not checks.holds(hidden_states.shape[1] == hidden_size):
         raise ValueError(f"hidden_states and w13 must agree in H: hidden_states is {checks.shape_of(hidden_states)}, "
@@ -115,7 +119,14 @@ def block_call(hidden_states, w13, w2, topk_weights, topk_ids, *, activation, in
                              topk_ids=topk_ids, b13=b13, b2=b2, expert_map=expert_map, **({} if shared is None else _tensors_of_shared(shared)))
     checks.row_stride("hidden_states", hidden_states)
     return BlockCall(hidden_states, w13, w2, topk_weights, topk_ids, b13, b2, expert_map, shared, act, routing.routed_scaling_factor,
-                     weight_on_input, y_dtype_of(y_dtype, hidden_states.dtype), choice)
+                     weight_on_input, y_dtype_of(y_dtype, hidden_states.dtype), choice, activations)
+
+
+def activations_of(activations: str | None) -> Dtype | None:
+    """Of this argument of `fused_moe`."""
+    if activations not in (None, "int8"):
+        raise ValueError(f'activations must be None or "int8", got {activations!r}')
+    return None if activations is None else Dtype.i8
 
 
 def activation_of(name: str, gated: bool, interleaved: bool, alpha: float, limit: float | None) -> Activation:

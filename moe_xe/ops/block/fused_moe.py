@@ -11,7 +11,7 @@ from ..library import define
 from ..plain import takes_plain_tensors
 from ..training_op import wants_gradient
 from ..weights import Weight
-from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, block_call, y_dtype_of
+from .call import BLOCK, FUSIONS, BlockCall, Fusions, SharedExpert, activations_of, block_call, y_dtype_of
 from .stages import run_block, workspace_bytes
 from .training import differentiable_moe
 
@@ -26,8 +26,8 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
               expert_map: torch.Tensor | None = None, shared: SharedExpert | None = None,
               routed_scaling_factor: float = 1.0, weight_on_input: bool = False, weight_layout: str = "enk",
               out: torch.Tensor | None = None, workspace: torch.Tensor | None = None, recompute: bool = True,
-              y_dtype: torch.dtype | None = None, config: MoeConfig | None = None, autotune: bool = False,
-              fusions: Fusions | None = None) -> torch.Tensor:
+              y_dtype: torch.dtype | None = None, activations: str | None = None, config: MoeConfig | None = None,
+              autotune: bool = False, fusions: Fusions | None = None) -> torch.Tensor:
     """The routed experts' MLPs of every token, weighted and summed, plus the shared expert.
 
     hidden_states: [T, H], bfloat16, float16 or float32. w13: [E, 2I, H], gate rows then up rows (interleaved: gate even, up
@@ -43,6 +43,9 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
     y_dtype: of the experts' weighted rows, [T * k, H], which lie in memory until they are summed in float32: float32, or
     hidden_states' dtype, in which they take half the time and memory and are rounded once more (docs/block.md). By default
     bfloat16 for bfloat16; else float32, as float16 rows may overflow although their sum would not.
+    activations: "int8": the rows of both GEMMs are quantised, with a scale each, and codes multiplied with codes: up to twice as fast on many
+    tokens. w13 and w2 are int8 then, [E, N, K] with one scale a row and no zeros. A block of few tokens, which weights' bytes bound, is computed
+    as without. A shared expert is not quantised. Inference only.
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights (not quantised ones), biases, topk_weights and the shared expert; in training the shared expert
@@ -57,11 +60,13 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
     call = block_call(hidden_states, w13, w2, topk_weights, topk_ids, activation=activation, interleaved=interleaved, alpha=alpha,
                       limit=limit, b13=b13, b2=b2, expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
                       weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, config=config,
-                      autotune=autotune)
+                      autotune=autotune, activations=activations)
     checks.check_flags(recompute=recompute)
     if wants_gradient(call, BLOCK):
         if out is not None or workspace is not None:
             raise ValueError("out and workspace are for inference, but a gradient is asked for: call it under torch.no_grad()")
+        if activations is not None:
+            raise ValueError("activations must be None where a gradient is asked for, which codes have none for: call it under torch.no_grad()")
         return differentiable_moe(call, recompute)
     fusions = Fusions() if fusions is None else fusions      # no default value: dynamo cannot take a class's instance as one
     if not isinstance(fusions, Fusions):
@@ -84,10 +89,10 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
 
 def fused_moe_workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int, *,
                               dtype: torch.dtype = torch.bfloat16, shared_intermediate_size: int = 0,
-                              y_dtype: torch.dtype | None = None) -> int:
+                              y_dtype: torch.dtype | None = None, activations: str | None = None) -> int:
     """Bytes of a workspace that is enough for `fused_moe` on up to so many tokens.
 
-    shared_intermediate_size: I_s of the shared expert, if there is one. y_dtype: as in `fused_moe`. On the CPU device
+    shared_intermediate_size: I_s of the shared expert, if there is one. y_dtype, activations: as in `fused_moe`. On the CPU device
     the kernels' own scratch still comes from torch's allocator.
     """
     checks.check_dtype("dtype", dtype)
@@ -95,7 +100,7 @@ def fused_moe_workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, int
         ("num_tokens", num_tokens, 0), ("top_k", top_k, 0), ("hidden_size", hidden_size, 0), ("intermediate_size", intermediate_size, 1),
         ("num_experts", num_experts, 0))]
     shared_size = checks.check_count("shared_intermediate_size", shared_intermediate_size, 0, INT32_MAX)
-    return workspace_bytes(*sizes, dtype, shared_size, y_dtype_of(y_dtype, dtype))
+    return workspace_bytes(*sizes, dtype, shared_size, y_dtype_of(y_dtype, dtype), activations_of(activations))
 
 
 def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
@@ -106,7 +111,7 @@ def _check_workspace(workspace: torch.Tensor, call: BlockCall) -> None:
     num_tokens, hidden_size = call.hidden_states.shape
     shared_size = 0 if call.shared is None else call.shared.up_proj.shape[-2]
     needed = workspace_bytes(num_tokens, call.topk_ids.shape[1], hidden_size, call.w2.shape[2], call.w2.shape[0],
-                             call.hidden_states.dtype, shared_size, call.y_dtype)
+                             call.hidden_states.dtype, shared_size, call.y_dtype, call.activations)
     if not checks.holds(workspace.shape[0] >= needed):
         raise ValueError(f"workspace must have at least {needed} bytes (fused_moe_workspace_bytes), got {workspace.shape[0]}")
 

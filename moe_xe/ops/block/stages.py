@@ -14,6 +14,7 @@ from ...plan.problem import Dtype, RowScale
 from ...quantized.weight import QuantizedWeight
 from .. import checks
 from ..checks import TORCH_DTYPES, row_stride
+from ..gemm.quantize_rows import launch_quantize_rows
 from ..launch import Call, SharedWeights, submit, target_of
 from ..routing.token_sort import Routing, launch_combine, launch_sort
 from ..submission import ALIGNMENT, Submission, padded
@@ -51,13 +52,15 @@ class Workspace:
 
 
 def workspace_bytes(num_tokens: int, top_k: int, hidden_size: int, intermediate_size: int, num_experts: int,
-                    dtype: torch.dtype, shared_size: int, y_dtype: Dtype) -> int:
+                    dtype: torch.dtype, shared_size: int, y_dtype: Dtype, activations: Dtype | None) -> int:
     """An upper bound of what `run_block` takes with all fusions on."""
     copies = -(-shared_size // intermediate_size)      # shared experts of the routed ones' size, if it divides theirs
     pairs = num_tokens * (top_k + copies)
     pieces = [4 * (num_experts + copies), 4 * pairs, 4 * pairs, 4 * QUEUE_WORDS * _NUM_QUEUES, pairs * intermediate_size * dtype.itemsize,
               num_tokens * shared_size * dtype.itemsize, num_tokens * 2 * shared_size * Dtype.f32.size,
               pairs * aligned_columns(hidden_size, y_dtype) * y_dtype.size if pairs > num_tokens else 0]
+    if activations is not None:     # codes and scales
+        pieces += [num_tokens * hidden_size, num_tokens * Dtype.f32.size, pairs * intermediate_size, pairs * Dtype.f32.size]
     return sum(map(padded, pieces)) + ALIGNMENT
 
 
@@ -132,6 +135,11 @@ class _Stages:
         return (self.fusions == Fusions() and not self.call.choice.autotune and
                 few_pairs(self.routing.num_tokens, self.routing.top_k))
 
+    def multiplies_codes(self) -> bool:
+        """Where it gains: weights' bytes bound blocks of few tokens."""
+        few = self.fusions.launches and few_pairs(self.routing.num_tokens, self.routing.top_k)
+        return self.call.activations is not None and not few
+
     def gemms(self, counts, pairs, scales, merged: int) -> tuple[Call, Call]:
         """The two GEMMs of the routed experts (behind those of `merged` shared ones) on the rows `pairs`, all fused; the second one's
         a is where the first one's results go."""
@@ -155,6 +163,8 @@ class _Stages:
         if not fusions.gather:
             self.submission.wait()
             gemm1 = replace(gemm1, a=call.hidden_states[pairs.clamp(min=0) // self.routing.slots], row_indices=None, gathered=False)
+        if self.multiplies_codes():
+            gemm1 = self._of_codes(gemm1)
         if fusions.activation:
             submit(self.submission, gemm1, gemm2.a, queues[0])
         else:
@@ -162,6 +172,8 @@ class _Stages:
             submit(self.submission, replace(gemm1, activation=None), sums, queues[0])
             self.submission.wait()
             gemm2 = replace(gemm2, a=apply_activation(sums, call.activation).to(call.hidden_states.dtype))
+        if self.multiplies_codes():
+            gemm2 = self._of_codes(gemm2)
         if fusions.scatter:
             submit(self.submission, gemm2, y, queues[1])
         else:
@@ -172,6 +184,12 @@ class _Stages:
                 y_sorted = y_sorted * scales[:, None]
             used = pairs >= 0
             y[pairs[used].long()] = y_sorted[used].to(y.dtype)
+
+    def _of_codes(self, gemm: Call) -> Call:
+        """The same on rows that are quantised now."""
+        codes, scales = self.space.take(*gemm.a.shape, dtype=torch.int8), self.space.take(len(gemm.a), dtype=torch.float32)
+        launch_quantize_rows(self.submission, gemm.a, codes, scales)
+        return replace(gemm, a=codes, a_scales=scales)
 
     def shared(self, y, counts, pairs, scales, queues) -> None:
         """The shared expert with launches of its own."""

@@ -1,4 +1,4 @@
-"""The activation kernel of training: what it is compiled for, and how many work-groups."""
+"""Kernels that pass over rows, the activations of training and rows to int8 codes: what they are compiled for, and how many work-groups."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ CPU_ROWS = 8                                      # of a work-group, at the leas
 class ActivateProblem:
     """``hs = scale * act(z)``, ``dz = scale * g * act'(z)``, ``dscale = <g, act(z)>``; None or False: left out.
 
-    intermediate_size: columns of hs and g; z and dz have twice as many if the activation is gated. has_row_pairs: some
+    row_size: columns of hs and g; z and dz have twice as many if the activation is gated. has_row_pairs: some
     rows are unused. columns: consecutive ones that a GPU's lane takes at once.
     """
-    intermediate_size: int
+    row_size: int
     activation: Activation
     z: Dtype
     g: Dtype | None = None
@@ -32,23 +32,31 @@ class ActivateProblem:
     columns: int = 1
 
 
-def lane_columns(intermediate_size: int, matrices: Iterable[tuple[int, int, Dtype]]) -> int:
+@dataclass(frozen=True)
+class QuantizeRowsProblem:
+    """Rows of row_size numbers to int8 codes with a scale each. columns: as above."""
+    row_size: int
+    input: Dtype
+    columns: int = 1
+
+
+def lane_columns(row_size: int, matrices: Iterable[tuple[int, int, Dtype]]) -> int:
     """How many columns all matrices (address, row stride in elements, type) have aligned in every row: 8, 4, 2 or 1."""
     matrices = list(matrices)
     for columns in (8, 4, 2):
-        if intermediate_size % columns == 0 and all(
+        if row_size % columns == 0 and all(
                 columns * dtype.size <= LANE_BYTES and address % (columns * dtype.size) == 0 and stride % columns == 0
                 for address, stride, dtype in matrices):
             return columns
     return 1
 
 
-def sub_groups(problem: ActivateProblem) -> int:
+def sub_groups(problem: ActivateProblem | QuantizeRowsProblem) -> int:
     """Sub-groups that share a row, on a GPU: each takes two vectors a lane, or more."""
-    return min(-(-problem.intermediate_size // (2 * LANES * problem.columns)), MAX_SUB_GROUPS)
+    return min(-(-problem.row_size // (2 * LANES * problem.columns)), MAX_SUB_GROUPS)
 
 
-def activate_groups(problem: ActivateProblem, rows: int, is_cpu: bool, cores: int) -> tuple[int, int]:
+def activate_groups(problem: ActivateProblem | QuantizeRowsProblem, rows: int, is_cpu: bool, cores: int) -> tuple[int, int]:
     """Work-groups and work-items in each: on a GPU a work-group has one row."""
     if is_cpu:
         return max(min(cores, rows // CPU_ROWS), 1), 1

@@ -12,6 +12,7 @@ from ..model.cost import LAUNCH_SECONDS, Prediction, overlapped, own_kernel, pre
 from ..model.devices import DeviceRecord
 from ..problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 from ..xe.candidates import choose_xe_config
+from .activate import QuantizeRowsProblem, sub_groups
 from .one_launch import few_pairs
 from .token_sort import LANE_BYTES, LANES, default_y_dtype
 
@@ -21,6 +22,7 @@ class BlockShape:
     """A block of gated experts with all fusions, without a shared one. y: of the rows that are summed, by default `fused_moe`'s.
 
     routing: whether a launch before it makes weights and ids of the router's logits. quantization: of the weights, if they are codes.
+    int8_rows: `fused_moe`'s activations="int8".
     """
     hidden_size: int
     intermediate_size: int
@@ -31,20 +33,25 @@ class BlockShape:
     y: Dtype | None = None
     routing: bool = True
     quantization: Quantization | None = None
+    int8_rows: bool = False
 
     @property
     def y_dtype(self) -> Dtype:
         """Of the second GEMM's results: of the block's, where no sum follows."""
         return self.dtype if self.top_k == 1 else self.y or default_y_dtype(self.dtype)
 
-    @property
-    def gemms(self) -> tuple[GroupedGemmProblem, GroupedGemmProblem]:
-        """What the two are compiled for."""
-        gate_up = GroupedGemmProblem(2 * self.intermediate_size, self.hidden_size, self.dtype, self.dtype, self.weights, gathered=True,
+    def gemms(self, num_tokens: int) -> tuple[GroupedGemmProblem, GroupedGemmProblem]:
+        """What the two are compiled for, in a block of so many tokens."""
+        rows = Dtype.i8 if self.multiplies_codes(num_tokens) else self.dtype
+        gate_up = GroupedGemmProblem(2 * self.intermediate_size, self.hidden_size, rows, self.dtype, self.weights, gathered=True,
                                      slots=self.top_k, activation=Activation(), quantization=self.quantization)
-        down = GroupedGemmProblem(self.hidden_size, self.intermediate_size, self.dtype, self.y_dtype, self.weights, scattered=True,
+        down = GroupedGemmProblem(self.hidden_size, self.intermediate_size, rows, self.y_dtype, self.weights, scattered=True,
                                   row_scale=RowScale.outputs, quantization=self.quantization)
         return gate_up, down
+
+    def multiplies_codes(self, num_tokens: int) -> bool:
+        """Whether rows are quantised before each GEMM."""
+        return self.int8_rows and not few_pairs(num_tokens, self.top_k)
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,18 @@ def block_launches(num_tokens: int, top_k: int) -> int:
 def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequence[int], device: DeviceRecord) -> BlockPrediction:
     """The time of one block in its default configurations. Raises ValueError for a device that is no Xe GPU."""
     rows = sum(tokens_per_expert)
-    configs = [choose_xe_config(problem, rows, shape.num_experts, device) for problem in shape.gemms]
+    problems = shape.gemms(num_tokens)
+    configs = [choose_xe_config(problem, rows, shape.num_experts, device) for problem in problems]
     gate_up, down = (predict(problem, tokens_per_expert, own_kernel(problem, config, device), device, launches=0)
-                     for problem, config in zip(shape.gemms, configs))
-    kernels = block_launches(num_tokens, shape.top_k) + shape.routing
+                     for problem, config in zip(problems, configs))
+    int8 = shape.multiplies_codes(num_tokens)
+    kernels = block_launches(num_tokens, shape.top_k) + shape.routing + 2 * int8
     parts = {"launches": kernels * LAUNCH_SECONDS, "route": route_seconds(shape, num_tokens, device) if shape.routing else 0.0,
              "sort": sort_seconds(shape, num_tokens, device), "gate_up": gate_up.seconds, "down": down.seconds,
              "combine": combine_seconds(shape, num_tokens, device)}
+    if int8:
+        parts["quantize"] = (quantize_rows_seconds(num_tokens, shape.hidden_size, shape.dtype, device) +
+                             quantize_rows_seconds(rows, shape.intermediate_size, shape.dtype, device))
     return BlockPrediction(kernels, parts, gate_up, down, rows * shape.hidden_size * shape.y_dtype.size)
 
 
@@ -94,6 +106,16 @@ def combine_instructions(hidden_size: int, slots: int, y: Dtype) -> float:
     """Of all sub-groups, for one token."""
     columns = LANE_BYTES // y.size
     return -(-hidden_size // (columns * LANES)) * (70 + 10 * columns + slots * (9 + 2.5 * columns))
+
+
+def quantize_rows_instructions(row_size: int) -> float:
+    """Of all sub-groups, for one row that lanes take eight numbers of at a time."""
+    return 118 * sub_groups(QuantizeRowsProblem(row_size, Dtype.bf16, 8)) + 116 * -(-row_size // (8 * LANES))
+
+
+def quantize_rows_seconds(rows: int, row_size: int, dtype: Dtype, device: DeviceRecord) -> float:
+    num_bytes = rows * row_size * (dtype.size + Dtype.i8.size)
+    return overlapped(rows * quantize_rows_instructions(row_size) / (device.xe_cores * issue_rate(device)), num_bytes / (device.bandwidth * 1e9))
 
 
 def issue_rate(device: DeviceRecord) -> float:

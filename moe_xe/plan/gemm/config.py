@@ -225,13 +225,20 @@ class CpuConfig(TileConfig):
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
         bf16 = problem.input is Dtype.bf16
-        pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
+        packed = packed_elements(problem.input, self.isa)
         lane_elements = 8 if problem.quantization else 2 if bf16 else 1
         padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
-        packed_a = self.heights[0] * (padded_k // pairs + 16)
-        panel = min(self.k_block, padded_k) // pairs * self.micro_columns
+        packed_a = self.heights[0] * (padded_k // packed + 16)
+        panel = min(self.k_block, padded_k) // packed * self.micro_columns
         sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
+
+
+def packed_elements(input: Dtype, isa: str) -> int:
+    """Elements along K in a dword of packed operands (cpu/micro_kernel.hpp)."""
+    if input is Dtype.i8:
+        return {"avx512_bf16": 4, "baseline": 1}.get(isa, 2)
+    return 2 if input is Dtype.bf16 and isa == "avx512_bf16" else 1
 
 
 MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own

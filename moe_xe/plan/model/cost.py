@@ -92,7 +92,7 @@ def counted_instructions() -> dict:
 def variant_of(problem: GroupedGemmProblem) -> str:
     """The kernel that instructions were counted for, in plan/model/data/instructions.yaml."""
     fused = " gathered" * problem.gathered + " pairs" * (problem.gathered and problem.pairs) + " scattered" * problem.scattered
-    codes = f" {COUNTED_CODES[problem.quantization.codes].value}" if problem.quantization else ""
+    codes = " i8" if problem.input is Dtype.i8 else f" {COUNTED_CODES[problem.quantization.codes].value}" if problem.quantization else ""
     return problem.weights.value + fused + codes
 
 

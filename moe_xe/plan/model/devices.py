@@ -79,7 +79,7 @@ def _xe(name: str, xe_cores: int, int8_tops: float, f32_tflops: float, bandwidth
         architecture: XeArchitecture, l2_megabytes: int, l2_source: str, codename: str) -> DeviceRecord:
     """dpas does half as many 16-bit operations as int8 ones, and a quarter in tf32."""
     int8_operations = 2 * 2 * 8 * 16 * 16 * architecture.engines // architecture.dpas_cycles     # of a core and clock
-    tflops = {"bf16": int8_tops / 2, "f16": int8_tops / 2, "tf32": int8_tops / 4, "f32": f32_tflops}
+    tflops = {"i8": int8_tops, "bf16": int8_tops / 2, "f16": int8_tops / 2, "tf32": int8_tops / 4, "f32": f32_tflops}
     return DeviceRecord(name, xe_cores, tflops, bandwidth, source, architecture, int8_tops * 1e3 / (xe_cores * int8_operations),
                         l2_megabytes << 20, {"clock": _CLOCK, "l2_bytes": l2_source}, codename)
 

@@ -61,7 +61,7 @@ def _operand_registers(problem: GroupedGemmProblem, rows: int, columns: int) -> 
     """Of a step. Beside codes of [E, N, K] tokens come half by half. 16 rows of codes have an address, scales for now and later
     (xe/scales.hpp) and factors, which fill registers as operands do in f16 (xe/factors.hpp)."""
     quantization = problem.quantization
-    if quantization is None:
+    if quantization is None or problem.input is Dtype.i8:
         return rows + columns
     factors = 8 * (1 + quantization.zeros + (quantization.scales is ScaleType.f32)) if problem.input is Dtype.f16 else 2
     rows_are_n = problem.weights is WeightLayout.enk

@@ -23,7 +23,7 @@ struct ActivateArguments {
   float* dscale;                  // [rows] or null
 };
 
-constexpr int intermediate_size = problem::intermediate_size;
+constexpr int intermediate_size = problem::row_size;
 constexpr bool paired = problem::pairs != Pairs::none, woven = problem::pairs == Pairs::interleaved;
 
 struct Columns {

@@ -7,6 +7,7 @@ namespace moe_xe {
 template <Dtype dtype> struct ElementOf { using type = unsigned short; };
 template <> struct ElementOf<Dtype::f16> { using type = _Float16; };
 template <> struct ElementOf<Dtype::f32> { using type = float; };
+template <> struct ElementOf<Dtype::i8> { using type = signed char; };
 template <Dtype dtype> using Element = typename ElementOf<dtype>::type;   // bf16: its bits
 
 template <Dtype dtype> float widened(Element<dtype> value) {

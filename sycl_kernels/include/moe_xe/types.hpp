@@ -12,7 +12,7 @@ using int64 = long;
 static_assert(sizeof(int64) == 8);
 using Record = int32 __attribute__((ext_vector_type(4)));   // of a tile: one load
 
-enum class Dtype { bf16, f16, f32 };
+enum class Dtype { bf16, f16, f32, i8 };   // i8: rows that are codes, of one scale each
 enum class WeightLayout { enk, ekn };      // [E, N, K] (PyTorch's) or [E, K, N]
 enum class RowsFormat { counts, ends, batched };   // tokens per expert, the cumulative end of each expert's rows, or counts where
                                                   // every expert has room for the same number of rows
@@ -25,13 +25,14 @@ enum class Codes { none, int4, uint4, e2m1, int8, e4m3, e5m2 };   // of quantise
 enum class ScaleType { f32, f16, bf16, e8m0, e4m3 };
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };   // CPU device: the widest instructions that may be used
 
-constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 ? 1 : 2; }
 
 // Base pointers, strides (in elements) and counts; N, K and everything else known when the kernel is compiled is in
 // the generated namespaces `problem` and `config` (moe_xe/jit/source.py). The first problem::shared groups of rows are
 // shared experts', whose weights lie elsewhere; "expert" below counts them too.
 struct Arguments {
   const void* a;               // [a_rows, K]; row r of the sorted rows is a[r], or a[row_indices[r] / problem::slots]
+  const float* a_scales;       // [a_rows], of the codes in a; null if they are numbers
   const void* w;               // weights of the routed experts, or codes
   const void* shared_w;        // weights of the shared experts (gates, if the columns are pairs), or null
   const void* shared_up;       // their up values' weights, or null

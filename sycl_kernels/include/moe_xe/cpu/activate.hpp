@@ -8,6 +8,7 @@ namespace moe_xe {
 struct Math {
   static Floats exp(Floats x, float factor) { return __spirv_ocl_exp(factor * x); }
   static Floats reciprocal(Floats x) { return 1.0f / x; }
+  static Floats whole(Floats x) { return __spirv_ocl_rint(x); }
 };
 
 template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
@@ -16,10 +17,26 @@ template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
 
 // work(first column, how many of a vector's columns exist), whole vectors without asking how many.
 template <class Work> void for_columns(const Team&, Work work) {
-  constexpr int whole = problem::intermediate_size / width * width;
+  constexpr int whole = problem::row_size / width * width;
 #pragma unroll 1
   for (int column = 0; column < whole; column += width) work(column, width);
-  if constexpr (whole < problem::intermediate_size) work(whole, problem::intermediate_size - whole);
+  if constexpr (whole < problem::row_size) work(whole, problem::row_size - whole);
+}
+
+// Whole numbers.
+inline void store_codes(signed char* to, Floats values, int count) {
+  const auto codes = __builtin_convertvector(values, Vector<signed char>);
+  if (count >= width) return store(to, codes);
+  Partial<signed char, width> some;
+  store(some.element, codes);
+  some.copy_to(to, count);
+}
+
+inline unsigned greatest(const Team&, Dwords values) {
+  unsigned found = 0;
+#pragma unroll
+  for (int i = 0; i < width; ++i) found = values[i] > found ? values[i] : found;
+  return found;
 }
 
 inline void store_sum(const Team&, Floats values, float* to) { *to = sum_of(values); }

@@ -30,7 +30,7 @@ struct VectorMath {
 
 struct OutputRow {
   Output* d;                // null where the row is not written
-  float scale;
+  float scale, a_scale;
   float* sums = nullptr;    // where K is split: those of the row's part, by output column
 };
 
@@ -40,7 +40,8 @@ static_assert(!split || config::heights[0] * part_stride <= part_floats, "CpuCon
 
 inline OutputRow output_row(const Arguments& args, int64 sorted_row) {
   const int64 target = target_row(args, sorted_row);
-  return {target < 0 ? nullptr : static_cast<Output*>(args.d) + target * args.d_stride, scale_of(args, sorted_row)};
+  return {target < 0 ? nullptr : static_cast<Output*>(args.d) + target * args.d_stride, scale_of(args, sorted_row),
+          a_scale_of(args, sorted_row)};
 }
 
 inline Floats load_biases(const Element<problem::bias>* biases, int64 column, int part, int count) {
@@ -53,6 +54,10 @@ inline Floats load_biases(const Element<problem::bias>* biases, int64 column, in
 // The output columns [column, column + width), of which `count` exist, of these sums.
 inline void write_outputs(const Arguments& args, int expert, const OutputRow& row, int64 column, int count, Floats gate, Floats up) {
   if (count <= 0 || !row.d) return;
+  if constexpr (problem::input == Dtype::i8) {
+    gate *= row.a_scale;
+    if constexpr (paired) up *= row.a_scale;
+  }
   if constexpr (problem::row_scale == RowScale::sums) {
     gate *= row.scale;
     if constexpr (paired) up *= row.scale;

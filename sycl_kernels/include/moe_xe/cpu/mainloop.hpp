@@ -81,7 +81,7 @@ class Mainloop {
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
     const int height = (tile.rows + blocks - 1) / blocks;
     constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
-    float finished[config::micro_rows * config::micro_columns];
+    float finished[config::micro_rows * config::micro_columns], scales[config::micro_columns];
     const Weights w(args, tile.expert);
     const KRange part = part_of(tile, chunk);
 #pragma unroll 1
@@ -92,6 +92,7 @@ class Mainloop {
       for (int column = 0; column < columns; column += panel_columns) {
         if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, first_column + column, columns - column, k, depth, panel);
         else pack_panel_ekn(w, first_column + column, columns - column, k, depth, panel);
+        if constexpr (int8_steps) load_scales(w, first_column + column, columns - column, scales);
         const int first_sum = column / panel_columns * config::micro_columns;
 #pragma unroll 1
         for (int row = 0; row < tile.rows; row += height) {
@@ -105,19 +106,36 @@ class Mainloop {
           if (last)
             for (int i = 0; i < rows; ++i)
               finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column,
-                           finished + i * config::micro_columns);
+                           finished + i * config::micro_columns, scales, packed_a + (row + i) * packed_stride);
         }
       }
     }
   }
 
+  // The scales of a panel's columns, which exist to `columns`.
+  template <class SomeWeights> static void load_scales(const SomeWeights& w, int64 column, int columns, float* scales) {
+#pragma unroll 1
+    for (int v = 0; v < panel_vectors; ++v) {
+      Weights::Column at[width];
+      columns_of(w, column, columns, v, at);
+#pragma unroll
+      for (int i = 0; i < width; ++i) scales[v * width + i] = w.scale(at[i]);
+    }
+  }
+
+  // A vector of a panel's sums. packed: the row's codes, if these are summed.
+  static Floats sums_at(const float* from, int place, const float* scales, const Packed* packed) {
+    if constexpr (!int8_steps) return load<Floats>(from + place);
+    else return __builtin_convertvector(load<Sums>(from + place) - int(packed[packed_k]), Floats) * load<Floats>(scales + place);
+  }
+
   // One row of a panel's sums; `columns` of its output columns exist.
-  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from) const {
+  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from, const float* scales, const Packed* packed) const {
     constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
 #pragma unroll
     for (int v = 0; v < outputs; ++v) {
-      Floats gate = load<Floats>(from + (woven ? 2 * v : v) * width), up = gate;
-      if constexpr (paired) up = load<Floats>(from + (woven ? 2 * v + 1 : v + gate_vectors) * width);
+      Floats gate = sums_at(from, (woven ? 2 * v : v) * width, scales, packed), up = gate;
+      if constexpr (paired) up = sums_at(from, (woven ? 2 * v + 1 : v + gate_vectors) * width, scales, packed);
       if constexpr (woven) unweave(gate, up, gate, up);
       finish(args, expert, row, column + v * width, columns - v * width, gate, up);
     }

@@ -1,22 +1,34 @@
 // The inner loop of packed operands: a block of A's rows by a panel of columns with all sums in registers.
 #pragma once
 #include <moe_xe/cpu/vector.hpp>
+#include <type_traits>
 
 namespace moe_xe {
 
-// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
+// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16, or, of int8 codes, of two 16-bit integers or four bytes,
+// whose sums are int32.
 constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
-constexpr int elements_per_step = bf16_pairs ? 2 : 1;
+constexpr bool int8_steps = problem::input == Dtype::i8 && config::isa != Isa::baseline;
+constexpr bool int8_quads = int8_steps && config::isa == Isa::avx512_bf16;
+constexpr int elements_per_step = int8_quads ? 4 : bf16_pairs || int8_steps ? 2 : 1;
 template <bool> struct PackedOf { using type = float; };
 template <> struct PackedOf<true> { using type = unsigned; };
-using Packed = PackedOf<bf16_pairs>::type;
+using Packed = PackedOf<(elements_per_step > 1)>::type;
 using PackedVector = Vector<Packed>;
+using Sums = Vector<std::conditional_t<int8_steps, int, float>>;
 
 constexpr int panel_vectors = config::micro_columns / width;
 constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
 
-inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
-  if constexpr (bf16_pairs) {
+template <class Sum> Sum multiply_add(Sum sum, PackedVector a, PackedVector b) {
+  if constexpr (int8_quads) {
+    asm("vpdpbusd %3,%2,%0" : "=v"(sum) : "0"(sum), "v"(b), "v"(a));    // b's bytes are unsigned, a's signed
+    return sum;
+  } else if constexpr (int8_steps) {
+    Sum products;
+    asm("vpmaddwd %2,%1,%0" : "=v"(products) : "v"(a), "v"(b));
+    return sum + products;
+  } else if constexpr (bf16_pairs) {
     // "0" and not "+v": a tied read-write operand loses its tie on the way through SPIR-V.
     asm("vdpbf16ps %3,%2,%0" : "=v"(sum) : "0"(sum), "v"(b), "v"(a));
     return sum;
@@ -44,11 +56,11 @@ void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps,
 #pragma unroll 1
   do {   // once without steps, too: zeros
     const int end = steps < summed_steps ? steps : summed_steps;
-    Floats sums[rows][panel_vectors];
+    Sums sums[rows][panel_vectors];
 #pragma unroll
     for (int row = 0; row < rows; ++row)
 #pragma unroll
-      for (int v = 0; v < panel_vectors; ++v) sums[row][v] = 0.f;
+      for (int v = 0; v < panel_vectors; ++v) sums[row][v] = 0;
     if (from.first)   // totals of a tile are larger than the first cache
 #pragma unroll
       for (int row = 0; row < rows; ++row)
@@ -73,7 +85,7 @@ void multiply(int wanted, const Packed* a, const PackedVector* panel, int steps,
 #pragma unroll
       for (int row = 0; row < rows; ++row)
 #pragma unroll
-        for (int v = 0; v < panel_vectors; ++v) sums[row][v] += load<Floats>(from.first + row * from.stride + v * width);
+        for (int v = 0; v < panel_vectors; ++v) sums[row][v] += load<Sums>(from.first + row * from.stride + v * width);
 #pragma unroll
     for (int row = 0; row < rows; ++row)
 #pragma unroll

@@ -1,12 +1,11 @@
-// Packing: rows of A and panels of W as fp32 (or, where the CPU multiplies bf16 pairs, as pairs), in the order in which
+// Packing: rows of A and panels of W as fp32 (or as the pairs or quads that the CPU multiplies), in the order in which
 // the micro-kernel reads them. Gathering tokens, widening, transposition and all tails of K and N happen here.
 #pragma once
-#include <moe_xe/cpu/code_weights.hpp>
-#include <type_traits>
+#include <moe_xe/cpu/int8_weights.hpp>
 
 namespace moe_xe {
 
-using Weights = std::conditional_t<quantised, CodeWeights, DenseWeights>;
+using Weights = std::conditional_t<int8_steps, Int8Weights, std::conditional_t<quantised, CodeWeights, DenseWeights>>;
 
 // Elements along K that one load of a dword vector brings, and the packed vectors they become.
 constexpr int chunk = Weights::chunk_elements;
@@ -15,7 +14,7 @@ constexpr int chunk_vectors = chunk / (elements_per_step * width);
 // Rows of 4-bit codes are read eight to a lane (cpu/dot_codes.hpp).
 constexpr int64 padded_k = round_up(problem::k, quantised ? 8 * width : chunk);
 // Rows of packed A are 64 bytes more apart than they are long: a power of two would map all rows to the same cache sets.
-constexpr int64 packed_stride = padded_k / elements_per_step + 16;
+constexpr int64 packed_k = padded_k / elements_per_step, packed_stride = packed_k + 16;
 
 // Vector i holds the elements chunk_vectors * lane + i of the chunk.
 inline PackedVector packed(Dwords raw, int i) {
@@ -28,25 +27,31 @@ inline void pack_row(const Input* from, Packed* to) {
 #pragma unroll 1
   for (int64 k = 0; k < problem::k; k += unit) {
     const int left = int(problem::k - k);
-    if constexpr (bf16_pairs) store(to + k / 2, DenseWeights::chunk(from, k, left));
+    if constexpr (int8_steps) store(to + k / elements_per_step, int8_chunk(from + k, left));
+    else if constexpr (bf16_pairs) store(to + k / 2, DenseWeights::chunk(from, k, left));
     else store(to + k, load_floats<problem::input>(from + k, left));
   }
+  if constexpr (int8_steps) to[packed_k] = Packed(int8_excess(to));
 }
 
 // Vectors [0, gate_vectors) of a panel hold gates (or plain columns, or woven pairs), the others their up values.
 constexpr int gate_vectors = paired && !woven ? panel_vectors / 2 : panel_vectors;
 
-// W[n, k]: `depth` elements along K, from `first` on, of the panel's output columns from `output` on. `columns` exist, those beyond
-// repeat the last one.
+// The columns of a vector of a panel; those that do not exist repeat the last one.
+inline void columns_of(const Weights& w, int64 output, int columns, int v, Weights::Column (&column)[width]) {
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    const int wanted = v % gate_vectors * width + i;
+    column[i] = w.column(output + (wanted < columns ? wanted : columns - 1), v < gate_vectors ? 0 : 1);
+  }
+}
+
+// W[n, k]: `depth` elements along K, from `first` on, of the panel's output columns from `output` on, of which `columns` exist.
 inline void pack_panel_enk(const Weights& w, int64 output, int columns, int64 first, int depth, PackedVector* panel) {
 #pragma unroll 1
   for (int v = 0; v < panel_vectors; ++v) {
     Weights::Column column[width];
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const int wanted = v % gate_vectors * width + i;
-      column[i] = w.column(output + (wanted < columns ? wanted : columns - 1), v < gate_vectors ? 0 : 1);
-    }
+    columns_of(w, output, columns, v, column);
     PackedVector* to = panel + v;
 #pragma unroll 1
     for (int k = 0; k < depth; k += chunk) {

@@ -26,6 +26,7 @@ using Output = Element<problem::output>;
 template <Dtype dtype> Floats load_floats(const void* from) {
   if constexpr (dtype == Dtype::f32) return load<Floats>(from);
   else if constexpr (dtype == Dtype::f16) return __builtin_convertvector(load<Halves>(from), Floats);
+  else if constexpr (dtype == Dtype::i8) return __builtin_convertvector(load<Vector<signed char>>(from), Floats);
   else return __builtin_bit_cast(Floats, __builtin_convertvector(load<Words>(from), Dwords) << 16);
 }
 

@@ -97,9 +97,9 @@ class Mainloop {
         if (first_row + row >= tile.rows) continue;
         const int64 sorted_row = tile.row + first_row + row, target = target_row(args, sorted_row);
         if (problem::scattered && target < 0) continue;
-        const float scale = scale_of(args, sorted_row);
-        float value = output_of<ScalarMath>(input_of(sums[row][group], bias, scale),
-                                            input_of(sums[row][groups - out_groups + group], up_bias, scale));
+        const float scale = scale_of(args, sorted_row), a_scale = a_scale_of(args, sorted_row);
+        float value = output_of<ScalarMath>(input_of(sums[row][group] * a_scale, bias, scale),
+                                            input_of(sums[row][groups - out_groups + group] * a_scale, up_bias, scale));
         if constexpr (problem::row_scale == RowScale::outputs) value *= scale;
         static_cast<Output*>(args.d)[target * args.d_stride + column] = rounded<problem::output>(value);
       }

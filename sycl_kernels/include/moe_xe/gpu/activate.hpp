@@ -20,6 +20,7 @@ template <class T> struct VectorOf<T, 1> {
 template <class T> using Vector = typename VectorOf<T, width>::type;
 template <class T> using VectorInMemory = typename VectorOf<T, width>::in_memory;
 using Floats = Vector<float>;
+using Dwords = Vector<unsigned>;
 
 template <class V> auto element(const V& values, int i) {
   if constexpr (width == 1) return values;
@@ -41,6 +42,9 @@ struct Math {
     return vector_of<float>([x, factor](int i) { return __spirv_ocl_exp(factor * element(x, i)); });
   }
   static Floats reciprocal(Floats x) { return 1.0f / x; }
+  static Floats whole(Floats x) {
+    return vector_of<float>([x](int i) { return __spirv_ocl_rint(element(x, i)); });
+  }
 };
 
 template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
@@ -51,7 +55,7 @@ template <class Work> void for_rows(const Team& team, int64 rows, Work work) {
 template <class Work> void for_columns(const Team& team, Work work) {
   const int first = (team.sub_group * Team::lanes + team.lane()) * width;
 #pragma unroll 1
-  for (int column = first; column < problem::intermediate_size; column += config::sub_groups * Team::lanes * width)
+  for (int column = first; column < problem::row_size; column += config::sub_groups * Team::lanes * width)
     work(column, width);
 }
 
@@ -62,6 +66,12 @@ template <Dtype dtype> Floats load_floats(const Element<dtype>* from, int) {
 template <Dtype dtype> void store_rounded(Element<dtype>* to, Floats values, int) {
   *reinterpret_cast<VectorInMemory<Element<dtype>>*>(to) =
       vector_of<Element<dtype>>([values](int i) { return rounded<dtype>(element(values, i)); });
+}
+
+// Whole numbers.
+inline void store_codes(signed char* to, Floats values, int) {
+  *reinterpret_cast<VectorInMemory<signed char>*>(to) =
+      vector_of<signed char>([values](int i) { return static_cast<signed char>(element(values, i)); });
 }
 
 // Elements 2i and 2i + 1 of two vectors, and the inverse.
@@ -76,7 +86,32 @@ inline void weave(Floats first, Floats second, Floats& low, Floats& high) {
   high = vector_of<float>([either](int i) { return either(width + i); });
 }
 
-inline sycl::ext::oneapi::experimental::work_group_static<float[config::sub_groups]> partial_sums;
+inline sycl::ext::oneapi::experimental::work_group_static<float[config::sub_groups]> partial;     // of each sub-group
+
+// Every sub-group's number, for all of them.
+inline const float* of_sub_groups(const Team& team, float value) {
+  float* values = *&partial;
+  if (team.lane() == 0) values[team.sub_group] = value;
+  constexpr auto order = __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory;
+  __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup), order);
+  return values;
+}
+
+inline unsigned greatest(const Team& team, Dwords values) {
+  unsigned found = 0;
+#pragma unroll
+  for (int i = 0; i < width; ++i) found = element(values, i) > found ? element(values, i) : found;
+  found = __spirv_GroupUMax(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), found);
+  if constexpr (config::sub_groups > 1) {
+    const float* all = of_sub_groups(team, __builtin_bit_cast(float, found));
+#pragma unroll
+    for (int i = 0; i < config::sub_groups; ++i) {
+      const unsigned other = __builtin_bit_cast(unsigned, all[i]);
+      found = other > found ? other : found;
+    }
+  }
+  return found;
+}
 
 // Summed in one order: a lane's columns, the lanes of a sub-group, the sub-groups.
 inline void store_sum(const Team& team, Floats values, float* to) {
@@ -85,13 +120,10 @@ inline void store_sum(const Team& team, Floats values, float* to) {
   for (int i = 0; i < width; ++i) sum += element(values, i);
   sum = __spirv_GroupFAdd(__spv::Scope::Subgroup, int(__spv::GroupOperation::Reduce), sum);
   if constexpr (config::sub_groups > 1) {
-    float* partial = *&partial_sums;
-    if (team.lane() == 0) partial[team.sub_group] = sum;
-    constexpr auto order = __spv::MemorySemanticsMask::SequentiallyConsistent | __spv::MemorySemanticsMask::WorkgroupMemory;
-    __spirv_ControlBarrier(int(__spv::Scope::Workgroup), int(__spv::Scope::Workgroup), order);
+    const float* sums = of_sub_groups(team, sum);
     sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < config::sub_groups; ++i) sum += partial[i];
+    for (int i = 0; i < config::sub_groups; ++i) sum += sums[i];
   }
   if (team.sub_group == 0 && team.lane() == 0) *to = sum;
 }

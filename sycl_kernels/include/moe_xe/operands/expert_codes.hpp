@@ -6,6 +6,8 @@
 namespace moe_xe {
 
 constexpr bool quantised = problem::codes != Codes::none;
+constexpr bool int8_products = problem::input == Dtype::i8;    // of codes with codes
+constexpr bool converts = quantised && !int8_products;         // codes become numbers of the activations' type
 constexpr int code_bits = problem::codes == Codes::int4 || problem::codes == Codes::uint4 || problem::codes == Codes::e2m1 ? 4 : 8;
 constexpr bool rows_are_n = problem::weights == WeightLayout::enk;
 constexpr int64 grid_rows = ((rows_are_n ? problem::n : problem::k) + problem::group_rows - 1) / problem::group_rows;

@@ -21,6 +21,12 @@ inline int64 target_row(const Arguments& args, int64 sorted_row) {
   return row < index_limit(args.d_rows) ? int64(row) : -1;
 }
 
+// Of the codes in a sorted row of `a`; 1 where it has numbers.
+inline float a_scale_of(const Arguments& args, int64 sorted_row) {
+  if constexpr (problem::input == Dtype::i8) return args.a_scales[source_row(args, sorted_row)];
+  else return 1.0f;
+}
+
 inline float scale_of(const Arguments& args, int64 sorted_row) {
   if constexpr (problem::row_scale == RowScale::none) return 1.0f;
   else return args.row_scales[sorted_row];

@@ -100,22 +100,23 @@ template <int count, class Function> [[gnu::always_inline]] inline void unrolled
   unrolled(function, std::make_integer_sequence<int, count>{});
 }
 
-// c += a * b, or c = a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane.
+// c += a * b, or c = a * b: 8 rows of 32 bytes of A times 32 bytes deep of B's 16 columns, one column a lane. Of int8, c is int32.
 template <bool starts = false, class Rows> [[gnu::always_inline]] inline void dpas(vec<float, 8>& c, Rows a, vec<int32, 8> b) {
   static_assert(sizeof(Rows) == 16);
-#define MOE_XE_DPAS(type, written, sums)                               \
+#define MOE_XE_DPAS(type, sum_type, written, sums)                     \
   asm("{\n.decl ROWS v_type=G type=UD num_elts=64 alias=<%1,0>\n"      \
       ".decl COLUMNS v_type=G type=UD num_elts=128 alias=<%2,0>\n"     \
-      ".decl SUMS v_type=G type=F num_elts=128 alias=<%0,0>\n"         \
+      ".decl SUMS v_type=G type=" sum_type " num_elts=128 alias=<%0,0>\n" \
       "dpas." type "." type ".8.8 (M1,16) SUMS.0 " sums " COLUMNS.0 ROWS(0,0)\n}\n" : written "rw"(c) : "rw"(a), "rw"(b))
-#define MOE_XE_DPAS_OF(type)                                           \
+#define MOE_XE_DPAS_OF(type, sum_type)                                 \
   do {                                                                 \
-    if constexpr (starts) MOE_XE_DPAS(type, "=", "%%null.0");              \
-    else MOE_XE_DPAS(type, "+", "SUMS.0");                             \
+    if constexpr (starts) MOE_XE_DPAS(type, sum_type, "=", "%%null.0");  \
+    else MOE_XE_DPAS(type, sum_type, "+", "SUMS.0");                   \
   } while (false)
-  if constexpr (problem::input == Dtype::bf16) MOE_XE_DPAS_OF("bf");
-  else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS_OF("hf");
-  else MOE_XE_DPAS_OF("tf32");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
+  if constexpr (problem::input == Dtype::bf16) MOE_XE_DPAS_OF("bf", "F");
+  else if constexpr (problem::input == Dtype::f16) MOE_XE_DPAS_OF("hf", "F");
+  else if constexpr (problem::input == Dtype::i8) MOE_XE_DPAS_OF("s8", "D");
+  else MOE_XE_DPAS_OF("tf32", "F");  // reads the upper 19 bits of a float: inputs are truncated, not rounded, to tf32
 #undef MOE_XE_DPAS_OF
 #undef MOE_XE_DPAS
 }

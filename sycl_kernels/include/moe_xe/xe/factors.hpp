@@ -33,7 +33,7 @@ constexpr int code_shift() {
 // weights below 2^-94 may become zeros, in f16 those of e2m1 below 2^-18.
 inline constexpr int sum_shift = to_f16 ? (problem::codes != Codes::e2m1 ? 0 : problem::scale_type == ScaleType::e4m3 ? 10 : 6)
                                         : (code_shift() == 0 ? 0 : 32);
-inline constexpr bool scales_sums = quantised && (sum_shift != 0 || problem::has_global_scales);
+inline constexpr bool scales_sums = converts && (sum_shift != 0 || problem::has_global_scales);
 
 // Of 16 rows. bf16: each row's float, weight = number * multiplier + addend. f16 has no such mixed instructions: factors lie in registers as
 // operands do, weight = number * multiplier, of integers (number * 2^14 + addend) * multiplier.

@@ -6,6 +6,14 @@
 
 namespace moe_xe {
 
+// The row of the weights of a sub-group's feature; of one past them, the last.
+template <class Part> inline int weight_row(const Tile& tile, int first_feature, int feature) {
+  const int run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
+  const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
+  const int row = first + first_feature + feature;
+  return row < int(problem::n) ? row : int(problem::n) - 1;
+}
+
 template <int variant> class DenseRows {
   using Part = Shape<variant>;
   static constexpr int load_rows = Part::run_columns < 32 ? Part::run_columns : 32;  // a block message has 32 rows at most
@@ -61,7 +69,7 @@ template <int variant> class CodeRows {
         blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
-      rows[v].go_to(codes, feature_of(v));
+      rows[v].go_to(codes, weight_row<Part>(tile, first_feature, v * 16 + lane));
       rows[v].load(0);
     }
   }
@@ -107,7 +115,7 @@ template <int variant> class CodeRows {
   template <int columns> [[gnu::always_inline]] void spoil(vec<float, 8> (&sums)[Part::columns / 8][columns]) const {
     if (!no_numbers.any()) return;
     unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
-      const float factor = NoNumbers::factor_of(codes_of(args, tile.expert), feature_of(v));
+      const float factor = NoNumbers::factor_of(codes_of(args, tile.expert), weight_row<Part>(tile, first_feature, v * 16 + lane));
       unrolled<(Part::columns < 16 ? Part::columns : 16)>([&](auto row) __attribute__((always_inline)) {
         const float of_row = __spirv_GroupBroadcast(__spv::Scope::Subgroup, factor, unsigned(row));
         for (auto& block : sums[v * 2 + row / 8]) block[row % 8] *= of_row;
@@ -116,13 +124,6 @@ template <int variant> class CodeRows {
   }
 
  private:
-  // The lane's row of a vector's, the last one for those beyond.
-  [[gnu::always_inline]] int feature_of(int vector) const {
-    const int feature = vector * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
-    const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
-    const int column = first + first_feature + feature;
-    return column < int(problem::n) ? column : int(problem::n) - 1;
-  }
   [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
     const WeightRun place = weight_run(args, tile, run);
     return Block(place.surface, 0, place.column + first_feature, block_bytes, load_rows, load_blocks);
@@ -138,6 +139,6 @@ template <int variant> class CodeRows {
   int next = 0;      // element of K where the next round begins
 };
 
-template <int variant> using FeatureRows = std::conditional_t<quantised, CodeRows<variant>, DenseRows<variant>>;
+template <int variant> using FeatureRows = std::conditional_t<converts, CodeRows<variant>, DenseRows<variant>>;
 
 }  // namespace moe_xe

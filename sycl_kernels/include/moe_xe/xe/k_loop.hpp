@@ -29,7 +29,7 @@ inline int first_step(const Tile& tile) { return split ? tile.part * part_steps 
 
 // Where the first step's dpas start the sums, it and what makes the others whole rounds come before the loop. Beside rounds of
 // eight steps that would spill (on PVC, and with a tail). Rounds of codes begin where their scales do.
-inline constexpr bool first_apart = unroll < 8 && !quantised;
+inline constexpr bool first_apart = unroll < 8 && !converts;
 inline constexpr int whole_steps = k_bytes / step_bytes - steps_before;    // of the last part, and all of it
 inline constexpr int first_steps = !first_apart ? 0 : split ? unroll : (whole_steps - 1) % unroll + 1;
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <moe_xe/gpu/epilogue.hpp>
 #include <moe_xe/xe/feature_rows.hpp>
+#include <moe_xe/xe/int8_sums.hpp>
 #include <moe_xe/xe/part_sums.hpp>
 #include <moe_xe/xe/wide.hpp>
 
@@ -31,7 +32,7 @@ template <int variant> class FeaturesByTokens {
   }
 
   template <int ahead, bool first, bool tail> [[gnu::always_inline]] void step() {
-    if constexpr (quantised) step_of_codes<ahead, tail>();
+    if constexpr (converts) step_of_codes<ahead, tail>();
     else step_of_weights<ahead, first, tail>();
   }
 
@@ -124,6 +125,7 @@ template <int variant> class FeaturesByTokens {
   [[gnu::always_inline]] void finish() {
     if constexpr (scales_sums) complete_sums(args, tile, sums);
     if constexpr (watches_codes) weights.spoil(sums);
+    if constexpr (int8_products) complete_int8_sums<Part>(args, tile, first_feature, first_token, lane, sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[token_blocks];
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
