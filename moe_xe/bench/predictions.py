@@ -2,21 +2,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 
 import torch
 
 from ..device import facts_of, queue_for
 from ..ops.launch import target_of
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
+from ..plan.block.expert_parallel import LayerPrediction, predict_layer
 from ..plan.formats import Quantization
 from ..plan.gemm.config import TileConfig, XeConfig
 from ..plan.gemm.heuristics import Family, choose_config
 from ..plan.model.cost import own_kernel, predict, predict_cpu
 from ..plan.model.devices import DeviceRecord, record_named
+from ..plan.model.links import Link
 from ..plan.problem import Dtype, GroupedGemmProblem, WeightLayout
 from ..plan.xe.candidates import choose_xe_config
 from . import workloads
 from .roofline import record_for
+
+CHUNKS = (1, 2, 4, 8)       # of a layer's tokens, of which the fastest is taken
+MOST_TOKENS = 1 << 16       # of a rank, where it is asked from how many tokens on communication hides
+DRAWN_TOKENS = 1 << 13      # of which each is routed; more tokens have as many more rows
 
 
 @dataclass(frozen=True)
@@ -88,3 +95,41 @@ def predict_model_block(model: workloads.Model, tokens: int, device: DeviceRecor
     shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, dtype, layout, y,
                        quantization=quantization)
     return predict_block(shape, tokens, rows_of(model, tokens), device)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers of one model whose experts are spread over ranks. wire: bytes of an element on its way to the experts, None: the dtype's."""
+    model: workloads.Model
+    device: DeviceRecord
+    dtype: Dtype
+    layout: WeightLayout
+    quantization: Quantization | None
+    link: Link
+    network: Link
+    wire: int | None = None
+
+    def predict(self, ranks: int, tokens: int, chunks: int | None = None) -> LayerPrediction:
+        """tokens: of each rank. chunks: by default the fastest of `CHUNKS`. ValueError for a device that is no Xe GPU."""
+        model = self.model
+        shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, self.dtype, self.layout,
+                           quantization=self.quantization)
+        found = (predict_layer(shape, tokens, ranks, partial(_rows, model), self.device, self.link, self.network, min(number, tokens), self.wire)
+                 for number in ([chunks] if chunks else CHUNKS))
+        return min(found, key=lambda layer: layer.seconds)
+
+    def hidden_from(self, ranks: int, chunks: int | None = None) -> int | None:
+        """The power of two from which on communication is hidden, for as many tokens as are looked at; None if it is not for the most."""
+        found = None
+        for tokens in (MOST_TOKENS >> power for power in range(MOST_TOKENS.bit_length())):
+            if not self.predict(ranks, tokens, chunks).hidden:
+                break
+            found = tokens
+        return found
+
+
+@lru_cache(maxsize=64)
+def _rows(model: workloads.Model, tokens: int) -> tuple[int, ...]:
+    """As `rows_of`; beyond `DRAWN_TOKENS` in proportion to theirs."""
+    drawn = min(tokens, DRAWN_TOKENS)
+    return tuple(rows if drawn == tokens else round(rows * tokens / drawn) for rows in rows_of(model, drawn))

@@ -1,0 +1,37 @@
+"""What `moe-xe predict --ranks` prints: the predicted time of layers whose experts are spread over several devices."""
+import json as jsonlib
+
+from ..plan.block.expert_parallel import HIDDEN
+from .tables import new_table, print_table, short
+
+
+def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -> None:
+    """layers: `bench.predictions.Layers` of each model, on one device."""
+    found = [[each.predict(ranks, tokens, chunks) for ranks in rank_counts for tokens in token_counts] for each in layers]
+    hidden = [{ranks: each.hidden_from(ranks, chunks) for ranks in rank_counts if ranks > 1} for each in layers]
+    first, cases = layers[0], [(ranks, tokens) for ranks in rank_counts for tokens in token_counts]
+    if plot:
+        from ..bench.plot_predictions import plot_layers
+        plot_layers([(each, list(zip(cases, predictions))) for each, predictions in zip(layers, found)], plot)
+    if json:
+        print(jsonlib.dumps({"predicted": True, "device": first.device.name, "link": first.link.name, "network": first.network.name, "layers": [
+            {"model": each.model.name, "ranks": ranks, "tokens": tokens, "chunks": layer.chunks, "ms": 1e3 * layer.seconds,
+             "compute_ms": 1e3 * layer.compute, "communication_ms": 1e3 * layer.communication, "share": layer.share,
+             "sent_bytes": layer.sent_bytes, "pair_bytes": layer.pair_bytes, "hidden_from": from_tokens.get(ranks)}
+            for each, predictions, from_tokens in zip(layers, found, hidden)
+            for (ranks, tokens), layer in zip(cases, predictions)]}, indent=1))
+        return
+    print(f"PREDICTED, not measured: {first.device.name}, {first.dtype.value}, {first.layout.value}; tokens: of each rank\n"
+          f"linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}")
+    for each, predictions, from_tokens in zip(layers, found, hidden):
+        table = new_table("ranks", "tokens", "chunks", "layer\nms", "compute\nms", "comm.\nms", "share", "sent\nMB", "pairs'\nMB",
+                          title=each.model.name)
+        for (ranks, tokens), layer in zip(cases, predictions):
+            table.add_row(str(ranks), str(tokens), str(layer.chunks), *(short(1e3 * seconds) for seconds in (
+                layer.seconds, layer.compute, layer.communication)), f"{layer.share:.0%}", short(layer.sent_bytes / 1e6), short(layer.pair_bytes / 1e6))
+        print_table(table)
+        for ranks, tokens in from_tokens.items():
+            print(f"{ranks} ranks: communication hides from {tokens} tokens on" if tokens else f"{ranks} ranks: communication does not hide")
+    print("compute: without communication, in one chunk; comm.: by itself; share: what it\n"
+          f"adds to a layer (it hides where it adds at most {HIDDEN - 1:.0%} to computing);\n"
+          "pairs' MB: if each pair of token and expert were sent")

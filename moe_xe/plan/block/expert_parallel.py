@@ -1,0 +1,110 @@
+"""How long a block takes whose experts are spread over several ranks: what each computes, and what it sends.
+
+docs/distributed.md has the formulae. Tokens are those of each rank; routing is taken to be uniform, and experts are shared out evenly.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..model.cost import LAUNCH_SECONDS
+from ..model.devices import DeviceRecord
+from ..model.links import Link, exchange_seconds
+from .cost import BlockShape, combine_seconds, predict_block, route_seconds, sort_seconds
+
+RowsOf = Callable[[int], Sequence[int]]     # tokens of all ranks -> rows of each expert
+SIDE_LAUNCHES = 4       # sort by rank, copy of the rows; on the way back the copy and the sum
+AGREE_SECONDS = 4 * LAUNCH_SECONDS      # counts and their gathering, the host's wait for them, and the stream's start after it: assumed
+COUNT_BYTES = 4         # of an expert, in the message that says who sends what
+HIDDEN = 1.1            # communication is hidden where a layer takes at most so much of what it computes
+
+
+def local_experts(shape: BlockShape, ranks: int) -> int:
+    """Of the rank with the most."""
+    return -(-shape.num_experts // ranks)
+
+
+def share_of_tokens(shape: BlockShape, ranks: int) -> float:
+    """Of the tokens, those with one of a rank's experts or more.
+
+    A token has one of the C(E, k) sets of k experts, all alike; C(E - e, k) of them have none of the rank's e.
+    """
+    experts, k = shape.num_experts, shape.top_k
+    return 1 - math.comb(experts - local_experts(shape, ranks), k) / math.comb(experts, k)
+
+
+def row_bytes(shape: BlockShape, wire: int | None = None) -> tuple[int, int]:
+    """Of a token's row to a rank, and of the one back. wire: bytes of an element under way there, with a float32 scale a row.
+
+    With each row go the float32 pairs of its k experts and weights.
+    """
+    there = shape.hidden_size * (wire or shape.dtype.size) + (4 if wire else 0) + 8 * shape.top_k
+    return there, shape.hidden_size * shape.dtype.size
+
+
+def pipelined(dispatch: float, compute: float, combine: float, chunks: int) -> float:
+    """Seconds of equal chunks, each dispatched, computed and combined: one link, one device, each busy with one thing at a time.
+
+    All dispatches are started first, and the way back of a chunk as soon as it is computed.
+    """
+    link = dispatch * chunks
+    device = 0.0
+    for chunk in range(1, chunks + 1):
+        device = max(device, dispatch * chunk) + compute
+        link = max(link, device) + combine
+    return link
+
+
+@dataclass(frozen=True)
+class LayerPrediction:
+    """One layer on one of the ranks. compute: seconds without communication, in one chunk; communication: of both ways and of the agreement,
+    if nothing hid them. sent_bytes: by a rank, both ways; pair_bytes: if each (token, expert) pair were sent by itself."""
+    ranks: int
+    chunks: int
+    seconds: float
+    compute: float
+    communication: float
+    sent_bytes: float
+    pair_bytes: float
+
+    @property
+    def share(self) -> float:
+        """Of the layer, what communication and cutting into chunks add to computing."""
+        return 1 - self.compute / self.seconds
+
+    @property
+    def hidden(self) -> bool:
+        return self.seconds <= HIDDEN * self.compute
+
+
+def predict_layer(shape: BlockShape, num_tokens: int, ranks: int, rows_of: RowsOf, device: DeviceRecord, link: Link, network: Link,
+                  chunks: int = 1, wire: int | None = None) -> LayerPrediction:
+    """Of the rank with the most rows; of one rank, `predict_block`. wire: as for `row_bytes`. ValueError for a device that is no Xe GPU."""
+    if ranks == 1:
+        seconds = predict_block(shape, num_tokens, rows_of(num_tokens), device).seconds
+        return LayerPrediction(1, 1, seconds, seconds, 0.0, 0.0, 0.0)
+    route = LAUNCH_SECONDS + route_seconds(shape, num_tokens, device) if shape.routing else 0.0
+    agree = AGREE_SECONDS + exchange_seconds(COUNT_BYTES * chunks * shape.num_experts, ranks, link, network)
+    tokens = -(-num_tokens // chunks)
+    to_each = [tokens * share_of_tokens(shape, ranks) * num_bytes for num_bytes in row_bytes(shape, wire)]
+    ways = [exchange_seconds(num_bytes, ranks, link, network) for num_bytes in to_each]
+    on_device = chunk_seconds(shape, tokens, ranks, rows_of(tokens * ranks), device)
+    whole = on_device if chunks == 1 else chunk_seconds(shape, num_tokens, ranks, rows_of(num_tokens * ranks), device)
+    row_in_elements = 2 * shape.hidden_size * shape.dtype.size
+    return LayerPrediction(ranks, chunks, route + agree + pipelined(ways[0], on_device, ways[1], chunks), route + whole,
+                           agree + chunks * sum(ways), (ranks - 1) * chunks * sum(to_each),
+                           (ranks - 1) / ranks * num_tokens * shape.top_k * row_in_elements)
+
+
+def chunk_seconds(shape: BlockShape, num_tokens: int, ranks: int, rows: Sequence[int], device: DeviceRecord) -> float:
+    """What a rank computes for a chunk: its own tokens' sort by rank, copies of their rows both ways, and the sum of what comes back; and
+    the block of its experts. rows: of all experts, from all ranks."""
+    local, share = local_experts(shape, ranks), share_of_tokens(shape, ranks)
+    rows = max((rows[first:first + local] for first in range(0, len(rows), local)), key=sum)
+    sent = round(ranks * num_tokens * share)
+    block = predict_block(replace(shape, num_experts=local, routing=False), max(sent, *rows), rows, device)
+    copies = 2 * 2 * sent * shape.hidden_size * shape.dtype.size / (device.bandwidth * 1e9)
+    sort = sort_seconds(replace(shape, num_experts=ranks), num_tokens, device)
+    combine = combine_seconds(replace(shape, y=shape.dtype), num_tokens, device, sent)
+    return block.seconds + SIDE_LAUNCHES * LAUNCH_SECONDS + copies + sort + combine
