@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 import torch
 
 from ..device import facts_of, queue_for
+from ..distributed.message import RowFormat
 from ..ops.launch import target_of
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
 from ..plan.block.expert_parallel import LayerPrediction, predict_layer
@@ -21,6 +22,7 @@ from ..plan.xe.candidates import choose_xe_config
 from . import workloads
 from .roofline import record_for
 
+_TORCH_DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.f16: torch.float16}
 CHUNKS = (1, 2, 4, 8)       # of a layer's tokens, of which the fastest is taken
 MOST_TOKENS = 1 << 16       # of a rank, where it is asked from how many tokens on communication hides
 DRAWN_TOKENS = 1 << 13      # of which each is routed; more tokens have as many more rows
@@ -99,7 +101,7 @@ def predict_model_block(model: workloads.Model, tokens: int, device: DeviceRecor
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers of one model whose experts are spread over ranks. wire: bytes of an element on its way to the experts, None: the dtype's."""
+    """Layers of one model whose experts are spread over ranks. wire, wire_back: as `expert_parallel_moe` takes them."""
     model: workloads.Model
     device: DeviceRecord
     dtype: Dtype
@@ -107,15 +109,19 @@ class Layers:
     quantization: Quantization | None
     link: Link
     network: Link
-    wire: int | None = None
+    wire: str | None = None
+    wire_back: str | None = None
 
     def predict(self, ranks: int, tokens: int, chunks: int | None = None) -> LayerPrediction:
         """tokens: of each rank. chunks: by default the fastest of `CHUNKS`. ValueError for a device that is no Xe GPU."""
         model = self.model
         shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, self.dtype, self.layout,
                            quantization=self.quantization)
-        found = (predict_layer(shape, tokens, ranks, partial(_rows, model), self.device, self.link, self.network, min(number, tokens), self.wire)
-                 for number in ([chunks] if chunks else CHUNKS))
+        formats = (RowFormat(model.hidden_size, _TORCH_DTYPES[self.dtype], model.top_k, model.top_k, self.wire),
+                   RowFormat(model.hidden_size, _TORCH_DTYPES[self.dtype], wire=self.wire_back))
+        row_bytes = tuple(4 * format.words for format in formats)
+        found = (predict_layer(shape, tokens, ranks, partial(_rows, model), self.device, self.link, self.network, row_bytes,
+                               min(number, tokens)) for number in ([chunks] if chunks else CHUNKS))
         return min(found, key=lambda layer: layer.seconds)
 
     def hidden_from(self, ranks: int, chunks: int | None = None) -> int | None:

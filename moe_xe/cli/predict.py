@@ -27,6 +27,8 @@ def predict(
     link: Annotated[Optional[str], typer.Option(help="With --ranks: pcie4x8, pcie4x16, pcie5x8, pcie5x16 or xelink; default: the device's.")] = None,
     network: Annotated[str, typer.Option(help="With --ranks: between hosts, ib400 (an adapter for each rank) or ib400-shared.")] = "ib400-shared",
     chunks: Annotated[Optional[int], typer.Option(help="With --ranks: parts of the tokens that overlap; default: the fastest.", min=1)] = None,
+    wire: Annotated[Optional[str], typer.Option(help="With --ranks: rows go to the experts as int8 or fp8_e4m3.")] = None,
+    wire_back: Annotated[Optional[str], typer.Option(help="With --ranks: and so they come back.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries; with --block, "
                                                         "of their layers, beside moe_xe's predicted block.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
@@ -40,7 +42,7 @@ def predict(
         quantization = _quantization(weights, layout)
         if ranks != "1":
             from .predict_ranks import predict_ranks
-            predict_ranks(_layers(_device(device), _models(model), dtype, layout, quantization, link, network), _counts(ranks, "--ranks"),
+            predict_ranks(_layers(_device(device), _models(model), dtype, layout, quantization, link, network, wire, wire_back), _counts(ranks, "--ranks"),
                           _token_counts(tokens), chunks, json, plot)
         elif block:
             from .predict_block import check_blocks, predict_blocks
@@ -98,16 +100,19 @@ def _device(name: str):
         raise typer.BadParameter(str(error), param_hint="--device")
 
 
-def _layers(device, models, dtype, layout, quantization, link, network) -> list:
+def _layers(device, models, dtype, layout, quantization, link, network, wire, wire_back) -> list:
     from ..bench.predictions import Layers
+    from ..distributed.message import WIRES
     from ..plan.model.links import LINKS, NETWORKS
 
     if device.architecture is None:
         raise typer.BadParameter(f"--ranks is for Xe GPUs, got {device.name}", param_hint="--device")
     if link is None and not device.link:
         raise typer.BadParameter(f"{device.name} has no link of its own: name one of {', '.join(LINKS)}", param_hint="--link")
+    for option, given in (("--wire", wire), ("--wire-back", wire_back)):
+        _one_of(option, given or "int8", WIRES)
     between = _one_of("--link", link or device.link, LINKS), _one_of("--network", network, NETWORKS)
-    return [Layers(model, device, _one_of("--dtype", dtype, DTYPES), layout, quantization, *between) for model in models]
+    return [Layers(model, device, _one_of("--dtype", dtype, DTYPES), layout, quantization, *between, wire, wire_back) for model in models]
 
 
 def _predict(device, models, token_counts, dtype, layout, gathered, weights, quantization, json, plot):

@@ -14,7 +14,8 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
         from ..bench.plot_predictions import plot_layers
         plot_layers([(each, list(zip(cases, predictions))) for each, predictions in zip(layers, found)], plot)
     if json:
-        print(jsonlib.dumps({"predicted": True, "device": first.device.name, "link": first.link.name, "network": first.network.name, "layers": [
+        print(jsonlib.dumps({"predicted": True, "device": first.device.name, "link": first.link.name, "network": first.network.name,
+                             "wire": first.wire, "wire_back": first.wire_back, "layers": [
             {"model": each.model.name, "ranks": ranks, "tokens": tokens, "chunks": layer.chunks, "ms": 1e3 * layer.seconds,
              "compute_ms": 1e3 * layer.compute, "communication_ms": 1e3 * layer.communication, "share": layer.share,
              "sent_bytes": layer.sent_bytes, "pair_bytes": layer.pair_bytes, "hidden_from": from_tokens.get(ranks)}
@@ -22,7 +23,8 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
             for (ranks, tokens), layer in zip(cases, predictions)]}, indent=1))
         return
     print(f"PREDICTED, not measured: {first.device.name}, {first.dtype.value}, {first.layout.value}; tokens: of each rank\n"
-          f"linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}")
+          f"linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}\n"
+          f"rows go as {first.wire or first.dtype.value} and come back as {first.wire_back or first.dtype.value}")
     for each, predictions, from_tokens in zip(layers, found, hidden):
         table = new_table("ranks", "tokens", "chunks", "layer\nms", "compute\nms", "comm.\nms", "share", "sent\nMB", "pairs'\nMB",
                           title=each.model.name)

@@ -35,6 +35,14 @@ def test_layers():
     assert found[1, 1]["ms"] == block["ms"]
 
 
+def test_codes_are_fewer_bytes():
+    arguments = ("--ranks", 2, "--tokens", 64, "--chunks", 1, "--json")
+    plain, there, both = (json.loads(run(*arguments, *wires).stdout)["layers"][0]["sent_bytes"] for wires in (
+        (), ("--wire", "int8"), ("--wire", "fp8_e4m3", "--wire-back", "int8")))
+    rows = plain / (2 * 512 * 2 + 16)       # ids and weights of two experts
+    assert (there, both) == pytest.approx((plain - rows * (512 - 16), plain - rows * 2 * (512 - 16)))      # a scale, and room up to 16 bytes
+
+
 def test_the_fastest_number_of_chunks():
     arguments = ("--ranks", 8, "--tokens", 8192, "--json", "--network", "ib400")
     fixed = [json.loads(run(*arguments, "--chunks", chunks).stdout)["layers"][0] for chunks in predictions.CHUNKS]
@@ -73,7 +81,7 @@ def test_plots(tmp_path):
 @pytest.mark.parametrize("arguments, named", [
     (("--ranks", "0"), "--ranks"), (("--ranks", "two"), "--ranks"), (("--ranks", 2, "--link", "usb"), "--link"), (("--ranks", 2, "--network", "lan"), "--network"),
     (("--ranks", 2, "--device", "lunar-lake"), "--link"), (("--ranks", 2, "--device", "cpu"), "--device"), (("--ranks", 2, "--chunks", 0), "--chunks"),
-    (("--ranks", 2, "--dtype", "int8"), "--dtype")])
+    (("--ranks", 2, "--dtype", "int8"), "--dtype"), (("--ranks", 2, "--wire", "int4"), "--wire"), (("--ranks", 2, "--wire-back", "bf16"), "--wire-back")])
 def test_wrong_options_are_named(arguments, named):
     result = run(*arguments)
     assert result.exit_code == 2 and named in result.output

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from moe_xe.bench.workloads import Model, routed_rows
 from moe_xe.plan.block.cost import BlockShape, predict_block
-from moe_xe.plan.block.expert_parallel import chunk_seconds, pipelined, predict_layer, row_bytes, share_of_tokens
+from moe_xe.plan.block.expert_parallel import chunk_seconds, pipelined, predict_layer, share_of_tokens
 from moe_xe.plan.model.devices import RECORDS, record_named
 from moe_xe.plan.model.links import LINKS, NETWORKS, exchange_seconds
-from moe_xe.plan.problem import Dtype
 
 B60, PCIE, SHARED = record_named("b60"), LINKS["pcie5x8"], NETWORKS["ib400-shared"]
 SHAPE = BlockShape(512, 256, 32, 4)
@@ -26,8 +25,8 @@ def rows_of(tokens):
     return routed_rows(Model("any", 512, 256, 32, 4), tokens, torch.Generator().manual_seed(tokens))
 
 
-def layer(tokens, ranks, chunks=1, wire=None, link=PCIE, network=SHARED, shape=SHAPE):
-    return predict_layer(shape, tokens, ranks, rows_of, B60, link, network, chunks, wire)
+def layer(tokens, ranks, chunks=1, link=PCIE, network=SHARED, row_bytes=(1056, 1024)):
+    return predict_layer(SHAPE, tokens, ranks, rows_of, B60, link, network, row_bytes, chunks)
 
 
 @pytest.mark.parametrize("experts, top_k, ranks", [(8, 2, 4), (9, 3, 4), (6, 6, 2), (5, 1, 5), (7, 2, 11)])
@@ -39,17 +38,12 @@ def test_the_share_of_tokens_is_that_of_all_their_choices(experts, top_k, ranks)
 
 
 def test_bytes_are_those_of_a_routing_that_is_counted():
-    tokens, ranks, row = 6000, 4, sum(row_bytes(SHAPE))
+    tokens, ranks = 6000, 4
     picked = torch.rand(tokens, 32).topk(4, dim=1).indices // 8
     remote = sum(len(set(ids) - {0}) for ids in picked.tolist())
     found = layer(tokens, ranks)
-    assert found.sent_bytes == pytest.approx(remote * row, rel=0.03)
+    assert found.sent_bytes == pytest.approx(remote * (1056 + 1024), rel=0.03)
     assert found.pair_bytes == tokens * 3 * 2 * 512 * 2 > found.sent_bytes
-
-
-def test_what_a_row_has():
-    assert row_bytes(SHAPE) == (2 * 512 + 4 * 8, 2 * 512) and row_bytes(replace(SHAPE, dtype=Dtype.f32)) == (4 * 512 + 4 * 8, 4 * 512)
-    assert row_bytes(SHAPE, wire=1) == (512 + 4 + 4 * 8, 2 * 512)
 
 
 @given(times, times, times, st.integers(1, 9))
@@ -74,7 +68,7 @@ def test_a_layer_of_several():
     assert one.seconds == pytest.approx(one.compute + one.communication)
     assert two.compute == one.compute and two.sent_bytes == one.sent_bytes and two.communication > one.communication
     assert two.seconds < one.seconds and two.share < one.share
-    assert layer(2048, 4, wire=1).communication < one.communication
+    assert layer(2048, 4, row_bytes=(560, 1024)).communication < one.communication
     assert layer(2048, 16).communication > 3 * layer(2048, 8).communication     # of a second host
     assert layer(2048, 4, link=LINKS["pcie4x8"]).communication > 1.5 * one.communication
 

@@ -34,15 +34,6 @@ def share_of_tokens(shape: BlockShape, ranks: int) -> float:
     return 1 - math.comb(experts - local_experts(shape, ranks), k) / math.comb(experts, k)
 
 
-def row_bytes(shape: BlockShape, wire: int | None = None) -> tuple[int, int]:
-    """Of a token's row to a rank, and of the one back. wire: bytes of an element under way there, with a float32 scale a row.
-
-    With each row go the float32 pairs of its k experts and weights.
-    """
-    there = shape.hidden_size * (wire or shape.dtype.size) + (4 if wire else 0) + 8 * shape.top_k
-    return there, shape.hidden_size * shape.dtype.size
-
-
 def pipelined(dispatch: float, compute: float, combine: float, chunks: int) -> float:
     """Seconds of equal chunks, each dispatched, computed and combined: one link, one device, each busy with one thing at a time.
 
@@ -79,15 +70,16 @@ class LayerPrediction:
 
 
 def predict_layer(shape: BlockShape, num_tokens: int, ranks: int, rows_of: RowsOf, device: DeviceRecord, link: Link, network: Link,
-                  chunks: int = 1, wire: int | None = None) -> LayerPrediction:
-    """Of the rank with the most rows; of one rank, `predict_block`. wire: as for `row_bytes`. ValueError for a device that is no Xe GPU."""
+                  row_bytes: tuple[int, int], chunks: int = 1) -> LayerPrediction:
+    """Of the rank with the most rows; of one rank, `predict_block`. row_bytes: of a token's row to a rank, and of the one back. ValueError
+    for a device that is no Xe GPU."""
     if ranks == 1:
         seconds = predict_block(shape, num_tokens, rows_of(num_tokens), device).seconds
         return LayerPrediction(1, 1, seconds, seconds, 0.0, 0.0, 0.0)
     route = LAUNCH_SECONDS + route_seconds(shape, num_tokens, device) if shape.routing else 0.0
     agree = AGREE_SECONDS + exchange_seconds(COUNT_BYTES * chunks * shape.num_experts, ranks, link, network)
     tokens = -(-num_tokens // chunks)
-    to_each = [tokens * share_of_tokens(shape, ranks) * num_bytes for num_bytes in row_bytes(shape, wire)]
+    to_each = [tokens * share_of_tokens(shape, ranks) * num_bytes for num_bytes in row_bytes]
     ways = [exchange_seconds(num_bytes, ranks, link, network) for num_bytes in to_each]
     on_device = chunk_seconds(shape, tokens, ranks, rows_of(tokens * ranks), device)
     whole = on_device if chunks == 1 else chunk_seconds(shape, num_tokens, ranks, rows_of(num_tokens * ranks), device)
