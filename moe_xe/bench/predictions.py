@@ -10,7 +10,8 @@ from ..device import facts_of, queue_for
 from ..distributed.message import RowFormat
 from ..ops.launch import target_of
 from ..plan.block.cost import BlockPrediction, BlockShape, predict_block
-from ..plan.block.expert_parallel import LayerPrediction, predict_layer
+from ..plan.block.exchange import preferred_chunks
+from ..plan.block.expert_parallel import LayerPrediction, local_experts, predict_layer
 from ..plan.formats import Quantization
 from ..plan.gemm.config import TileConfig, XeConfig
 from ..plan.gemm.heuristics import Family, choose_config
@@ -23,8 +24,8 @@ from . import workloads
 from .roofline import record_for
 
 _TORCH_DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.f16: torch.float16}
-CHUNKS = (1, 2, 4, 8)       # of a layer's tokens, of which the fastest is taken
-MOST_TOKENS = 1 << 16       # of a rank, where it is asked from how many tokens on communication hides
+HIDES = 0.5                 # the share of communication of which it is asked from how many tokens on it hides
+MOST_TOKENS = 1 << 16       # of a rank, that are looked at for that
 DRAWN_TOKENS = 1 << 13      # of which each is routed; more tokens have as many more rows
 
 
@@ -113,22 +114,21 @@ class Layers:
     wire_back: str | None = None
 
     def predict(self, ranks: int, tokens: int, chunks: int | None = None) -> LayerPrediction:
-        """tokens: of each rank. chunks: by default the fastest of `CHUNKS`. ValueError for a device that is no Xe GPU."""
+        """tokens: of each rank. chunks: by default what `expert_parallel_moe` takes. ValueError for a device that is no Xe GPU."""
         model = self.model
         shape = BlockShape(model.hidden_size, model.intermediate_size, model.num_experts, model.top_k, self.dtype, self.layout,
                            quantization=self.quantization)
         formats = (RowFormat(model.hidden_size, _TORCH_DTYPES[self.dtype], model.top_k, model.top_k, self.wire),
                    RowFormat(model.hidden_size, _TORCH_DTYPES[self.dtype], wire=self.wire_back))
         row_bytes = tuple(4 * format.words for format in formats)
-        found = (predict_layer(shape, tokens, ranks, partial(_rows, model), self.device, self.link, self.network, row_bytes,
-                               min(number, tokens)) for number in ([chunks] if chunks else CHUNKS))
-        return min(found, key=lambda layer: layer.seconds)
+        chunks = chunks or preferred_chunks(tokens, model.top_k, local_experts(shape, ranks))
+        return predict_layer(shape, tokens, ranks, partial(_rows, model), self.device, self.link, self.network, row_bytes, min(chunks, tokens))
 
     def hidden_from(self, ranks: int, chunks: int | None = None) -> int | None:
-        """The power of two from which on communication is hidden, for as many tokens as are looked at; None if it is not for the most."""
+        """The power of two from which on half of the communication hides, for as many tokens as are looked at; None if it does not."""
         found = None
         for tokens in (MOST_TOKENS >> power for power in range(MOST_TOKENS.bit_length())):
-            if not self.predict(ranks, tokens, chunks).hidden:
+            if self.predict(ranks, tokens, chunks).hidden < HIDES:
                 break
             found = tokens
         return found

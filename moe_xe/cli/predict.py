@@ -26,7 +26,7 @@ def predict(
     ranks: Annotated[str, typer.Option(help="Comma-separated: devices over which a layer's experts are spread; --tokens are each one's.")] = "1",
     link: Annotated[Optional[str], typer.Option(help="With --ranks: pcie4x8, pcie4x16, pcie5x8, pcie5x16 or xelink; default: the device's.")] = None,
     network: Annotated[str, typer.Option(help="With --ranks: between hosts, ib400 (an adapter for each rank) or ib400-shared.")] = "ib400-shared",
-    chunks: Annotated[Optional[int], typer.Option(help="With --ranks: parts of the tokens that overlap; default: the fastest.", min=1)] = None,
+    chunks: Annotated[Optional[int], typer.Option(help="With --ranks: parts of the tokens that overlap; default: moe_xe's choice.", min=1)] = None,
     wire: Annotated[Optional[str], typer.Option(help="With --ranks: rows go to the experts as int8 or fp8_e4m3.")] = None,
     wire_back: Annotated[Optional[str], typer.Option(help="With --ranks: and so they come back.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries; with --block, "

@@ -1,7 +1,6 @@
 """What `moe-xe predict --ranks` prints: the predicted time of layers whose experts are spread over several devices."""
 import json as jsonlib
 
-from ..plan.block.expert_parallel import HIDDEN
 from .tables import new_table, print_table, short
 
 
@@ -17,7 +16,7 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
         print(jsonlib.dumps({"predicted": True, "device": first.device.name, "link": first.link.name, "network": first.network.name,
                              "wire": first.wire, "wire_back": first.wire_back, "layers": [
             {"model": each.model.name, "ranks": ranks, "tokens": tokens, "chunks": layer.chunks, "ms": 1e3 * layer.seconds,
-             "compute_ms": 1e3 * layer.compute, "communication_ms": 1e3 * layer.communication, "share": layer.share,
+             "compute_ms": 1e3 * layer.compute, "communication_ms": 1e3 * layer.communication, "share": layer.share, "hidden": layer.hidden,
              "sent_bytes": layer.sent_bytes, "pair_bytes": layer.pair_bytes, "hidden_from": from_tokens.get(ranks)}
             for each, predictions, from_tokens in zip(layers, found, hidden)
             for (ranks, tokens), layer in zip(cases, predictions)]}, indent=1))
@@ -26,14 +25,14 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
           f"linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}\n"
           f"rows go as {first.wire or first.dtype.value} and come back as {first.wire_back or first.dtype.value}")
     for each, predictions, from_tokens in zip(layers, found, hidden):
-        table = new_table("ranks", "tokens", "chunks", "layer\nms", "compute\nms", "comm.\nms", "share", "sent\nMB", "pairs'\nMB",
+        table = new_table("ranks", "tokens", "chunks", "layer\nms", "compute\nms", "comm.\nms", "share", "hid-\nden", "sent\nMB", "of\npairs",
                           title=each.model.name)
         for (ranks, tokens), layer in zip(cases, predictions):
             table.add_row(str(ranks), str(tokens), str(layer.chunks), *(short(1e3 * seconds) for seconds in (
-                layer.seconds, layer.compute, layer.communication)), f"{layer.share:.0%}", short(layer.sent_bytes / 1e6), short(layer.pair_bytes / 1e6))
+                layer.seconds, layer.compute, layer.communication)), f"{layer.share:.0%}", f"{layer.hidden:.0%}", short(layer.sent_bytes / 1e6),
+                          f"{layer.sent_bytes / layer.pair_bytes:.0%}" if ranks > 1 else "-")
         print_table(table)
         for ranks, tokens in from_tokens.items():
-            print(f"{ranks} ranks: communication hides from {tokens} tokens on" if tokens else f"{ranks} ranks: communication does not hide")
+            print(f"{ranks} ranks: half of the communication hides " + (f"from {tokens} tokens on" if tokens else "for no number of tokens"))
     print("compute: without communication, in one chunk; comm.: by itself; share: what it\n"
-          f"adds to a layer (it hides where it adds at most {HIDDEN - 1:.0%} to computing);\n"
-          "pairs' MB: if each pair of token and expert were sent")
+          "adds to a layer; hidden: of it, behind computing; of pairs: of the bytes, if each\npair of token and expert were sent by itself")

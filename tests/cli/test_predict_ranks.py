@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from moe_xe.bench import predictions, workloads
 from moe_xe.cli import app
+from moe_xe.plan.block.exchange import preferred_chunks
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.model.links import LINKS, NETWORKS
 from moe_xe.plan.problem import Dtype, WeightLayout
@@ -43,15 +44,18 @@ def test_codes_are_fewer_bytes():
     assert (there, both) == pytest.approx((plain - rows * (512 - 16), plain - rows * 2 * (512 - 16)))      # a scale, and room up to 16 bytes
 
 
-def test_the_fastest_number_of_chunks():
-    arguments = ("--ranks", 8, "--tokens", 8192, "--json", "--network", "ib400")
-    fixed = [json.loads(run(*arguments, "--chunks", chunks).stdout)["layers"][0] for chunks in predictions.CHUNKS]
-    chosen = json.loads(run(*arguments).stdout)["layers"][0]
-    assert chosen == min(fixed, key=lambda layer: layer["ms"]) and chosen["chunks"] > 1
+def test_chunks():
+    """By default as many as expert_parallel_moe takes; there are no more than tokens."""
+    arguments = ("--ranks", 8, "--json", "--tokens")
+    chosen, = json.loads(run(*arguments, 8192).stdout)["layers"]
+    assert chosen["chunks"] == preferred_chunks(8192, 2, 2) > 1 and chosen["hidden"] > 0
+    one, = json.loads(run(*arguments, 8192, "--chunks", 1).stdout)["layers"]
+    assert one["chunks"] == 1 and one["hidden"] == 0 and one["compute_ms"] == chosen["compute_ms"] and one["share"] > chosen["share"]
+    assert json.loads(run(*arguments, 3, "--chunks", 8).stdout)["layers"][0]["chunks"] == 3
 
 
 def test_from_where_on_communication_hides(monkeypatch):
-    monkeypatch.setattr(predictions.LayerPrediction, "hidden", property(lambda layer: layer.seconds > least))
+    monkeypatch.setattr(predictions.LayerPrediction, "hidden", property(lambda layer: 0.5 if layer.seconds > least else 0.4))
     layers = predictions.Layers(workloads.MODELS["tiny"], record_named("b60"), Dtype.bf16, WeightLayout.enk, None, LINKS["pcie5x8"], NETWORKS["ib400"])
     least = layers.predict(4, 32, 1).seconds
     assert layers.hidden_from(4, 1) == 64
@@ -67,7 +71,7 @@ def test_one_rank_is_what_there_was():
 def test_what_is_printed(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     output = run("--ranks", "1,64", "--tokens", "4096", "--chunks", 2).stdout
-    assert "PREDICTED, not measured: Arc Pro B60" in output and "64 ranks: communication does not hide" in output
+    assert "PREDICTED, not measured: Arc Pro B60" in output and "64 ranks: half of the communication hides for no number of tokens" in output
     assert max(map(len, output.splitlines())) <= 80
 
 

@@ -60,14 +60,15 @@ def test_chunks_take_at_least_the_longer_and_at_most_the_sum(dispatch, compute, 
 def test_one_rank_has_the_block_alone():
     found, block = layer(500, 1, chunks=4), predict_block(SHAPE, 500, rows_of(500), B60)
     assert (found.seconds, found.compute) == (block.seconds, block.seconds)
-    assert found.communication == found.sent_bytes == found.share == 0 and found.hidden
+    assert found.communication == found.sent_bytes == found.share == found.hidden == 0
 
 
 def test_a_layer_of_several():
     one, two = (layer(2048, 4, chunks) for chunks in (1, 2))
     assert one.seconds == pytest.approx(one.compute + one.communication)
     assert two.compute == one.compute and two.sent_bytes == one.sent_bytes and two.communication > one.communication
-    assert two.seconds < one.seconds and two.share < one.share
+    assert two.seconds < one.seconds and two.share < one.share and one.hidden == 0
+    assert two.seconds == pytest.approx(two.compute + (1 - two.hidden) * two.communication)
     assert layer(2048, 4, row_bytes=(560, 1024)).communication < one.communication
     assert layer(2048, 16).communication > 3 * layer(2048, 8).communication     # of a second host
     assert layer(2048, 4, link=LINKS["pcie4x8"]).communication > 1.5 * one.communication

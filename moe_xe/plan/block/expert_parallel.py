@@ -17,7 +17,6 @@ RowsOf = Callable[[int], Sequence[int]]     # tokens of all ranks -> rows of eac
 SIDE_LAUNCHES = 4       # sort by rank, copy of the rows; on the way back the copy and the sum
 AGREE_SECONDS = 4 * LAUNCH_SECONDS      # counts and their gathering, the host's wait for them, and the stream's start after it: assumed
 COUNT_BYTES = 4         # of an expert, in the message that says who sends what
-HIDDEN = 1.1            # communication is hidden where a layer takes at most so much of what it computes
 
 
 def local_experts(shape: BlockShape, ranks: int) -> int:
@@ -65,8 +64,9 @@ class LayerPrediction:
         return 1 - self.compute / self.seconds
 
     @property
-    def hidden(self) -> bool:
-        return self.seconds <= HIDDEN * self.compute
+    def hidden(self) -> float:
+        """Of communication, what computing hides, less what chunks cost; 0 for one chunk."""
+        return 1 - (self.seconds - self.compute) / self.communication if self.chunks > 1 else 0.0
 
 
 def predict_layer(shape: BlockShape, num_tokens: int, ranks: int, rows_of: RowsOf, device: DeviceRecord, link: Link, network: Link,
