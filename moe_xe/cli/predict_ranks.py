@@ -21,8 +21,8 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
             for each, predictions, from_tokens in zip(layers, found, hidden)
             for (ranks, tokens), layer in zip(cases, predictions)]}, indent=1))
         return
-    print(f"PREDICTED, not measured: {first.device.name}, {first.dtype.value}, {first.layout.value}; tokens: of each rank\n"
-          f"linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}\n"
+    print(f"PREDICTED, not measured: {first.device.name}, {first.dtype.value}, {first.layout.value}\n"
+          f"tokens: of each rank; linked by {first.link.name}, hosts of {first.link.ranks} by {first.network.name}\n"
           f"rows go as {first.wire or first.dtype.value} and come back as {first.wire_back or first.dtype.value}")
     for each, predictions, from_tokens in zip(layers, found, hidden):
         table = new_table("ranks", "tokens", "chunks", "layer\nms", "compute\nms", "comm.\nms", "share", "hid-\nden", "sent\nMB", "of\npairs",
@@ -35,4 +35,4 @@ def predict_ranks(layers, rank_counts, token_counts, chunks, json: bool, plot) -
         for ranks, tokens in from_tokens.items():
             print(f"{ranks} ranks: half of the communication hides " + (f"from {tokens} tokens on" if tokens else "for no number of tokens"))
     print("compute: without communication, in one chunk; comm.: by itself; share: what it\n"
-          "adds to a layer; hidden: of it, behind computing; of pairs: of the bytes, if each\npair of token and expert were sent by itself")
+          "adds to a layer; hidden: of it, behind computing; of pairs: of the bytes if each\npair of token and expert were sent by itself")
