@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from train_tiny_moe import FIRST_STEPS, FIRST_TOLERANCE, TOLERANCE, read_text
 
 import moe_xe
-from moe_xe.bench.transport import Transport
+from moe_xe.bench.sent_bytes import SentBytes
 from moe_xe.cli.tables import new_table, print_table
 from moe_xe.distributed import expert_parallel_moe
 
@@ -109,7 +109,7 @@ def generate(model: Model, text: torch.Tensor, length: int) -> tuple[torch.Tenso
 @torch.no_grad()
 def sent_bytes(model: Model, text: torch.Tensor, group: dist.ProcessGroup, experts: int) -> dict[str, float]:
     """By all ranks, of one layer and forward pass: what was sent, a row for each rank that a token must reach, and one for each pair."""
-    with Transport(group.rank()) as counted:
+    with SentBytes(group.rank()) as counted:
         model(text)
     rank_of = torch.cat([torch.full((len(part),), rank) for rank, part in enumerate(torch.arange(experts).tensor_split(group.size()))])
     remote = least = 0
@@ -119,7 +119,7 @@ def sent_bytes(model: Model, text: torch.Tensor, group: dist.ProcessGroup, exper
         elsewhere[..., group.rank()] = 0
         remote, least = remote + elsewhere.sum(), least + elsewhere.amax(1).sum()
     row = 2 * model.bytes.weight[0].nbytes      # there and back
-    totals = torch.tensor([counted.sent_bytes, row * least, row * remote], dtype=torch.float64, device=text.device) / len(model.layers)
+    totals = torch.tensor([counted.number, row * least, row * remote], dtype=torch.float64, device=text.device) / len(model.layers)
     dist.all_reduce(totals)
     return dict(zip(("sent", "least", "pairs"), totals.tolist()))
 

@@ -8,7 +8,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from . import plain_exchange
 from .block_models import Family, scaled
 from .gemm import DTYPES
 from .numerics import difference, tolerance
-from .transport import Transport
+from .sent_bytes import SentBytes
+from .slow_link import slow_group
 from .workloads import MODELS, Model
 
 PARTS = ("dispatch", "combine", "block")
@@ -30,7 +30,8 @@ _CODES_DIFFER = {"int8": 1e-3, "fp8_e4m3": 5e-3}
 
 @dataclass(frozen=True)
 class Options:
-    """What is the same for all cases. delay: milliseconds for each MB, of a link that is so slow; rounds: of which medians are taken."""
+    """What is the same for all cases. delay: milliseconds that a link takes for each MB that a rank exchanges, 0 for
+    gloo's own time; rounds: of which medians are taken."""
     ranks: int
     device: str = "cpu"
     dtype: str = "bf16"
@@ -90,7 +91,7 @@ def _on_rank(rank: int, folder: str, models: Sequence[str], token_counts: Sequen
 
 def run_model(model: Model, token_counts: Sequence[int], options: Options, device: torch.device) -> list[Result]:
     """On each rank of the default group: the cases of one model, with this rank's part of its weights."""
-    group, dtype = dist.group.WORLD, DTYPES[options.dtype]
+    group, dtype = slow_group(1e9 / options.delay) if options.delay else dist.group.WORLD, DTYPES[options.dtype]
     sizes = scaled(Family(model, {}), options.scale).model if options.scale > 1 else model
     generator = torch.Generator().manual_seed(group.rank())
     w13, w2 = (torch.randn(model.num_experts // group.size(), n, k, generator=generator).mul_(k**-0.5).to(device, dtype) for n, k in sizes.gemms())
@@ -102,12 +103,12 @@ def run_model(model: Model, token_counts: Sequence[int], options: Options, devic
         ours, plain = _ours(x, w13, w2, weights, ids, model.num_experts, options, group), _plain(x, w13, w2, weights, ids, model.num_experts, group)
         outs, sent = [], []
         for way in (ours, plain):
-            with Transport(group.rank()) as counted:
+            with SentBytes(group.rank()) as counted:
                 outs.append(way["block"]())
-            sent.append(counted.sent_bytes)
+            sent.append(counted.number)
         totals = torch.tensor([*sent, not _agree(*outs, sizes, options)], device=device)
         dist.all_reduce(totals)
-        ours_ms, plain_ms = _medians([ours, plain], options, device, group)
+        ours_ms, plain_ms = _medians([ours, plain], options.rounds, device)
         results.append(Result(model.name, tokens, options, ours_ms, plain_ms, *totals[:2].tolist(), not totals[2].item()))
     return results
 
@@ -141,18 +142,17 @@ def _agree(ours: torch.Tensor, plain: torch.Tensor, sizes: Model, options: Optio
     return found.max_error <= once.max_error * roundings**0.5 and found.calc_diff <= once.calc_diff * roundings
 
 
-def _medians(ways: list[dict[str, Callable]], options: Options, device: torch.device, group) -> list[dict[str, float]]:
+def _medians(ways: list[dict[str, Callable]], rounds: int, device: torch.device) -> list[dict[str, float]]:
     """Milliseconds of each call of each way, in turn; all ranks start together, and the slowest one counts."""
     def timed(call: Callable) -> float:
         _synchronize(device)
         dist.barrier()
         begin = time.perf_counter()
-        with Transport(group.rank(), options.delay * 1e-9) if options.delay else nullcontext():
-            call()
+        call()
         _synchronize(device)
         return time.perf_counter() - begin
 
-    times = torch.tensor([[[timed(way[part]) for part in PARTS] for way in ways] for _ in range(options.rounds + 1)], device=device)
+    times = torch.tensor([[[timed(way[part]) for part in PARTS] for way in ways] for _ in range(rounds + 1)], device=device)
     dist.all_reduce(times, dist.ReduceOp.MAX)
     return [{part: 1e3 * statistics.median(times[1:, way, at].tolist()) for at, part in enumerate(PARTS)} for way in range(len(ways))]
 

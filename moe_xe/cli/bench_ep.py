@@ -19,7 +19,7 @@ def ep(
                                                   min=1)] = None,
     wire: Annotated[Optional[str], typer.Option(help="Rows go to the experts as int8 or fp8_e4m3.")] = None,
     wire_back: Annotated[Optional[str], typer.Option(help="And so they come back.")] = None,
-    delay: Annotated[float, typer.Option(help="Milliseconds more for each MB that a rank exchanges, as over a slow link.", min=0)] = 0.0,
+    delay: Annotated[float, typer.Option(help="Milliseconds that a link takes for each MB of a rank; on cpu.", min=0)] = 0.0,
     device: Annotated[str, typer.Option(help="cpu (gloo), or xpu (xccl): a device for each rank.")] = "cpu",
     rounds: Annotated[int, typer.Option(help="Of all ways in turn, of which medians are taken.", min=1)] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
@@ -41,6 +41,8 @@ def ep(
             raise typer.BadParameter(f"must divide {name}'s {MODELS[name].num_experts} experts, got {ranks}", param_hint="--ranks")
     if device == "xpu" and torch.xpu.device_count() < ranks:
         raise typer.BadParameter(f"torch finds {torch.xpu.device_count()} xpu devices here, of {ranks}", param_hint="--device")
+    if device == "xpu" and delay:
+        raise typer.BadParameter("is for --device cpu", param_hint="--delay")
     results = run(names, counts, Options(ranks, device, dtype, scale, chunks, wire, wire_back, delay, rounds))
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
@@ -61,6 +63,6 @@ def _print(results) -> None:
                           "yes" if r.correct else "NO")
         print_table(table)
     notes = [f"scale {options.scale:g}", f"chunks {options.chunks or 'as moe_xe chooses'}", f"rows as {options.wire or options.dtype}",
-             f"back as {options.wire_back or options.dtype}", f"{options.delay:g} ms more for each MB"]
+             f"back as {options.wire_back or options.dtype}", f"a link of {options.delay:g} ms for each MB"]
     Console().print(f"{', '.join(notes)}; plain: torch's all-to-all, a row for each pair of token and expert, and grouped_mm; "
                     "MB: of all ranks, there and back", highlight=False, soft_wrap=True)

@@ -32,7 +32,7 @@ def test_a_table(measured, correct):
     measured(correct)
     done = run("--model", "qwen3-30b-a3b,mixtral-8x7b", "--tokens", "5,700", "--ranks", 8, "--wire", "int8", "--delay", 0.5, "--chunks", 3)
     assert done.exit_code == (not correct) and ("NO" in done.output) is not correct
-    for said in ("mixtral-8x7b, bf16, 8 ranks on cpu", "4.00", "chunks 3, rows as int8, back as bf16, 0.5 ms more for each MB", "2.100"):
+    for said in ("mixtral-8x7b, bf16, 8 ranks on cpu", "4.00", "chunks 3, rows as int8, back as bf16, a link of 0.5 ms for each MB", "2.100"):
         assert said in done.output
 
 
