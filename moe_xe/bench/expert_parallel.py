@@ -30,7 +30,7 @@ _CODES_DIFFER = {"int8": 1e-3, "fp8_e4m3": 5e-3}
 
 @dataclass(frozen=True)
 class Options:
-    """What is the same for all cases. delay: milliseconds that a link takes for each MB that a rank exchanges, 0 for
+    """What is the same for all cases. delay: milliseconds that a link takes for each MB of a rank's messages, 0 for
     gloo's own time; rounds: of which medians are taken."""
     ranks: int
     device: str = "cpu"

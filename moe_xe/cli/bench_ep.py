@@ -19,7 +19,7 @@ def ep(
                                                   min=1)] = None,
     wire: Annotated[Optional[str], typer.Option(help="Rows go to the experts as int8 or fp8_e4m3.")] = None,
     wire_back: Annotated[Optional[str], typer.Option(help="And so they come back.")] = None,
-    delay: Annotated[float, typer.Option(help="Milliseconds that a link takes for each MB of a rank; on cpu.", min=0)] = 0.0,
+    delay: Annotated[float, typer.Option(help="Milliseconds that a link takes for each MB of a rank's messages; on cpu.", min=0)] = 0.0,
     device: Annotated[str, typer.Option(help="cpu (gloo), or xpu (xccl): a device for each rank.")] = "cpu",
     rounds: Annotated[int, typer.Option(help="Of all ways in turn, of which medians are taken.", min=1)] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
