@@ -47,9 +47,9 @@ def test_codes_are_fewer_bytes():
 def test_chunks():
     """By default as many as expert_parallel_moe takes; there are no more than tokens."""
     arguments = ("--ranks", 8, "--json", "--tokens")
-    chosen, = json.loads(run(*arguments, 8192).stdout)["layers"]
-    assert chosen["chunks"] == preferred_chunks(8192, 2, 2) > 1 and chosen["hidden"] > 0
-    one, = json.loads(run(*arguments, 8192, "--chunks", 1).stdout)["layers"]
+    chosen, = json.loads(run(*arguments, 65536).stdout)["layers"]
+    assert chosen["chunks"] == preferred_chunks(65536, 2, 2) > 1 and chosen["hidden"] > 0
+    one, = json.loads(run(*arguments, 65536, "--chunks", 1).stdout)["layers"]
     assert one["chunks"] == 1 and one["hidden"] == 0 and one["compute_ms"] == chosen["compute_ms"] and one["share"] > chosen["share"]
     assert json.loads(run(*arguments, 3, "--chunks", 8).stdout)["layers"][0]["chunks"] == 3
 

@@ -64,14 +64,14 @@ def test_one_rank_has_the_block_alone():
 
 
 def test_a_layer_of_several():
-    one, two = (layer(2048, 4, chunks) for chunks in (1, 2))
+    one, two = (layer(16384, 4, chunks) for chunks in (1, 2))
     assert one.seconds == pytest.approx(one.compute + one.communication)
     assert two.compute == one.compute and two.sent_bytes == one.sent_bytes and two.communication > one.communication
     assert two.seconds < one.seconds and two.share < one.share and one.hidden == 0
     assert two.seconds == pytest.approx(two.compute + (1 - two.hidden) * two.communication)
-    assert layer(2048, 4, row_bytes=(560, 1024)).communication < one.communication
-    assert layer(2048, 16).communication > 3 * layer(2048, 8).communication     # of a second host
-    assert layer(2048, 4, link=LINKS["pcie4x8"]).communication > 1.5 * one.communication
+    assert layer(16384, 4, row_bytes=(560, 1024)).communication < one.communication
+    assert layer(16384, 16).communication > 3 * layer(16384, 8).communication     # of a second host
+    assert layer(16384, 4, link=LINKS["pcie4x8"]).communication > 1.5 * one.communication
 
 
 def test_the_rank_with_the_most_rows_counts():

@@ -14,9 +14,11 @@ from ..model.links import Link, exchange_seconds
 from .cost import BlockShape, combine_seconds, predict_block, route_seconds, sort_seconds
 
 RowsOf = Callable[[int], Sequence[int]]     # tokens of all ranks -> rows of each expert
-SIDE_LAUNCHES = 4       # sort by rank, copy of the rows; on the way back the copy and the sum
-AGREE_SECONDS = 4 * LAUNCH_SECONDS      # counts and their gathering, the host's wait for them, and the stream's start after it: assumed
-COUNT_BYTES = 4         # of an expert, in the message that says who sends what
+# Kernels beside the block's: once, to look up ranks and tell counts; of each chunk, to sort its tokens, pack, unpack and sum rows. Counted, within a
+# quarter (tests/distributed/test_launches.py).
+ONCE_LAUNCHES, CHUNK_LAUNCHES = 18, 25
+WAIT_SECONDS = 2 * LAUNCH_SECONDS       # of the host for the counts, until the stream goes on: assumed
+COUNT_BYTES = 4         # of a rank and chunk, in the message that says who sends how much
 
 
 def local_experts(shape: BlockShape, ranks: int) -> int:
@@ -77,7 +79,8 @@ def predict_layer(shape: BlockShape, num_tokens: int, ranks: int, rows_of: RowsO
         seconds = predict_block(shape, num_tokens, rows_of(num_tokens), device).seconds
         return LayerPrediction(1, 1, seconds, seconds, 0.0, 0.0, 0.0)
     route = LAUNCH_SECONDS + route_seconds(shape, num_tokens, device) if shape.routing else 0.0
-    agree = AGREE_SECONDS + exchange_seconds(COUNT_BYTES * chunks * shape.num_experts, ranks, link, network)
+    once = ONCE_LAUNCHES * LAUNCH_SECONDS + WAIT_SECONDS
+    agree = once + exchange_seconds(COUNT_BYTES * chunks * ranks, ranks, link, network)
     tokens = -(-num_tokens // chunks)
     to_each = [tokens * share_of_tokens(shape, ranks) * num_bytes for num_bytes in row_bytes]
     ways = [exchange_seconds(num_bytes, ranks, link, network) for num_bytes in to_each]
@@ -99,4 +102,4 @@ def chunk_seconds(shape: BlockShape, num_tokens: int, ranks: int, rows: Sequence
     copies = 2 * 2 * sent * shape.hidden_size * shape.dtype.size / (device.bandwidth * 1e9)
     sort = sort_seconds(replace(shape, num_experts=ranks), num_tokens, device)
     combine = combine_seconds(replace(shape, y=shape.dtype), num_tokens, device, sent)
-    return block.seconds + SIDE_LAUNCHES * LAUNCH_SECONDS + copies + sort + combine
+    return block.seconds + CHUNK_LAUNCHES * LAUNCH_SECONDS + copies + sort + combine
