@@ -59,7 +59,7 @@ FAMILIES = {
                      transposed=True, weight_on_input=True),
     "gpt-oss": Family(MODELS["gpt-oss-20b"], dict(scoring="topk_softmax"), activation="swiglu_oai", limit=7.0,
                       interleaved=True, bias=True, transposed=True),
-    "deepseek": Family(Model("deepseek-v3", 7168, 2048, 256, 8), float_weights=True, shared_intermediate_size=2048,
+    "deepseek": Family(MODELS["deepseek-v3"], float_weights=True, shared_intermediate_size=2048,
                        routing=dict(scoring="sigmoid", num_groups=8, topk_groups=4, renormalize=True, scaling_factor=2.5)),
     "mixtral": Family(MODELS["mixtral-8x7b"], dict(renormalize=True), float_weights=True),
 }

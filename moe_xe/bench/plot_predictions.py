@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .predictions import Case
+from ..plan.block.expert_parallel import LayerPrediction
+from .predictions import Case, Layers
 from .published import Comparison
 
 
@@ -27,6 +28,30 @@ def plot_cases(cases: Sequence[Case], path: Path) -> None:
         axes.grid(alpha=0.3)
     rates.legend()
     figure.suptitle(f"moe_xe on {cases[0].device}: predicted, not measured")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_layers(layers: Sequence[tuple[Layers, list[tuple[tuple[int, int], LayerPrediction]]]], path: Path) -> None:
+    """Writes a PNG: for each model, a layer's predicted time and what communication adds to it over ranks, a line for each number of tokens of a
+    rank. layers: with ((ranks, tokens), prediction) each. Raises OSError if it cannot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5 * len(layers)), layout="constrained")
+    for (times, shares), (each, predictions) in zip(figure.subplots(len(layers), 2, squeeze=False), layers):
+        for tokens in dict.fromkeys(tokens for (_, tokens), _ in predictions):
+            points = [(ranks, layer) for (ranks, number), layer in predictions if number == tokens]
+            ranks = [ranks for ranks, _ in points]
+            line, = times.plot(ranks, [1e3 * layer.seconds for _, layer in points], marker="o", markersize=3, label=f"{tokens} tokens a rank")
+            times.plot(ranks, [1e3 * layer.compute for _, layer in points], color=line.get_color(), linewidth=1, linestyle="--")
+            shares.plot(ranks, [100 * layer.share for _, layer in points], marker="o", markersize=3, color=line.get_color())
+        times.set(yscale="log", ylabel="milliseconds of a layer; dashed: computing alone", title=f"{each.model.name} on {each.device.name}")
+        shares.set(ylim=(0, 100), ylabel="% that communication adds", title=f"{each.link.name}, hosts of {each.link.ranks} by {each.network.name}")
+        times.legend()
+        for axes in (times, shares):
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel("ranks")
+            axes.grid(alpha=0.3)
+    figure.suptitle("expert parallelism: predicted, not measured")
     figure.savefig(path, format="png", dpi=120)
 
 

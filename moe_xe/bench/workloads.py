@@ -27,6 +27,7 @@ MODELS = {model.name: model for model in (
     Model("gpt-oss-20b", 2880, 2880, 32, 4),
     Model("qwen3-30b-a3b", 2048, 768, 128, 8),
     Model("mixtral-8x7b", 4096, 14336, 8, 2),
+    Model("deepseek-v3", 7168, 2048, 256, 8),
 )}
 
 

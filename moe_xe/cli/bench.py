@@ -30,12 +30,16 @@ def _weights(text: str, training: bool = False) -> list[str]:
 
 
 def _token_counts(text: str) -> list[int]:
+    return _counts(text, "--tokens")
+
+
+def _counts(text: str, option: str) -> list[int]:
     try:
         counts = [int(count) for count in text.split(",")]
     except ValueError:
         counts = [0]
     if min(counts) < 1:
-        raise typer.BadParameter(f"expected positive whole numbers, got {text!r}", param_hint="--tokens")
+        raise typer.BadParameter(f"expected positive whole numbers, got {text!r}", param_hint=option)
     return counts
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from ..plan.problem import Dtype, WeightLayout
-from .bench import _token_counts
+from .bench import _counts, _token_counts
 from .tables import new_table, print_table, short
 
 DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16}
@@ -23,6 +23,12 @@ def predict(
     gathered: Annotated[bool, typer.Option("--gathered", help="The first GEMM reads its tokens where they lie.")] = False,
     block: Annotated[bool, typer.Option("--block", help="The whole block: launches, routing, sort, both GEMMs, sum.")] = False,
     y_dtype: Annotated[Optional[str], typer.Option(help="With --block: of the rows that are summed, fp32 or --dtype.")] = None,
+    ranks: Annotated[str, typer.Option(help="Comma-separated: devices over which a layer's experts are spread; --tokens are each one's.")] = "1",
+    link: Annotated[Optional[str], typer.Option(help="With --ranks: pcie4x8, pcie4x16, pcie5x8, pcie5x16 or xelink; default: the device's.")] = None,
+    network: Annotated[str, typer.Option(help="With --ranks: between hosts, ib400 (an adapter for each rank) or ib400-shared.")] = "ib400-shared",
+    chunks: Annotated[Optional[int], typer.Option(help="With --ranks: parts of the tokens that overlap; default: moe_xe's choice.", min=1)] = None,
+    wire: Annotated[Optional[str], typer.Option(help="With --ranks: rows go to the experts as int8 or fp8_e4m3.")] = None,
+    wire_back: Annotated[Optional[str], typer.Option(help="With --ranks: and so they come back.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Instead: published measurements of other libraries; with --block, "
                                                         "of their layers, beside moe_xe's predicted block.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
@@ -34,7 +40,11 @@ def predict(
             from ..bench.plot import require_matplotlib
             require_matplotlib()
         checkpoint = _checkpoint(weights, layout)
-        if block:
+        if ranks != "1":
+            from .predict_ranks import predict_ranks
+            predict_ranks(_layers(_device(device), _models(model), dtype, layout, *_kind_of(checkpoint), link, network, wire, wire_back),
+                          _counts(ranks, "--ranks"), _token_counts(tokens), chunks, json, plot)
+        elif block:
             from .predict_block import check_blocks, predict_blocks
             _one_of("--dtype", dtype, DTYPES)
             y = None if y_dtype is None else _one_of("--y-dtype", y_dtype, {"fp32": Dtype.f32, dtype: DTYPES[dtype]})
@@ -93,6 +103,22 @@ def _device(name: str):
         return device_record(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device")
+
+
+def _layers(device, models, dtype, layout, quantization, int8_rows, link, network, wire, wire_back) -> list:
+    from ..bench.predictions import Layers
+    from ..distributed.message import WIRES
+    from ..plan.model.links import LINKS, NETWORKS
+
+    if device.architecture is None:
+        raise typer.BadParameter(f"--ranks is for Xe GPUs, got {device.name}", param_hint="--device")
+    if link is None and not device.link:
+        raise typer.BadParameter(f"{device.name} has no link of its own: name one of {', '.join(LINKS)}", param_hint="--link")
+    for option, given in (("--wire", wire), ("--wire-back", wire_back)):
+        _one_of(option, given or "int8", WIRES)
+    between = _one_of("--link", link or device.link, LINKS), _one_of("--network", network, NETWORKS)
+    return [Layers(model, device, _one_of("--dtype", dtype, DTYPES), layout, quantization, int8_rows, *between, wire, wire_back)
+            for model in models]
 
 
 def _predict(device, models, token_counts, dtype, layout, gathered, weights, quantization, int8_rows, json, plot):

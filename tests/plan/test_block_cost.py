@@ -42,7 +42,7 @@ def test_what_one_expert_a_token_does_not_have():
     """Its results are the block's."""
     one = replace(QWEN3, top_k=1)
     assert one.y_dtype is Dtype.bf16 and replace(one, dtype=Dtype.f16).y_dtype is Dtype.f16
-    assert combine_seconds(one, 8192, B60) == 0 and predict_block(one, 8192, [64] * 128, B60).launches == 4
+    assert combine_seconds(one, 8192, B60, 8192) == 0 and predict_block(one, 8192, [64] * 128, B60).launches == 4
 
 
 def test_launches():

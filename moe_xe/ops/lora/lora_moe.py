@@ -25,13 +25,13 @@ def lora_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights:
              b13: torch.Tensor | None = None, b2: torch.Tensor | None = None, expert_map: torch.Tensor | None = None,
              shared: SharedExpert | None = None, routed_scaling_factor: float = 1.0, weight_on_input: bool = False,
              weight_layout: str = "enk", recompute: bool = True, y_dtype: torch.dtype | None = None,
-             config: MoeConfig | None = None, autotune: bool = False) -> torch.Tensor:
+             activations: str | None = None, config: MoeConfig | None = None, autotune: bool = False) -> torch.Tensor:
     """`fused_moe` with ``w13[e] + lora13.scaling * lora13.b[e] @ lora13.a[e]`` for w13, and w2 likewise, never formed.
 
     lora13: a [E, r, H], b [E, 2I or I, r]. lora2: a [E, r, I], b [E, H, r]. b's rows are in the order of the weights' rows,
     interleaved ones too; weight_layout says nothing about adapters. Any rank, also two different ones; bfloat16, float16 or
     float32, cast to hidden_states' dtype.
-    All else as in `fused_moe`, whose result comes without adapters; shared experts are torch's linear layers, and
+    All else as in `fused_moe`, whose result comes without adapters; activations must be None beside adapters; shared experts are torch's linear layers, and
     weight_on_input multiplies a copy of hidden_states for each of a token's experts.
 
     Differentiable in hidden_states, the adapters, topk_weights, the weights, biases and the shared expert; what does not
@@ -42,7 +42,8 @@ def lora_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights:
     """
     options = dict(activation=activation, interleaved=interleaved, alpha=alpha, limit=limit, b13=b13, b2=b2,
                    expert_map=expert_map, shared=shared, routed_scaling_factor=routed_scaling_factor,
-                   weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, config=config, autotune=autotune)
+                   weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, activations=activations, config=config,
+                   autotune=autotune)
     if lora13 is None and lora2 is None:
         return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, **options)
     block, routed = lora_calls(hidden_states, w13, w2, topk_weights, topk_ids, lora13=lora13, lora2=lora2, recompute=recompute, **options)
@@ -54,6 +55,9 @@ def lora_calls(*arguments, lora13, lora2, recompute, **options) -> tuple[BlockCa
     """Of the arguments of `lora_moe`: the call without adapters, and the call of its routed experts; checks all that can be known without
     the device."""
     block = block_call(*arguments, **options)
+    if block.activations is not None and (lora13 is not None or lora2 is not None):
+        raise ValueError(f"activations must be None beside adapters, whose products are of 16 or 32 bits, "
+                         f"got {options['activations']!r}")
     routed = LoraCall(**vars(replace(block, shared=None)), lora13=_checked("lora13", lora13, block.w13, block.hidden_states),
                       lora2=_checked("lora2", lora2, block.w2, block.hidden_states))
     checks.check_flags(recompute=recompute)

@@ -85,7 +85,7 @@ def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequenc
     kernels = block_launches(num_tokens, shape.top_k) + shape.routing + 2 * int8
     parts = {"launches": kernels * LAUNCH_SECONDS, "route": route_seconds(shape, num_tokens, device) if shape.routing else 0.0,
              "sort": sort_seconds(shape, num_tokens, device), "gate_up": gate_up.seconds, "down": down.seconds,
-             "combine": combine_seconds(shape, num_tokens, device)}
+             "combine": combine_seconds(shape, num_tokens, device, rows)}
     if int8:
         parts["quantize"] = (quantize_rows_seconds(num_tokens, shape.hidden_size, shape.dtype, device) +
                              quantize_rows_seconds(rows, shape.intermediate_size, shape.dtype, device))
@@ -135,9 +135,10 @@ def sort_seconds(shape: BlockShape, num_tokens: int, device: DeviceRecord) -> fl
     return experts * sort_instructions(num_tokens) / issue_rate(device)
 
 
-def combine_seconds(shape: BlockShape, num_tokens: int, device: DeviceRecord) -> float:
+def combine_seconds(shape: BlockShape, num_tokens: int, device: DeviceRecord, rows: int) -> float:
+    """rows: of y, fewer than all slots where pairs were dropped."""
     if shape.top_k == 1:
         return 0.0
-    num_bytes = num_tokens * shape.hidden_size * (shape.top_k * shape.y_dtype.size + shape.dtype.size)
+    num_bytes = shape.hidden_size * (rows * shape.y_dtype.size + num_tokens * shape.dtype.size)
     instructions = num_tokens * combine_instructions(shape.hidden_size, shape.top_k, shape.y_dtype)
     return overlapped(instructions / (device.xe_cores * issue_rate(device)), num_bytes / (device.bandwidth * 1e9))

@@ -33,7 +33,8 @@ class XeArchitecture:
 class DeviceRecord:
     """tflops: peak per input type (and "tf32"), 1e12 operations a second. bandwidth: GB/s. source: of these numbers.
 
-    architecture, clock (GHz) and l2_bytes: of an Xe GPU; sources: of the latter two. codename: what else it is known by.
+    architecture, clock (GHz) and l2_bytes: of an Xe GPU; sources: of the latter two. codename: what else it is known by. link: to
+    other cards, of `links.LINKS`, "" for none.
     """
     name: str
     xe_cores: int
@@ -45,6 +46,7 @@ class DeviceRecord:
     l2_bytes: int = 0
     sources: dict[str, str] = field(default_factory=dict, hash=False)
     codename: str = ""
+    link: str = ""
 
     def peak(self, dtype: Dtype, tf32: bool = False) -> float:
         """Operations a second at best."""
@@ -76,27 +78,27 @@ _CLOCK = "published int8 rate / (cores x operations a clock)"
 
 
 def _xe(name: str, xe_cores: int, int8_tops: float, f32_tflops: float, bandwidth: float, source: str,
-        architecture: XeArchitecture, l2_megabytes: int, l2_source: str, codename: str) -> DeviceRecord:
+        architecture: XeArchitecture, l2_megabytes: int, l2_source: str, codename: str, link: str = "") -> DeviceRecord:
     """dpas does half as many 16-bit operations as int8 ones, and a quarter in tf32."""
     int8_operations = 2 * 2 * 8 * 16 * 16 * architecture.engines // architecture.dpas_cycles     # of a core and clock
     tflops = {"i8": int8_tops, "bf16": int8_tops / 2, "f16": int8_tops / 2, "tf32": int8_tops / 4, "f32": f32_tflops}
     return DeviceRecord(name, xe_cores, tflops, bandwidth, source, architecture, int8_tops * 1e3 / (xe_cores * int8_operations),
-                        l2_megabytes << 20, {"clock": _CLOCK, "l2_bytes": l2_source}, codename)
+                        l2_megabytes << 20, {"clock": _CLOCK, "l2_bytes": l2_source}, codename, link)
 
 
 RECORDS = (
     _xe("Arc B580", 20, 233, 14.6, 456, "Intel ARK: Arc B580 (233 INT8 TOPS, 456 GB/s)", XE2, 18,
-        "Chips and Cheese, Battlemage: 18 MB", "Battlemage G21"),
+        "Chips and Cheese, Battlemage: 18 MB", "Battlemage G21", "pcie4x8"),
     _xe("Arc B570", 18, 203, 12.6, 380, "Intel ARK: Arc B570 (203 INT8 TOPS, 380 GB/s)", XE2, 15,
-        "inferred: 3 MB for each 32 bits of bus, as B580", "Battlemage G21"),
+        "inferred: 3 MB for each 32 bits of bus, as B580", "Battlemage G21", "pcie4x8"),
     _xe("Arc Pro B60", 20, 197, 12.3, 456, "Intel ARK: Arc Pro B60 (197 INT8 TOPS, 456 GB/s)", XE2, 18,
-        "the same chip as B580", "Battlemage G21"),
+        "the same chip as B580", "Battlemage G21", "pcie5x8"),
     _xe("Arc Pro B70", 32, 367, 22.9, 608, "Intel: Arc Pro B70 (367 INT8 TOPS, 608 GB/s)", XE2, 24,
-        "inferred: 3 MB for each 32 bits of bus, as B580", "Battlemage G31"),
+        "inferred: 3 MB for each 32 bits of bus, as B580", "Battlemage G31", "pcie5x16"),
     _xe("Data Center GPU Max 1550", 128, 1664, 52.4, 3276.8, "Intel: Max 1550 (832 bf16 TFLOP/s, 3276.8 GB/s)", XE_HPC, 408,
-        "Intel: 408 MB, both stacks", "Ponte Vecchio"),
+        "Intel: 408 MB, both stacks", "Ponte Vecchio", "xelink"),
     _xe("Data Center GPU Max 1100", 56, 704, 22.2, 1228.8, "Intel: Max 1100 (352 bf16 TFLOP/s, 1228.8 GB/s)", XE_HPC, 108,
-        "Chips and Cheese, Ponte Vecchio: 108 MB", "Ponte Vecchio"),
+        "Chips and Cheese, Ponte Vecchio: 108 MB", "Ponte Vecchio", "pcie5x16"),
     _xe("Arc 140V", 8, 67, 4.0, 136.5, "Intel ARK: Core Ultra 200V graphics (67 INT8 TOPS, LPDDR5X-8533)", XE2, 8,
         "Intel, Lunar Lake: 8 MB", "Lunar Lake"),
     _xe("Arc B390", 12, 120, 7.4, 153.6, "Intel: Panther Lake 12 Xe3 graphics (120 INT8 TOPS, LPDDR5X-9600)", XE3, 16,
