@@ -26,7 +26,7 @@ __all__ = ["CpuConfig", "Fusions", "GemmConfigs", "GenericConfig", "LoraAdapter"
            "OuterXeConfig", "QuantizedWeight", "Schedule", "SharedExpert", "XeConfig", "combine", "devices", "explain", "fused_moe",
            "fused_moe_workspace_bytes", "grouped_gemm", "grouped_mm", "grouped_outer", "lora_moe", "on_queue", "route",
            "scaled_grouped_mm", "sort_tokens"]
-_LAZY = ("integrations", "nn")      # submodules that are imported when they are asked for
+_LAZY = ("distributed", "integrations", "nn")      # submodules that are imported when they are asked for
 
 
 def __getattr__(name: str):

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from .checks import check_memory
 
-__all__ = ["takes_plain_tensors"]
+__all__ = ["check_plain", "takes_plain_tensors"]
 
 _PLAIN = torch.Tensor, torch.nn.Parameter
 _WRITTEN = "out", "workspace"
@@ -32,14 +32,16 @@ def takes_plain_tensors(op: Callable[Parameters, Result]) -> Callable[Parameters
 
     @functools.wraps(op)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        if not torch.compiler.is_compiling():
-            _check(op.__name__, {**dict(zip(names, args)), **kwargs})
+        check_plain(op.__name__, {**dict(zip(names, args)), **kwargs})
         return op(*args, **kwargs)
 
     return checked
 
 
-def _check(op: str, arguments: dict) -> None:
+def check_plain(op: str, arguments: dict) -> None:
+    """The check of `takes_plain_tensors`, of an op's arguments by name."""
+    if torch.compiler.is_compiling():
+        return
     fake, real = None, None
     transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     for name, tensor in _tensors(arguments):

@@ -7,7 +7,7 @@ import torch
 
 from ...plan.choice.block_config import MoeConfig
 from .. import checks
-from ..block.call import SharedExpert, block_call
+from ..block.call import BlockCall, SharedExpert, block_call
 from ..block.fused_moe import fused_moe
 from ..block.training import shared_expert
 from ..plain import takes_plain_tensors
@@ -15,7 +15,7 @@ from ..training_op import wants_gradient
 from ..weights import Weight
 from .training import LORA, LoraAdapter, LoraCall
 
-__all__ = ["LoraAdapter", "lora_moe"]
+__all__ = ["LoraAdapter", "lora_calls", "lora_moe"]
 
 
 @takes_plain_tensors
@@ -45,12 +45,19 @@ def lora_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights:
                    weight_on_input=weight_on_input, weight_layout=weight_layout, y_dtype=y_dtype, config=config, autotune=autotune)
     if lora13 is None and lora2 is None:
         return fused_moe(hidden_states, w13, w2, topk_weights, topk_ids, recompute=recompute, **options)
-    block = block_call(hidden_states, w13, w2, topk_weights, topk_ids, **options)
+    block, routed = lora_calls(hidden_states, w13, w2, topk_weights, topk_ids, lora13=lora13, lora2=lora2, recompute=recompute, **options)
+    out = _on_input(routed, recompute) if weight_on_input else _routed(routed, recompute)
+    return out if shared is None else out + shared_expert(block)
+
+
+def lora_calls(*arguments, lora13, lora2, recompute, **options) -> tuple[BlockCall, LoraCall]:
+    """Of the arguments of `lora_moe`: the call without adapters, and the call of its routed experts; checks all that can be known without
+    the device."""
+    block = block_call(*arguments, **options)
     routed = LoraCall(**vars(replace(block, shared=None)), lora13=_checked("lora13", lora13, block.w13, block.hidden_states),
                       lora2=_checked("lora2", lora2, block.w2, block.hidden_states))
     checks.check_flags(recompute=recompute)
-    out = _on_input(routed, recompute) if weight_on_input else _routed(routed, recompute)
-    return out if shared is None else out + shared_expert(block)
+    return block, routed
 
 
 def _checked(name: str, adapter: LoraAdapter | None, w: Weight, hidden_states: torch.Tensor) -> LoraAdapter | None:

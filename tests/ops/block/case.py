@@ -13,6 +13,8 @@ F = torch.nn.functional
 # largest error of an element over its size plus the reference's RMS, since large results are rounded by as much more, and half the mean
 # square of the relative one: the activations and the result are rounded to the type
 LIMITS = {torch.bfloat16: (3e-2, 1e-5), torch.float16: (4e-3, 2e-7), torch.float32: (1e-5, 1e-11)}
+# of `assert_close` for gradients: z, h, their gradients and the rows' results are rounded to the type on the way, and a gradient once more
+GRADIENT_LIMITS = {torch.bfloat16: (5e-2, 8e-3), torch.float16: (5e-3, 1e-3), torch.float32: (1e-5, 1e-6)}
 GATES = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "relu2": lambda g: g.relu() ** 2}
 HIDDEN, INTERMEDIATE = 50, 37       # whole vectors of no instruction set
 

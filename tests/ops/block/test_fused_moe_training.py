@@ -13,15 +13,12 @@ from moe_xe.ops.block.call import BLOCK
 from moe_xe.ops.calls import Calls
 from moe_xe.ops.gemm import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
 
-from .case import HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, random_ids, reference
+from .case import GRADIENT_LIMITS as LIMITS, HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, random_ids, reference
 from .test_fused_moe import within
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 LAYOUTS = ["enk", "ekn"]
 BIASES = (F32, F32)
-# largest error of an element over its size plus that of its terms, and the RMS of errors over that of all: z, h, their gradients and
-# the rows' results are rounded to the type on the way, and a gradient once more at its end
-LIMITS = {BF16: (5e-2, 8e-3), F16: (5e-3, 1e-3), F32: (1e-5, 1e-6)}
 
 
 def leaves(block: dict, device, dtype: torch.dtype | None = None, frozen=()) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -1,0 +1,119 @@
+"""A rank's rows, there and back: what both `dispatch` and the whole block are made of."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ..ops.routing.token_sort import SortedTokens, sort_tokens
+from .agreement import Counted, Header, agree
+from .exchange import Splits, start, wait
+from .message import RowFormat
+from .placement import Physical, Placement
+from .rows import SentRows
+
+__all__ = ["Trip", "agreed_trips", "split_tokens"]
+
+
+@dataclass(frozen=True)
+class Trip:
+    """The way of some tokens' rows to the ranks of their experts, and back.
+
+    own: the physical experts of this rank. experts: int [T, top_k], each slot's physical expert; None where rows have one expert each and are
+    sorted by it. counts: int32 [ranks, local experts], rows that come here; where they are sorted. lost: bool [T], tokens of which a row has
+    no place.
+    """
+    rows: SentRows
+    splits: Splits
+    there: RowFormat
+    back: RowFormat
+    recorded: bool
+    own: range
+    experts: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    lost: torch.Tensor | None = None
+
+    def start(self, x: torch.Tensor, weights: torch.Tensor | None) -> tuple:
+        """Sends the rows of x [T, H] and, with them, float32 weights [T, top_k] and ids."""
+        if self.experts is None:
+            return start(self.rows.of_tokens(x), None, None, self.there, self.splits, self.recorded)
+        ids = self.rows.of_tokens(self.experts)
+        return start(self.rows.of_tokens(x), ids, self.rows.of_tokens(weights), self.there, self.splits, self.recorded)
+
+    def arrive(self, started: tuple) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Rows that came, [R, H]; their experts' ids here, or len(own) for one elsewhere, and weights [R, top_k], or None."""
+        rows, ids, weights = wait(started, self.there, self.splits)
+        if ids is not None:
+            is_here = (ids >= self.own.start) & (ids < self.own.stop)
+            ids = torch.where(is_here, ids - self.own.start, len(self.own))
+        return rows, ids, weights
+
+    def start_back(self, y: torch.Tensor) -> tuple:
+        """Sends what was made of the rows, [R, H]."""
+        return start(y, None, None, self.back, self.splits.back, self.recorded)
+
+    def arrive_back(self, started: tuple, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Their sums for each token, [T, H]; weights: float32 [T, top_k], of rows that have one expert each."""
+        rows, *_ = wait(started, self.back, self.splits.back)
+        if weights is None:
+            out = self.rows.sums(rows)
+        else:
+            of_pairs = torch.cat([weights.flatten(), weights.new_zeros(1)])
+            out = self.rows.sums(rows.float() * of_pairs[self.rows.pairs.long()][:, None]).to(rows.dtype)
+        return out if self.lost is None else out.masked_fill(self.lost[:, None], float("nan"))
+
+
+def split_tokens(num_tokens: int, chunks: int) -> list[int]:
+    """Tokens of each chunk, as equal as they can be."""
+    return [num_tokens * (chunk + 1) // chunks - num_tokens * chunk // chunks for chunk in range(chunks)]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    groups: torch.Tensor
+    experts: torch.Tensor
+    sorted: SortedTokens
+
+
+def agreed_trips(group: dist.ProcessGroup, header: Header, placement: Placement | None, topk_ids: torch.Tensor, there: RowFormat,
+                 back: RowFormat) -> list[Trip]:
+    """A trip for each chunk of the tokens, with room for just the rows that there are; one wait of the host."""
+    ranks, rank, expand = group.size(), group.rank(), bool(header.expand)
+
+    def count(placement: Placement, chunks: int) -> Counted:
+        found = placement.physical(topk_ids, rank)
+        parts = _sorted(found, split_tokens(len(topk_ids), chunks), ranks, placement.num_physical if expand else None)
+        counts = torch.stack([part.sorted.tokens_per_expert for part in parts])
+        return Counted(counts, found.wrong.sum(dtype=torch.int32), parts)
+
+    agreed = agree(group, topk_ids.device, header, placement, count)
+    sizes = agreed.placement.sizes
+    trips = []
+    for chunk, part in enumerate(agreed.kept):
+        to_ranks = [_by_rank(agreed.rows[sender][chunk], sizes) if expand else agreed.rows[sender][chunk] for sender in range(ranks)]
+        splits = Splits(tuple(to_ranks[rank]), tuple(row[rank] for row in to_ranks), group.group_name)
+        rows = SentRows(part.sorted.row_pairs[:sum(splits.sent)], part.groups, agreed.gathered.shape[2])
+        own = range(sum(sizes[:rank]), sum(sizes[:rank + 1]))
+        counts = agreed.gathered[:, chunk, own.start:own.stop].contiguous() if expand else None
+        trips.append(Trip(rows, splits, there, back, agreed.recorded, own, None if expand else part.experts, counts))
+    return trips
+
+
+def _sorted(found: Physical, tokens: Sequence[int], num_ranks: int, num_physical: int | None) -> list[_Chunk]:
+    """Rows by rank, or, with a number of physical experts, by expert."""
+    groups = _once_a_rank(found.ranks, num_ranks) if num_physical is None else found.experts
+    return [_Chunk(chunk, experts, sort_tokens(chunk, num_physical or num_ranks))
+            for chunk, experts in zip(groups.split(tokens), found.experts.split(tokens))]
+
+
+def _once_a_rank(ranks: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Each slot's rank [T, top_k], but num_ranks for one that an earlier slot of its token has, too."""
+    same = ranks[:, :, None] == ranks[:, None, :]
+    return ranks.masked_fill(same.tril(-1).any(2), num_ranks)
+
+
+def _by_rank(of_experts: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    ends = [sum(sizes[:rank + 1]) for rank in range(len(sizes))]
+    return [sum(of_experts[end - size:end]) for end, size in zip(ends, sizes)]
