@@ -21,6 +21,7 @@ from .agreement import Header, telling
 from .group import device_of, group_of
 from .message import RowFormat
 from .placement import Placement
+from .sharded import local_experts
 from .trips import agreed_trips, split_tokens
 
 __all__ = ["expert_parallel_moe"]
@@ -38,12 +39,15 @@ def expert_parallel_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, to
     w13.shape[0] experts that follow those of lower ranks, or those that experts_of_ranks says (see `dispatch`). There may be none.
     chunks: the tokens are cut into so many, so that the experts compute those of one while others travel; ranks that say different numbers take
     the largest, None is moe_xe's choice. wire, wire_back: as in `dispatch`.
+    group: as there. Experts' weights, biases and adapters may be DTensors, Shard(0) over the group; group=None then is w13's mesh.
     options: all of `lora_moe` but expert_map. The shared expert is every rank's own, and computes its tokens while rows travel.
 
     Differentiable as `lora_moe` is; see `dispatch` for backward, for what is raised where, and for when the host waits.
 
     Returns a new [T, H]: as from one process, but for sums of each rank's experts that are rounded to hidden_states' dtype on their way.
     """
+    group, options = local_experts(group, {"w13": w13, "w2": w2} | options)
+    w13, w2 = options.pop("w13"), options.pop("w2")
     group = group_of(group)
     with telling(group, "hidden_states", hidden_states):
         device_of(group, "hidden_states", hidden_states)
