@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from ..ops.checks import DTYPES
 from .group import device_of
-from .message import WIRES
+from .message import WIRES, RowFormat
 from .placement import Placement
 
-__all__ = ["Agreement", "Counted", "Header", "agree", "telling"]
+__all__ = ["Agreement", "Counted", "Header", "agree", "telling", "wants_gradient"]
 
 _PROTOCOL = 1
 _WORDS = 64         # of a first message
@@ -49,13 +49,16 @@ class Header:
     protocol: int = field(default=_PROTOCOL, metadata={"agreed": "version of moe_xe.distributed"})
 
     @staticmethod
-    def of(tensors: Iterable[torch.Tensor], **values) -> Header:
-        """tensors: what may require a gradient. ValueError for a value that has no number."""
-        for name, known in _CODED.items():
-            if name in values and values[name] not in known:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {values[name]!r}")
-        gradient = 0 if not torch.is_grad_enabled() else 2 if any(tensor.requires_grad for tensor in tensors) else 1
-        return Header(gradient=gradient, **{name: _CODED[name].index(value) if name in _CODED else value for name, value in values.items()})
+    def of(tensors: Iterable[torch.Tensor], there: RowFormat, back: RowFormat, **values: int) -> Header:
+        """tensors: what may require a gradient."""
+        gradient = 2 if wants_gradient(tensors) else int(torch.is_grad_enabled())
+        coded = {"dtype": there.dtype, "wire": there.wire, "wire_back": back.wire}
+        return Header(gradient=gradient, hidden_size=there.hidden_size, **{name: _CODED[name].index(value) for name, value in coded.items()},
+                      **values)
+
+
+def wants_gradient(tensors: Iterable[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 _NUM_FIELDS = len(fields(Header))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from ..ops.plain import check_plain
 from ..ops.routing.token_sort import check_routing
 from ..plan.block.token_sort import MAX_EXPERTS
 from .agreement import Header, telling
+from .capacity import padded_trip
 from .group import device_of, group_of
 from .message import RowFormat
 from .placement import Placement
@@ -27,11 +29,14 @@ class Dispatched:
     x: [R, H]. topk_ids: int32 [R, k], the local expert of each of a row's slots, or the number of local experts for none, and topk_weights:
     float32 [R, k], as `fused_moe` takes them; with expand=True, None: a row has one expert, and from each rank rows come by expert.
     handle: what `combine` takes.
+    With a capacity, R is ranks x capacity, where rows that stand for none have no experts, and overflow an int32 scalar, this rank's rows that had
+    no place; else None.
     """
     x: torch.Tensor
     topk_ids: torch.Tensor | None
     topk_weights: torch.Tensor | None
     handle: Handle
+    overflow: torch.Tensor | None = None
 
     @functools.cached_property
     def tokens_per_expert(self) -> torch.Tensor:
@@ -54,7 +59,7 @@ class Handle:
 
 
 def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, num_experts: int, group, expand: bool = False,
-             experts_of_ranks: Sequence | None = None, wire: str | None = None, wire_back: str | None = None) -> Dispatched:
+             experts_of_ranks: Sequence | None = None, capacity: int | None = None, wire: str | None = None, wire_back: str | None = None) -> Dispatched:
     """Sends each token's row to the ranks that have its experts; all ranks of the group call it together, then `combine`.
 
     x: [T, H] bfloat16, float16 or float32; T may differ between ranks, or be 0. topk_ids: [T, k] int32 or int64, global ids, -1 or num_experts
@@ -64,6 +69,8 @@ def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
       tokens_per_expert; `combine` multiplies with the weights, in float32.
     experts_of_ranks: for each rank the number of its experts, which follow those of lower ranks, or the list of their global ids; an id that
       stands several times has replicas, which take turns. By default as torch.chunk spreads them, and DTensor's Shard(0).
+    capacity: rows from each rank to each, for graphs: nothing is agreed on, as the host does not wait, and all but the tokens' values must be
+      equal on all ranks. A token of which a row has no place, or with an id that is no expert's, is NaN in the end. Not with expand.
     wire, wire_back: "int8" or "fp8_e4m3": rows are sent as codes with a scale each; None: as they are. Gradients are always sent as they are.
 
     Differentiable in x and topk_weights. If any rank wants a gradient, backward has the same exchanges on all: it must run on all of them.
@@ -73,22 +80,26 @@ def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
     and then RuntimeError on the others. A rank that stops or fails later is reported by the process group, within its timeout.
     """
     group = group_of(group)
-    with telling(group, "x", x):
+    with telling(group, "x", x) if capacity is None else nullcontext():
         device_of(group, "x", x)
         _check(x, topk_ids, topk_weights)
         checks.check_flags(expand=expand)
         num_experts = checks.check_count("num_experts", num_experts, 1, MAX_EXPERTS)
         placement = (Placement.even(num_experts, group.size()) if experts_of_ranks is None else
                      Placement.of(experts_of_ranks, group.size(), num_experts))
-        hidden_size, top_k = x.shape[1], topk_ids.shape[1]
-        header = Header.of((x, topk_weights), num_local_experts=placement.sizes[group.rank()], hidden_size=hidden_size, dtype=x.dtype,
-                           top_k=top_k, given=placement.digest, expand=expand, wire=wire, wire_back=wire_back)
-    slots = 0 if expand else top_k
-    trip, = agreed_trips(group, header, placement, topk_ids, RowFormat(hidden_size, x.dtype, slots, slots, wire),
-                         RowFormat(hidden_size, x.dtype, wire=wire_back))
+        slots = 0 if expand else topk_ids.shape[1]
+        there, back = RowFormat(x.shape[1], x.dtype, slots, slots, wire), RowFormat(x.shape[1], x.dtype, wire=wire_back)
+        header = Header.of((x, topk_weights), there, back, num_local_experts=placement.sizes[group.rank()], top_k=topk_ids.shape[1],
+                           given=placement.digest, expand=int(expand))
+        if capacity is not None and expand:
+            raise ValueError("capacity must be None with expand=True, whose rows lie one behind the other")
+    if capacity is None:
+        trip, = agreed_trips(group, header, placement, topk_ids, there, back)
+    else:
+        trip = padded_trip(group, placement, topk_ids, there, back, capacity, header.gradient == 2)
     weights = topk_weights.float()
     rows, ids, row_weights = trip.arrive(trip.start(x, weights))
-    return Dispatched(rows, ids, row_weights, Handle(trip, weights if expand else None))
+    return Dispatched(rows, ids, row_weights, Handle(trip, weights if expand else None), trip.overflow)
 
 
 def combine(y: torch.Tensor, handle: Handle) -> torch.Tensor:

@@ -39,6 +39,10 @@ class RowFormat:
     num_weights: int = 0
     wire: str | None = None
 
+    def __post_init__(self):
+        if self.wire is not None and self.wire not in WIRES:
+            raise ValueError(f"wire and wire_back must be None, {' or '.join(map(repr, WIRES))}, got {self.wire!r}")
+
     @property
     def of_gradients(self) -> RowFormat:
         """Ids have none, and the others travel in their own precision."""

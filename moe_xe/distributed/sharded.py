@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from ..ops.lora.lora_moe import LoraAdapter
 from .group import group_of
 
-__all__ = ["local_experts"]
+__all__ = ["local_experts", "mapped"]
 
 _OF_EXPERTS = "w13", "w2", "b13", "b2", "lora13", "lora2"
 
@@ -28,7 +28,7 @@ def local_experts(group, arguments: dict) -> tuple[object, dict]:
     group = spread[0][1].device_mesh if group is None else group
     for name, tensor in spread:
         _check(name, tensor, group)
-    return group, arguments | {name: _mapped(DTensor, DTensor.to_local, arguments[name]) for name in found}
+    return group, arguments | {name: mapped(DTensor, DTensor.to_local, arguments[name]) for name in found}
 
 
 def _check(name: str, tensor: DTensor, group) -> None:
@@ -42,12 +42,12 @@ def _check(name: str, tensor: DTensor, group) -> None:
 
 def _tensors(value) -> list[torch.Tensor]:
     found = []
-    _mapped(torch.Tensor, found.append, value)
+    mapped(torch.Tensor, found.append, value)
     return found
 
 
-def _mapped(kind: type, function, value):
+def mapped(kind: type, function, value):
     """A weight, bias or adapter with function(tensor) for each of its tensors of this kind."""
     if isinstance(value, LoraAdapter):
-        return replace(value, a=_mapped(kind, function, value.a), b=_mapped(kind, function, value.b))
+        return replace(value, a=mapped(kind, function, value.a), b=mapped(kind, function, value.b))
     return tree_map_only(kind, function, value)

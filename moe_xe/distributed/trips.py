@@ -14,7 +14,7 @@ from .message import RowFormat
 from .placement import Physical, Placement
 from .rows import SentRows
 
-__all__ = ["Trip", "agreed_trips", "split_tokens"]
+__all__ = ["Trip", "agreed_trips", "once_a_rank", "split_tokens"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Trip:
 
     own: the physical experts of this rank. experts: int [T, top_k], each slot's physical expert; None where rows have one expert each and are
     sorted by it. counts: int32 [ranks, local experts], rows that come here; where they are sorted. lost: bool [T], tokens of which a row has
-    no place.
+    no place, and overflow: int32 scalar, such rows; None where there is room for all.
     """
     rows: SentRows
     splits: Splits
@@ -34,12 +34,15 @@ class Trip:
     experts: torch.Tensor | None = None
     counts: torch.Tensor | None = None
     lost: torch.Tensor | None = None
+    overflow: torch.Tensor | None = None
 
     def start(self, x: torch.Tensor, weights: torch.Tensor | None) -> tuple:
         """Sends the rows of x [T, H] and, with them, float32 weights [T, top_k] and ids."""
         if self.experts is None:
             return start(self.rows.of_tokens(x), None, None, self.there, self.splits, self.recorded)
         ids = self.rows.of_tokens(self.experts)
+        if self.lost is not None:       # some rows stand for none
+            ids = torch.where(self.rows.pairs[:, None] < 0, -1, ids)
         return start(self.rows.of_tokens(x), ids, self.rows.of_tokens(weights), self.there, self.splits, self.recorded)
 
     def arrive(self, started: tuple) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -103,12 +106,12 @@ def agreed_trips(group: dist.ProcessGroup, header: Header, placement: Placement 
 
 def _sorted(found: Physical, tokens: Sequence[int], num_ranks: int, num_physical: int | None) -> list[_Chunk]:
     """Rows by rank, or, with a number of physical experts, by expert."""
-    groups = _once_a_rank(found.ranks, num_ranks) if num_physical is None else found.experts
+    groups = once_a_rank(found.ranks, num_ranks) if num_physical is None else found.experts
     return [_Chunk(chunk, experts, sort_tokens(chunk, num_physical or num_ranks))
             for chunk, experts in zip(groups.split(tokens), found.experts.split(tokens))]
 
 
-def _once_a_rank(ranks: torch.Tensor, num_ranks: int) -> torch.Tensor:
+def once_a_rank(ranks: torch.Tensor, num_ranks: int) -> torch.Tensor:
     """Each slot's rank [T, top_k], but num_ranks for one that an earlier slot of its token has, too."""
     same = ranks[:, :, None] == ranks[:, None, :]
     return ranks.masked_fill(same.tril(-1).any(2), num_ranks)

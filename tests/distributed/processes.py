@@ -27,7 +27,7 @@ class Ranks:
         self._pipes = [ours for ours, _ in pipes]
         self.processes = [context.Process(target=_serve, args=(rank, size, f"file://{self._folder.name}/store", seconds, theirs), daemon=True)
                           for rank, (_, theirs) in enumerate(pipes)]
-        with _environment(OMP_NUM_THREADS="1", DPCPP_CPU_NUM_CUS="1"):
+        with _environment(OMP_NUM_THREADS="1"):
             for process in self.processes:
                 process.start()
         for _, theirs in pipes:
