@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import io
 import multiprocessing
 import os
-import pickle
 import tempfile
 import traceback
 from datetime import timedelta
@@ -36,7 +36,7 @@ class Ranks:
     def outcomes(self, job, *arguments) -> list:
         """job(rank, *arguments) on each rank, and its result or exception, by rank. A rank that died has an EOFError."""
         for pipe in self._pipes:
-            pipe.send_bytes(pickle.dumps((job, arguments)))     # tensors as bytes, not as shared memory
+            pipe.send_bytes(_bytes((job, arguments)))
         return [self._outcome(rank) for rank in range(self.size)]
 
     def run(self, job, *arguments) -> list:
@@ -52,7 +52,7 @@ class Ranks:
             self.stop()
             raise TimeoutError(f"rank {rank} of {self.size} took more than {self.seconds} s")
         try:
-            return pickle.loads(self._pipes[rank].recv_bytes())
+            return _value(self._pipes[rank].recv_bytes())
         except EOFError as error:
             return error
 
@@ -82,6 +82,17 @@ class _environment:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def _bytes(value) -> bytes:
+    """Tensors not as shared memory; pickle's own form of them has no float8."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _value(received: bytes):
+    return torch.load(io.BytesIO(received), weights_only=False)
+
+
 def _serve(rank: int, size: int, store: str, seconds: float, pipe) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
@@ -91,9 +102,9 @@ def _serve(rank: int, size: int, store: str, seconds: float, pipe) -> None:
         except EOFError:
             return
         try:
-            job, arguments = pickle.loads(received)
+            job, arguments = _value(received)
             outcome = job(rank, *arguments)
         except Exception as error:
+            error.add_note(traceback.format_exc())
             outcome = error.with_traceback(None)
-            outcome.add_note(traceback.format_exc())
-        pipe.send_bytes(pickle.dumps(outcome))
+        pipe.send_bytes(_bytes(outcome))
