@@ -149,7 +149,7 @@ def telling(group: dist.ProcessGroup, name: str, tensor) -> Iterator[None]:
         try:
             device = device_of(group, name, tensor)
         except (TypeError, ValueError):
-            device = torch.device(group._device_types[-1])
+            device = [torch.device("cpu"), *group._device_types][-1]
         _gather(group, message.to(device), state.words)
         raise
 

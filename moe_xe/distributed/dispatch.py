@@ -12,7 +12,7 @@ from ..ops import checks
 from ..ops.plain import check_plain
 from ..ops.routing.token_sort import check_routing
 from ..plan.block.token_sort import MAX_EXPERTS
-from .agreement import Header, telling
+from .agreement import Header, telling, wants_gradient
 from .capacity import padded_trip
 from .group import device_of, group_of
 from .message import RowFormat
@@ -89,14 +89,15 @@ def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
                      Placement.of(experts_of_ranks, group.size(), num_experts))
         slots = 0 if expand else topk_ids.shape[1]
         there, back = RowFormat(x.shape[1], x.dtype, slots, slots, wire), RowFormat(x.shape[1], x.dtype, wire=wire_back)
-        header = Header.of((x, topk_weights), there, back, num_local_experts=placement.sizes[group.rank()], top_k=topk_ids.shape[1],
-                           given=placement.digest, expand=int(expand))
         if capacity is not None and expand:
             raise ValueError("capacity must be None with expand=True, whose rows lie one behind the other")
+        if capacity is None:
+            header = Header.of((x, topk_weights), there, back, num_local_experts=placement.sizes[group.rank()], top_k=topk_ids.shape[1],
+                               given=placement.digest, expand=int(expand))
     if capacity is None:
         trip, = agreed_trips(group, header, placement, topk_ids, there, back)
     else:
-        trip = padded_trip(group, placement, topk_ids, there, back, capacity, header.gradient == 2)
+        trip = padded_trip(group, placement, topk_ids, there, back, capacity, wants_gradient((x, topk_weights)))
     weights = topk_weights.float()
     rows, ids, row_weights = trip.arrive(trip.start(x, weights))
     return Dispatched(rows, ids, row_weights, Handle(trip, weights if expand else None), trip.overflow)

@@ -28,7 +28,9 @@ def device_of(group: dist.ProcessGroup, name: str, tensor) -> torch.device:
     """The tensor's, if the group can send from there. TypeError or ValueError naming it, before anything is sent."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if torch.compiler.is_compiling():       # dynamo does not look into groups
+        return tensor.device
     kinds = [device.type for device in group._device_types]
-    if tensor.device.type not in kinds:
+    if kinds and tensor.device.type not in kinds:       # a group written in Python has none
         raise ValueError(f"{name} must be on a device of the group, {' or '.join(kinds)}, got {tensor.device}")
     return tensor.device

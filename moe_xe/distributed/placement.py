@@ -76,9 +76,9 @@ class Placement:
     def num_physical(self) -> int:
         return sum(self.sizes)
 
-    @functools.cached_property
+    @property
     def num_experts(self) -> int:
-        return max((expert for entry in self.experts for expert in entry), default=-1) + 1
+        return len({expert for entry in self.experts for expert in entry})
 
     @functools.cached_property
     def digest(self) -> int:
@@ -87,7 +87,8 @@ class Placement:
 
     def physical(self, topk_ids: torch.Tensor, rank: int) -> Physical:
         """Of global ids, [T, k]. An expert's replicas take turns, over the tokens and over the ranks that they come from."""
-        tables, count = _tables(self, topk_ids.device), self.num_experts
+        make = _make_tables if torch.compiler.is_compiling() else _tables       # a graph has them as constants
+        tables, count = make(self, topk_ids.device), self.num_experts
         is_expert = (topk_ids >= 0) & (topk_ids < count)
         wrong = (topk_ids < -1) | (topk_ids > count)
         ids = torch.where(is_expert, topk_ids, count).long()
@@ -107,8 +108,7 @@ class _Tables(NamedTuple):
     ranks: torch.Tensor
 
 
-@functools.lru_cache(maxsize=64)
-def _tables(placement: Placement, device: torch.device) -> _Tables:
+def _make_tables(placement: Placement, device: torch.device) -> _Tables:
     places = [[] for _ in range(placement.num_experts)] + [[placement.num_physical]]
     ranks = []
     for rank, entry in enumerate(placement.experts):
@@ -119,3 +119,6 @@ def _tables(placement: Placement, device: torch.device) -> _Tables:
     replicas = [entry + entry[:1] * (most - len(entry)) for entry in places]
     return _Tables(*(torch.tensor(table, device=device) for table in (
         replicas, list(map(len, places)), [*ranks, len(placement.experts)])))
+
+
+_tables = functools.lru_cache(maxsize=64)(_make_tables)

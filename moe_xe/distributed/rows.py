@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..ops.routing.token_sort import combine
+from ..ops.routing import token_sort as _defines_combine      # noqa: F401
 
 __all__ = ["SentRows"]
 
@@ -20,50 +20,42 @@ class SentRows:
     groups: torch.Tensor
     num_groups: int
 
-    @property
-    def tokens(self) -> torch.Tensor:
-        """[n]; 0 where a row stands for none."""
-        return self.pairs.clamp(min=0) // self.groups.shape[1]
-
     def of_tokens(self, values: torch.Tensor) -> torch.Tensor:
-        """[T, C] -> [n, C]. Differentiable."""
-        return _Gather.apply(values, self)
+        """[T, C] -> [n, C]; those of any token where a row stands for none. Differentiable."""
+        return _Gather.apply(values, self.pairs, self.groups, self.num_groups)
 
     def sums(self, rows: torch.Tensor) -> torch.Tensor:
         """[n, C] -> [T, C]: in order of slots, in float32, rounded once. Differentiable."""
-        return _Sum.apply(rows, self)
+        return _Sum.apply(rows, self.pairs, self.groups, self.num_groups)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, sent):
-        ctx.sent = sent
-        return _gather(values, sent)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _sum(grad, ctx.sent), None
+def _gather(values: torch.Tensor, pairs: torch.Tensor, groups: torch.Tensor, num_groups: int) -> torch.Tensor:
+    if values.shape[0] == 0:        # rows stand for none
+        return values.new_zeros(pairs.shape[0], values.shape[1])
+    return values.index_select(0, pairs.clamp(min=0) // groups.shape[1])
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows, sent):
-        ctx.sent = sent
-        return _sum(rows, sent)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _gather(grad, ctx.sent), None
-
-
-def _gather(values: torch.Tensor, sent: SentRows) -> torch.Tensor:
-    if values.shape[0] == 0:        # rows that stand for no token
-        return values.new_zeros(sent.pairs.shape[0], values.shape[1])
-    return values.index_select(0, sent.tokens)
-
-
-def _sum(rows: torch.Tensor, sent: SentRows) -> torch.Tensor:
-    num_pairs = sent.groups.numel()
-    places = torch.where(sent.pairs < 0, num_pairs, sent.pairs).long()      # one more place, for rows that stand for none
+def _sum(rows: torch.Tensor, pairs: torch.Tensor, groups: torch.Tensor, num_groups: int) -> torch.Tensor:
+    num_pairs = groups.numel()
+    places = torch.where(pairs < 0, num_pairs, pairs).long()        # one more place, for rows that stand for none
     of_pairs = rows.new_empty(num_pairs + 1, rows.shape[1]).index_copy_(0, places, rows)
-    return combine(of_pairs[:num_pairs], sent.groups, sent.num_groups)
+    return torch.ops.moe_xe.combine(of_pairs[:num_pairs], groups, num_groups, None, 0, rows.dtype)
+
+
+def _function(forward, backward) -> type[torch.autograd.Function]:
+    """Of functions (values, pairs, groups, num_groups), each the other's backward."""
+    class Rows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values, pairs, groups, num_groups):
+            ctx.save_for_backward(pairs, groups)
+            ctx.num_groups = num_groups
+            return forward(values, pairs, groups, num_groups)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return backward(grad, *ctx.saved_tensors, ctx.num_groups), None, None, None
+
+    return Rows
+
+
+_Gather, _Sum = _function(_gather, _sum), _function(_sum, _gather)

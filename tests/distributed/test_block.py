@@ -3,13 +3,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
 
 from moe_xe import QuantizedWeight
-from tests.distributed.case import block, check
+from moe_xe.distributed import expert_parallel_moe
+from moe_xe.distributed.message import RowFormat
+from tests.distributed.case import block, check, expected, joined, of_rank, on_rank
 from tests.distributed.processes import ranks
-from tests.ops.block.case import make_shared
+from tests.ops.block.case import GRADIENT_LIMITS, assert_close, make_shared
 from tests.ops.lora.test_lora_moe import with_adapters
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -75,3 +79,53 @@ def test_extremes(case):
        top_k=st.sampled_from([1, 3]), chunks=st.integers(1, 3), seed=st.integers(0, 2**31 - 1))
 def test_any_spread(tokens, experts, top_k, chunks, seed):
     check(ranks(4), block(tokens, experts, seed, top_k=top_k), tokens, experts, chunks=chunks)
+
+
+@pytest.mark.parametrize("wire", ["int8", pytest.param("fp8_e4m3", marks=pytest.mark.full)])
+def test_rows_as_codes(wire):
+    """What travels is rounded, and nothing else; gradients go straight through."""
+    arguments = block(TOKENS, EXPERTS)
+    x = arguments["hidden_states"]
+    format = RowFormat(x.shape[1], x.dtype, wire=wire)
+    rounded, *_ = format.unpack(format.pack(x))
+    assert not torch.equal(rounded, x)
+    found = ranks(4).run(on_rank, arguments, grad := torch.randn(x.shape), TOKENS, EXPERTS, {"wire": wire})
+    want = expected(arguments | {"hidden_states": rounded}, grad)
+    for name, got in joined(found, EXPERTS, sum(EXPERTS)).items():
+        assert_close(got, want[name], GRADIENT_LIMITS[F32], name)
+
+
+def in_other_ways(rank, arguments, way):
+    own = of_rank(arguments, rank, TOKENS, EXPERTS)
+    if way == "mesh":
+        return expert_parallel_moe(**own, group=init_device_mesh("cpu", (4,), mesh_dim_names=("ep",))["ep"])
+    if way == "inference mode":
+        with torch.inference_mode():
+            return expert_parallel_moe(**own, group=None).clone()
+    if way == "compiled":
+        return torch.compile(lambda: expert_parallel_moe(**own, group=dist.group.WORLD), backend="aot_eager")()
+    with torch.autocast("cpu", dtype=BF16):
+        return expert_parallel_moe(**own, group=None)
+
+
+@pytest.mark.parametrize("way", ["mesh", "inference mode", "autocast", pytest.param("compiled", marks=pytest.mark.full)])
+def test_other_ways(way):
+    """Of calling it; compiled, with breaks of the graph."""
+    arguments = block(TOKENS, EXPERTS, ids_dtype=torch.int64, weights_dtype=F16)
+    out = torch.cat(ranks(4).run(in_other_ways, arguments, way))
+    assert out.dtype == (BF16 if way == "autocast" else F32)
+    assert_close(out, expected(arguments, None)["out"], GRADIENT_LIMITS[out.dtype])
+
+
+def on_half(rank, arguments):
+    """Two groups of two ranks each; both have all experts."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    own = of_rank(arguments, rank % 2, TOKENS[2:], EXPERTS[:2])
+    return expert_parallel_moe(**own, group=groups[rank // 2])
+
+
+def test_several_groups():
+    arguments = block(TOKENS[2:], EXPERTS[:2])
+    first, second, *others = ranks(4).run(on_half, arguments)
+    assert_close(torch.cat([first, second]), expected(arguments, None)["out"], GRADIENT_LIMITS[F32])
+    assert torch.equal(first, others[0]) and torch.equal(second, others[1])

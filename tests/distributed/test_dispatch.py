@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from moe_xe import fused_moe
 from moe_xe.distributed import combine, dispatch
+from moe_xe.distributed.message import RowFormat
 from tests.distributed.case import block, expected, of_rank, placed, spans
 from tests.distributed.processes import ranks
 from tests.ops.block.case import GRADIENT_LIMITS, activated, assert_close
@@ -63,3 +64,40 @@ def assert_counts(arguments, counts, rows, expand):
             assert counts[rank][sender].tolist() == [int((sent == expert).sum()) for expert in experts]
         here = torch.isin(ids, torch.tensor(experts, dtype=ids.dtype))
         assert rows[rank] == int(here.sum() if expand else here.any(1).sum())
+
+
+def identity(rank, x, ids, wire_back):
+    mine = spans(TOKENS)[rank]
+    x, ids = x[mine.start:mine.stop], ids[mine.start:mine.stop]
+    dispatched = dispatch(x, ids, torch.ones(ids.shape), num_experts=4, group=None, wire_back=wire_back)
+    return combine(dispatched.x, dispatched.handle)
+
+
+@pytest.mark.parametrize("wire_back", ["int8", "fp8_e4m3"])
+def test_rows_as_codes_on_their_way_back(wire_back):
+    """Each of the four ranks has an expert, and sends a token's row back as it came."""
+    x, ids = torch.randn(sum(TOKENS), 37), torch.randint(-1, 4, (sum(TOKENS), 3))
+    format = RowFormat(37, x.dtype, wire=wire_back)
+    rounded, *_ = format.unpack(format.pack(x))
+    copies = torch.nn.functional.one_hot(ids + 1, 5).amax(1)[:, 1:].sum(1, keepdim=True)
+    out = torch.cat(ranks(4).run(identity, x, ids, wire_back))
+    assert_close(out, (rounded * copies).double(), (1e-6, 1e-7))
+
+
+def wrong_y(rank):
+    dispatched = dispatch(torch.ones(2, 8), torch.tensor([[0], [3]]), torch.ones(2, 1), num_experts=4, group=None)
+    errors = []
+    for y, handle in ((torch.ones(1, 7), dispatched.handle), (dispatched.x.half(), dispatched.handle), (None, dispatched.handle),
+                      (dispatched.x, dispatched)):
+        try:
+            combine(y, handle)
+        except (TypeError, ValueError) as error:
+            errors.append(str(error))
+    return errors
+
+
+def test_wrong_y():
+    for rank, errors in enumerate(ranks(4).run(wrong_y)):
+        rows = 4 if rank in (0, 3) else 0
+        assert errors == [f"y must be float32[{rows}, 8], got float32[1, 7]", f"y must be float32[{rows}, 8], got float16[{rows}, 8]",
+                          "y must be a torch.Tensor [R, H], got NoneType", "handle must be a Dispatched's handle, got Dispatched"]
