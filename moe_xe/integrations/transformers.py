@@ -138,4 +138,4 @@ def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_we
     if experts.has_post_expert_norm:
         y = experts.post_expert_norm(y.to(x.dtype)).float()
     weights = top_k_weights.float().masked_fill(dropped, 0)
-    return (y.view(num_tokens, k, -1) * weights[..., None]).sum(1).to(x.dtype)
+    return (y.view(num_tokens, k, y.shape[1]) * weights[..., None]).sum(1).to(x.dtype)
