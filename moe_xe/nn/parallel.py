@@ -34,11 +34,12 @@ class ExpertParallel(ParallelStyle):
         if device_mesh.ndim != 1:
             raise ValueError(f"mesh must have one dimension, got {device_mesh}; take the one of the experts, mesh[name]")
         for part in module.modules():
+            if isinstance(part, (Experts, LoraExperts)):
+                part.exchange = self.exchange
             for name, parameter in part.named_parameters(recurse=False):
                 part.register_parameter(name, nn.Parameter(self._sharded(parameter, device_mesh), requires_grad=parameter.requires_grad))
             for name, buffer in part.named_buffers(recurse=False):
                 part.register_buffer(name, self._sharded(buffer, device_mesh))
-        module.exchange = self.exchange
         return module
 
     def _sharded(self, tensor: torch.Tensor, mesh: DeviceMesh) -> DTensor:
