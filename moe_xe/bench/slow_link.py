@@ -32,12 +32,17 @@ class _SlowGroup(dist.ProcessGroup):
         super().__init__(group.rank(), group.size())
         self._group, self._bandwidth, self._latency, self._free_at = group, bandwidth, latency, 0.0
 
-    def alltoall_base(self, received, sent, *sizes):
-        """On the link behind what it has still to send."""
-        num_bytes = max(received.nbytes, sent.nbytes)
+    def alltoall_base(self, received, sent, rows_received, rows_sent, *options):
+        """On the link behind what it has still to send; what stays on this rank takes no time."""
+        num_bytes = max(self._leaving(received, rows_received), self._leaving(sent, rows_sent))
         seconds = 0.0 if self._bandwidth is None else num_bytes / self._bandwidth
         self._free_at = max(self._free_at, time.monotonic()) + seconds
-        return _Work(self._group.alltoall_base(received, sent, *sizes), self._free_at + self._latency)
+        return _Work(self._group.alltoall_base(received, sent, rows_received, rows_sent, *options), self._free_at + self._latency)
+
+    def _leaving(self, rows: torch.Tensor, rows_of_ranks: list[int]) -> float:
+        """Bytes of rows to or from other ranks."""
+        own = rows_of_ranks[self.rank()] / max(rows.shape[0], 1) if rows_of_ranks else 1 / self.size()
+        return rows.nbytes * (1 - own)
 
     def allgather_into_tensor_coalesced(self, gathered, sent, *_):
         *_, last = (self._group._allgather_base(*tensors) for tensors in zip(gathered, sent))

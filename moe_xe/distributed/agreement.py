@@ -42,7 +42,8 @@ class Header:
     hidden_size: int = field(default=0, metadata={"agreed": "H"})
     dtype: int = field(default=0, metadata={"agreed": "dtype"})
     top_k: int = field(default=0, metadata={"agreed": "top_k"})
-    given: int = field(default=0, metadata={"agreed": "experts_of_ranks"})      # digest of the caller's placement
+    num_experts: int = field(default=0, metadata={"agreed": "num_experts"})
+    given: int = field(default=0, metadata={"agreed": "experts_of_ranks"})      # the digest of what the caller says
     expand: int = field(default=0, metadata={"agreed": "expand"})
     wire: int = field(default=0, metadata={"agreed": "wire"})
     wire_back: int = field(default=0, metadata={"agreed": "wire_back"})
@@ -53,8 +54,8 @@ class Header:
         """tensors: what may require a gradient."""
         gradient = 2 if wants_gradient(tensors) else int(torch.is_grad_enabled())
         coded = {"dtype": there.dtype, "wire": there.wire, "wire_back": back.wire}
-        return Header(gradient=gradient, hidden_size=there.hidden_size, **{name: _CODED[name].index(value) for name, value in coded.items()},
-                      **values)
+        numbers = {name: _CODED[name].index(value) for name, value in coded.items()}
+        return Header(gradient=gradient, hidden_size=there.hidden_size, **numbers, **values)
 
 
 def wants_gradient(tensors: Iterable[torch.Tensor]) -> bool:
@@ -81,7 +82,6 @@ class Agreement:
     """gathered: int32 [ranks, chunks, groups], on the device; rows: the same numbers on the host. recorded: whether autograd sees the
     exchanges, on all ranks."""
     placement: Placement
-    chunks: int
     recorded: bool
     gathered: torch.Tensor
     rows: list
@@ -101,9 +101,9 @@ class _State:
 _states: WeakKeyDictionary[dist.ProcessGroup, _State] = WeakKeyDictionary()
 
 
-def agree(group: dist.ProcessGroup, device: torch.device, header: Header, placement: Placement | None,
-          count: Callable[[Placement, int], Counted]) -> Agreement:
-    """placement: None if ranks have consecutive experts, header.num_local_experts each. count(placement, chunks): this rank's rows.
+def agree(group: dist.ProcessGroup, ids: torch.Tensor, header: Header, placement: Placement | None,
+          count: Callable[[torch.Tensor, Placement, int], Counted]) -> Agreement:
+    """placement: None if ranks have consecutive experts, header.num_local_experts each. count(ids, placement, chunks): this rank's rows.
 
     Waits for the device, once. Raises ValueError on all ranks where arguments differ or ids are wrong; RuntimeError where another rank
     told an error.
@@ -113,10 +113,11 @@ def agree(group: dist.ProcessGroup, device: torch.device, header: Header, placem
     assumed = placement or state.placements.get(own) or Placement.consecutive([own] * ranks)
     chunks = max(header.chunks, state.chunks.get(header.chunks, 1))
     for _ in range(_ATTEMPTS):
-        counted = count(assumed, chunks)
-        needed = _START + counted.counts.numel()
-        told = _numbers(header, words=needed, placement=assumed.digest, in_chunks=chunks)
-        message = torch.cat([_on_device(state, told, device), counted.wrong.view(1), counted.counts.flatten()])
+        with telling(group, ids):
+            counted = count(ids, assumed, chunks)
+            needed = _START + counted.counts.numel()
+            told = _numbers(header, words=needed, placement=assumed.digest, in_chunks=chunks)
+            message = torch.cat([_on_device(state, told, ids.device), counted.wrong.view(1), counted.counts.flatten()])
         gathered = _gather(group, message, state.words)
         rows = gathered.tolist()       # the host waits here
         headers = [Header(*row[:_NUM_FIELDS]) for row in rows]
@@ -129,15 +130,15 @@ def agree(group: dist.ProcessGroup, device: torch.device, header: Header, placem
             shape = ranks, *counted.counts.shape
             table = gathered[:, _START:needed].reshape(shape)
             _check_ids(rows, actual)
-            return Agreement(actual, agreed, any(header.gradient == 2 for header in headers), table,
+            return Agreement(actual, any(header.gradient == 2 for header in headers), table,
                              [_cut(row[_START:needed], shape[2]) for row in rows], counted.kept)
         state.words, assumed, chunks = max(state.words, 1 << (words - 1).bit_length()), actual, agreed
     raise RuntimeError(f"group's ranks did not agree in {_ATTEMPTS} messages, the last of which said {headers}")
 
 
 @contextmanager
-def telling(group: dist.ProcessGroup, name: str, tensor) -> Iterator[None]:
-    """An error within is told to the other ranks, which wait for this one's message, and raised. name, tensor: of the first argument."""
+def telling(group: dist.ProcessGroup, tensor) -> Iterator[None]:
+    """An error within is told to the other ranks, which wait for this one's message, and raised. tensor: an argument, from whose device."""
     try:
         yield
     except Exception as error:
@@ -147,7 +148,7 @@ def telling(group: dist.ProcessGroup, name: str, tensor) -> Iterator[None]:
         words = [int.from_bytes(padded[at:at + 4], "little", signed=True) for at in range(0, len(padded), 4)]
         message = torch.tensor([*_numbers(Header(), error=len(text)), 0, *words], dtype=torch.int32)
         try:
-            device = device_of(group, name, tensor)
+            device = device_of(group, "tensor", tensor)
         except (TypeError, ValueError):
             device = [torch.device("cpu"), *group._device_types][-1]
         _gather(group, message.to(device), state.words)

@@ -32,26 +32,27 @@ _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(lo
 
 def expert_parallel_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor, *,
                         group, experts_of_ranks: Sequence | None = None, chunks: int | None = None, capacity: int | None = None,
-                        wire: str | None = None, wire_back: str | None = None, **options) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+                        wire: str | None = None, wire_back: str | None = None,
+                        **options) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`fused_moe`, or with adapters `lora_moe`, of experts that are spread over the group's ranks; all call it together.
 
     hidden_states, topk_weights, topk_ids: of this rank's tokens, as `dispatch` takes them. w13, w2: of this rank's experts; rank r has the
     w13.shape[0] experts that follow those of lower ranks, or those that experts_of_ranks says (see `dispatch`). There may be none.
-    chunks: the tokens are cut into so many, so that the experts compute those of one while others travel; ranks that say different numbers take
-    the largest, None is moe_xe's choice. capacity, wire, wire_back: as in `dispatch`; with a capacity there is one chunk, and without
+    chunks: the tokens are cut into so many, so that the experts compute those of one while others travel; ranks that say different numbers
+    take the largest, None is moe_xe's choice. capacity, wire, wire_back: as in `dispatch`; with a capacity there is one chunk, and without
     experts_of_ranks all ranks have as many experts.
     group: as there. Experts' weights, biases and adapters may be DTensors, Shard(0) over the group; group=None then is w13's mesh.
     options: all of `lora_moe` but expert_map. The shared expert is every rank's own, and computes its tokens while rows travel.
 
     Differentiable as `lora_moe` is; see `dispatch` for backward, for what is raised where, and for when the host waits.
 
-    Returns a new [T, H]: as from one process, but for sums of each rank's experts that are rounded to hidden_states' dtype on their way. With a
-    capacity, that and overflow, an int32 scalar, see `Dispatched`.
+    Returns a new [T, H]: as from one process, but for the sums of each rank's experts, which are rounded to hidden_states' dtype on their
+    way. With a capacity, that and overflow, an int32 scalar, see `Dispatched`.
     """
     group, options = local_experts(group, {"w13": w13, "w2": w2} | options)
     w13, w2 = options.pop("w13"), options.pop("w2")
     group = group_of(group)
-    with telling(group, "hidden_states", hidden_states) if capacity is None else nullcontext():
+    with telling(group, hidden_states) if capacity is None else nullcontext():
         device_of(group, "hidden_states", hidden_states)
         arguments, call, routed = _checked(hidden_states, w13, w2, topk_weights, topk_ids, options)
         x, num_local = call.hidden_states, _num_experts(w13)
@@ -79,8 +80,9 @@ def expert_parallel_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, to
 
 def _through_experts(trips: list[Trip], arguments: dict, call: BlockCall) -> torch.Tensor:
     """[T, H]. All rows leave before the first are waited for, and go back as soon as they are computed."""
-    tokens = split_tokens(call.hidden_states.shape[0], len(trips))
-    leaving = [trip.start(x, weights) for trip, x, weights in zip(trips, call.hidden_states.split(tokens), call.topk_weights.float().split(tokens))]
+    x, weights = call.hidden_states, call.topk_weights.float()
+    tokens = split_tokens(x.shape[0], len(trips))
+    leaving = [trip.start(*parts) for trip, *parts in zip(trips, x.split(tokens), weights.split(tokens))]
     shared = None if call.shared is None else shared_expert(call)
     returning = []
     for trip, started in zip(trips, leaving):
@@ -98,9 +100,10 @@ def _checked(hidden_states, w13, w2, topk_weights, topk_ids, options: dict) -> t
     """All arguments of `lora_moe` by name, and what it makes of them, for its checks."""
     unknown = set(options) - set(_DEFAULTS)
     if unknown:
-        raise TypeError(f"expert_parallel_moe takes group, experts_of_ranks, chunks, wire, wire_back and the options of lora_moe but "
-                        f"expert_map, got {', '.join(sorted(unknown))}")
-    arguments = {"hidden_states": hidden_states, "w13": w13, "w2": w2, "topk_weights": topk_weights, "topk_ids": topk_ids} | _DEFAULTS | options
+        raise TypeError(f"expert_parallel_moe takes group, experts_of_ranks, chunks, capacity, wire, wire_back and the options of lora_moe "
+                        f"but expert_map, got {', '.join(sorted(unknown))}")
+    arguments = {"hidden_states": hidden_states, "w13": w13, "w2": w2, "topk_weights": topk_weights, "topk_ids": topk_ids}
+    arguments |= _DEFAULTS | options
     check_plain("expert_parallel_moe", arguments)
     if _num_experts(w13) == 0:
         arguments |= {name: _one_expert(arguments[name]) for name in ("w13", "w2", "b13", "b2", "lora13", "lora2")}

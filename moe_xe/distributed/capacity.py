@@ -30,8 +30,8 @@ def padded_trip(group: dist.ProcessGroup, placement: Placement, topk_ids: torch.
     row_pairs = torch.cat([row_pairs, row_pairs.new_full((1,), -1)])
     places = torch.where(places < counts[:, None], places + first[:, None], pairs)      # [ranks, capacity], in the sorted rows
     sent = row_pairs[places.flatten()]
-    has_place = torch.zeros(pairs + 1, dtype=torch.bool, device=groups.device).index_fill_(0, torch.where(sent < 0, pairs, sent).long(), True)
-    has_place = has_place[:pairs].view(groups.shape)
+    has_place = torch.zeros(pairs + 1, dtype=torch.bool, device=groups.device)
+    has_place = has_place.index_fill_(0, torch.where(sent < 0, pairs, sent).long(), True)[:pairs].view(groups.shape)
     lost = (((groups < ranks) & ~has_place) | found.wrong).any(1)
     rows = SentRows(sent, torch.where(has_place, groups, ranks), ranks)
     even = (capacity,) * ranks

@@ -29,8 +29,8 @@ class Dispatched:
     x: [R, H]. topk_ids: int32 [R, k], the local expert of each of a row's slots, or the number of local experts for none, and topk_weights:
     float32 [R, k], as `fused_moe` takes them; with expand=True, None: a row has one expert, and from each rank rows come by expert.
     handle: what `combine` takes.
-    With a capacity, R is ranks x capacity, where rows that stand for none have no experts, and overflow an int32 scalar, this rank's rows that had
-    no place; else None.
+    With a capacity, R is ranks x capacity, where rows that stand for none have no experts, and overflow an int32 scalar, this rank's rows
+    that had no place; else None.
     """
     x: torch.Tensor
     topk_ids: torch.Tensor | None
@@ -59,28 +59,31 @@ class Handle:
 
 
 def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, num_experts: int, group, expand: bool = False,
-             experts_of_ranks: Sequence | None = None, capacity: int | None = None, wire: str | None = None, wire_back: str | None = None) -> Dispatched:
+             experts_of_ranks: Sequence | None = None, capacity: int | None = None, wire: str | None = None,
+             wire_back: str | None = None) -> Dispatched:
     """Sends each token's row to the ranks that have its experts; all ranks of the group call it together, then `combine`.
 
-    x: [T, H] bfloat16, float16 or float32; T may differ between ranks, or be 0. topk_ids: [T, k] int32 or int64, global ids, -1 or num_experts
-    for no expert. topk_weights: [T, k], a float dtype. group: a ProcessGroup, a DeviceMesh of one dimension, or None for the default group.
+    x: [T, H] bfloat16, float16 or float32; T may differ between ranks, or be 0. topk_ids: [T, k] int32 or int64, global ids, -1 or
+    num_experts for no expert. topk_weights: [T, k], a float dtype. group: a ProcessGroup, a DeviceMesh of one dimension, or None for the
+    default group.
     expand: False: a token goes to a rank once, however many of its experts are there, for `fused_moe` or `lora_moe` on what comes, and
       `combine` sums what ranks return. True: a row for each of a token's experts, for grouped GEMMs of one's own on
       tokens_per_expert; `combine` multiplies with the weights, in float32.
-    experts_of_ranks: for each rank the number of its experts, which follow those of lower ranks, or the list of their global ids; an id that
-      stands several times has replicas, which take turns. By default as torch.chunk spreads them, and DTensor's Shard(0).
-    capacity: rows from each rank to each, for graphs: nothing is agreed on, as the host does not wait, and all but the tokens' values must be
-      equal on all ranks. A token of which a row has no place, or with an id that is no expert's, is NaN in the end. Not with expand.
-    wire, wire_back: "int8" or "fp8_e4m3": rows are sent as codes with a scale each; None: as they are. Gradients are always sent as they are.
+    experts_of_ranks: for each rank the number of its experts, which follow those of lower ranks, or the list of their global ids; an id
+      that stands several times has replicas, which take turns. By default as torch.chunk spreads them, and DTensor's Shard(0).
+    capacity: rows from each rank to each, for graphs: nothing is agreed on, as the host does not wait, and arguments must fit together on
+      all ranks; k, H, types and options be the same. A token of which a row has no place, or with an id that is no expert's, is NaN in the
+      end. Not with expand.
+    wire, wire_back: "int8" or "fp8_e4m3": rows are sent as codes with a scale each, there and back; None: as they are, as gradients always.
 
     Differentiable in x and topk_weights. If any rank wants a gradient, backward has the same exchanges on all: it must run on all of them.
     The host waits for the device once, for the numbers of rows.
 
-    Raises ValueError on all ranks where they differ in what they must agree in or ids are wrong; TypeError or ValueError naming a wrong argument,
-    and then RuntimeError on the others. A rank that stops or fails later is reported by the process group, within its timeout.
+    Raises ValueError on all ranks where they differ in what must be the same or ids are wrong; TypeError or ValueError naming a wrong
+    argument, and then RuntimeError on the others. A rank that stops or fails later is reported by the process group, within its timeout.
     """
     group = group_of(group)
-    with telling(group, "x", x) if capacity is None else nullcontext():
+    with telling(group, x) if capacity is None else nullcontext():
         device_of(group, "x", x)
         _check(x, topk_ids, topk_weights)
         checks.check_flags(expand=expand)
@@ -93,7 +96,7 @@ def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
             raise ValueError("capacity must be None with expand=True, whose rows lie one behind the other")
         if capacity is None:
             header = Header.of((x, topk_weights), there, back, num_local_experts=placement.sizes[group.rank()], top_k=topk_ids.shape[1],
-                               given=placement.digest, expand=int(expand))
+                               num_experts=num_experts, given=placement.digest, expand=int(expand))
     if capacity is None:
         trip, = agreed_trips(group, header, placement, topk_ids, there, back)
     else:

@@ -47,7 +47,8 @@ class Placement:
 
     @staticmethod
     def of(experts_of_ranks, num_ranks: int, num_experts: int | None = None) -> Placement:
-        """Of the argument of this name: for each rank its number of consecutive experts, or their global ids. Raises TypeError or ValueError."""
+        """Of the argument of this name: for each rank its number of consecutive experts, or their global ids. Raises TypeError or
+        ValueError."""
         name = "experts_of_ranks"
         if not isinstance(experts_of_ranks, Sequence) or isinstance(experts_of_ranks, str):
             raise TypeError(f"{name} must be a sequence with an entry for each rank, got {type(experts_of_ranks).__name__}")
@@ -87,7 +88,8 @@ class Placement:
 
     def physical(self, topk_ids: torch.Tensor, rank: int) -> Physical:
         """Of global ids, [T, k]. An expert's replicas take turns, over the tokens and over the ranks that they come from."""
-        make = _make_tables if torch.compiler.is_compiling() else _tables       # a graph has them as constants
+        is_traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+        make = _make_tables if is_traced else _tables       # what is kept must be real
         tables, count = make(self, topk_ids.device), self.num_experts
         is_expert = (topk_ids >= 0) & (topk_ids < count)
         wrong = (topk_ids < -1) | (topk_ids > count)

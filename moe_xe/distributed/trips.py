@@ -21,9 +21,9 @@ __all__ = ["Trip", "agreed_trips", "once_a_rank", "split_tokens"]
 class Trip:
     """The way of some tokens' rows to the ranks of their experts, and back.
 
-    own: the physical experts of this rank. experts: int [T, top_k], each slot's physical expert; None where rows have one expert each and are
-    sorted by it. counts: int32 [ranks, local experts], rows that come here; where they are sorted. lost: bool [T], tokens of which a row has
-    no place, and overflow: int32 scalar, such rows; None where there is room for all.
+    own: the physical experts of this rank. experts: int [T, top_k], each slot's physical expert; None where rows have one expert each and
+    are sorted by it. counts: int32 [ranks, local experts], rows that come here; where they are sorted. lost: bool [T], tokens of which a
+    row has no place, and overflow: int32 scalar, such rows; None where there is room for all.
     """
     rows: SentRows
     splits: Splits
@@ -63,8 +63,8 @@ class Trip:
         if weights is None:
             out = self.rows.sums(rows)
         else:
-            of_pairs = torch.cat([weights.flatten(), weights.new_zeros(1)])
-            out = self.rows.sums(rows.float() * of_pairs[self.rows.pairs.long()][:, None]).to(rows.dtype)
+            factors = weights.flatten().index_select(0, self.rows.pairs)
+            out = self.rows.sums(rows.float() * factors[:, None]).to(rows.dtype)
         return out if self.lost is None else out.masked_fill(self.lost[:, None], float("nan"))
 
 
@@ -85,13 +85,13 @@ def agreed_trips(group: dist.ProcessGroup, header: Header, placement: Placement 
     """A trip for each chunk of the tokens, with room for just the rows that there are; one wait of the host."""
     ranks, rank, expand = group.size(), group.rank(), bool(header.expand)
 
-    def count(placement: Placement, chunks: int) -> Counted:
-        found = placement.physical(topk_ids, rank)
-        parts = _sorted(found, split_tokens(len(topk_ids), chunks), ranks, placement.num_physical if expand else None)
+    def count(ids: torch.Tensor, placement: Placement, chunks: int) -> Counted:
+        found = placement.physical(ids, rank)
+        parts = _sorted(found, split_tokens(len(ids), chunks), ranks, placement.num_physical if expand else None)
         counts = torch.stack([part.sorted.tokens_per_expert for part in parts])
         return Counted(counts, found.wrong.sum(dtype=torch.int32), parts)
 
-    agreed = agree(group, topk_ids.device, header, placement, count)
+    agreed = agree(group, topk_ids, header, placement, count)
     sizes = agreed.placement.sizes
     trips = []
     for chunk, part in enumerate(agreed.kept):

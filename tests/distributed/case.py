@@ -23,7 +23,8 @@ def spans(sizes) -> list[range]:
 
 
 def block(tokens, experts, seed: int = 0, dtype=torch.float32, **options) -> dict:
-    """Arguments of a block with all ranks' tokens and experts; tokens and experts: of each rank, how many or which. One id in ten is none."""
+    """Arguments of a block with all ranks' tokens and experts; of each rank, how many tokens, and how many experts or which. One id in ten
+    is none."""
     torch.manual_seed(seed)
     number = 1 + max((expert for entry in placed(experts) for expert in entry), default=-1)
     arguments = make(sum(tokens), number, dtype=dtype, **options)
@@ -104,7 +105,8 @@ def expected(arguments: dict, grad: torch.Tensor | None) -> dict[str, torch.Tens
     out = reference(**plain)
     if grad is not None and out.requires_grad:
         out.backward(grad.double())
-    return {"out": out.detach()} | {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in inputs.items()}
+    gradients = {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in inputs.items()}
+    return {"out": out.detach()} | gradients
 
 
 def joined(found: list[dict], experts, num_experts: int) -> dict[str, torch.Tensor]:

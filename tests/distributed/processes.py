@@ -25,7 +25,8 @@ class Ranks:
         self._folder = tempfile.TemporaryDirectory()
         pipes = [context.Pipe() for _ in range(size)]
         self._pipes = [ours for ours, _ in pipes]
-        self.processes = [context.Process(target=_serve, args=(rank, size, f"file://{self._folder.name}/store", seconds, theirs), daemon=True)
+        store = f"file://{self._folder.name}/store"
+        self.processes = [context.Process(target=_serve, args=(rank, size, store, seconds, theirs), daemon=True)
                           for rank, (_, theirs) in enumerate(pipes)]
         with _environment(OMP_NUM_THREADS="1"):
             for process in self.processes:
@@ -36,7 +37,7 @@ class Ranks:
     def outcomes(self, job, *arguments) -> list:
         """job(rank, *arguments) on each rank, and its result or exception, by rank. A rank that died has an EOFError."""
         for pipe in self._pipes:
-            pipe.send_bytes(_bytes((job, arguments)))
+            pipe.send_bytes(_packed((job, arguments)))
         return [self._outcome(rank) for rank in range(self.size)]
 
     def run(self, job, *arguments) -> list:
@@ -52,7 +53,7 @@ class Ranks:
             self.stop()
             raise TimeoutError(f"rank {rank} of {self.size} took more than {self.seconds} s")
         try:
-            return _value(self._pipes[rank].recv_bytes())
+            return _unpacked(self._pipes[rank].recv_bytes())
         except EOFError as error:
             return error
 
@@ -82,14 +83,14 @@ class _environment:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _bytes(value) -> bytes:
-    """Tensors not as shared memory; pickle's own form of them has no float8."""
+def _packed(value) -> bytes:
+    """Tensors as bytes, of any type, and not as shared memory."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _value(received: bytes):
+def _unpacked(received: bytes):
     return torch.load(io.BytesIO(received), weights_only=False)
 
 
@@ -102,9 +103,9 @@ def _serve(rank: int, size: int, store: str, seconds: float, pipe) -> None:
         except EOFError:
             return
         try:
-            job, arguments = _value(received)
+            job, arguments = _unpacked(received)
             outcome = job(rank, *arguments)
         except Exception as error:
             error.add_note(traceback.format_exc())
             outcome = error.with_traceback(None)
-        pipe.send_bytes(_bytes(outcome))
+        pipe.send_bytes(_packed(outcome))

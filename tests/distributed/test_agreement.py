@@ -14,9 +14,9 @@ from tests.distributed.processes import ranks
 TOKENS, EXPERTS = (9, 0, 5, 3), (3, 1, 2, 1)
 
 
-def on_rank(rank, arguments, changed: dict, options: dict):
+def on_rank(rank, arguments, changed: dict, options: dict, experts=EXPERTS):
     """changed: of one rank or all, arguments by name."""
-    own = of_rank(arguments, rank, TOKENS, EXPERTS) | changed.get(rank, {}) | changed.get("all", {})
+    own = of_rank(arguments, rank, TOKENS, experts) | changed.get(rank, {}) | changed.get("all", {})
     gradients = own.pop("gradients", True)
     for name in own.pop("require", ()):
         own[name].requires_grad_()
@@ -66,12 +66,13 @@ def test_a_wrong_argument_of_one_rank(changed, error, message):
 @pytest.mark.parametrize("changed, message", [
     ({1: {"hidden_states": make_x(0, 48), "w13": make_x(74, 48)[None], "w2": make_x(48, 37)[None]}},
      "H must be the same on all ranks of the group, got 50 on ranks 0, 2, 3; 48 on rank 1"),
-    ({rank: {"topk_ids": torch.zeros(TOKENS[rank], 2, dtype=torch.int32), "topk_weights": torch.ones(TOKENS[rank], 2)} for rank in (0, 3)},
+    ({rank: {"topk_ids": torch.zeros(TOKENS[rank], 2).int(), "topk_weights": torch.ones(TOKENS[rank], 2)} for rank in (0, 3)},
      "top_k must be the same on all ranks of the group, got 2 on ranks 0, 3; 3 on ranks 1, 2"),
     ({2: {"wire": "int8"}}, "wire must be the same on all ranks of the group, got None on ranks 0, 1, 3; int8 on rank 2"),
     ({0: {"wire_back": "fp8_e4m3"}}, "wire_back must be the same .* got fp8_e4m3 on rank 0; None on ranks 1, 2, 3"),
     ({3: {"experts_of_ranks": EXPERTS}}, "experts_of_ranks must be the same on all ranks of the group"),
-    ({3: {"gradients": False}, "all": {"require": ["w13"]}}, r"whether gradients are asked for .* got True on ranks 0, 1, 2; False on rank 3"),
+    ({3: {"gradients": False}, "all": {"require": ["w13"]}},
+     r"whether gradients are asked for .* got True on ranks 0, 1, 2; False on rank 3"),
     ({0: {"topk_ids": torch.full((9, 3), 8, dtype=torch.int32)}, 2: {"topk_ids": torch.full((5, 3), -2)}},
      r"topk_ids must lie in \[0, 7\), or be -1 or 7 for no expert, but 42 on ranks 0, 2 do not"),
 ], ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value)))
@@ -89,27 +90,24 @@ def test_dtypes_differ():
             raise outcome
 
 
-def messages(rank, arguments, times):
-    """How many messages each of some calls took, and their length."""
+def messages(rank, arguments, experts, times, chunks):
+    """The lengths of the messages of some calls, the first ones of these groups; None before each call."""
+    _states.clear()
     sent, original = [], torch.ops._c10d_functional.all_gather_into_tensor
     torch.ops._c10d_functional.all_gather_into_tensor = lambda message, *rest: (sent.append(len(message)), original(message, *rest))[1]
     try:
         for _ in range(times):
             sent.append(None)
-            on_rank(rank, arguments, {}, {})
+            on_rank(rank, arguments, {}, {"chunks": chunks[rank]}, experts)
     finally:
         torch.ops._c10d_functional.all_gather_into_tensor = original
     return sent
 
 
-def fresh(rank, arguments, times):
-    _states.clear()
-    return messages(rank, arguments, times)
-
-
-def test_one_message_a_call():
-    """But the first, if ranks have different numbers of experts, which a rank cannot know."""
-    for sent in ranks(4).run(fresh, block(TOKENS, EXPERTS), 3):
+@pytest.mark.parametrize("experts, chunks", [((3, 1, 2, 1), (1,) * 4), ((2, 2, 2, 2), (1, 3, 1, 2))])
+def test_one_message_a_call(experts, chunks):
+    """But the first, if ranks have different numbers of experts, or say different numbers of chunks, which a rank cannot know."""
+    for sent in ranks(4).run(messages, block(TOKENS, experts), experts, 3, chunks):
         assert sent == [None, 64, 64, None, 64, None, 64]
 
 
@@ -126,7 +124,7 @@ def test_messages_grow():
 
 def test_differing_numbers_of_experts():
     for outcome in ranks(4).outcomes(of_its_own_number):
-        with pytest.raises(ValueError, match="experts_of_ranks must be the same on all ranks of the group"):
+        with pytest.raises(ValueError, match="num_experts must be the same .* got 8 on ranks 0, 1; 9 on ranks 2, 3"):
             raise outcome
 
 

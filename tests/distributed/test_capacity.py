@@ -20,7 +20,8 @@ def on_rank(rank, arguments, grad, experts, capacity, compiled):
     inputs = leaves(own)
 
     def call(own):
-        return expert_parallel_moe(**own, group=dist.group.WORLD, capacity=capacity, experts_of_ranks=None if experts == EXPERTS else experts)
+        placed = None if experts == EXPERTS else experts
+        return expert_parallel_moe(**own, group=dist.group.WORLD, capacity=capacity, experts_of_ranks=placed)
 
     if compiled:
         call = torch.compile(call, fullgraph=True, backend="aot_eager")

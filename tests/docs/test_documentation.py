@@ -41,6 +41,7 @@ router_logits, gradient = torch.randn(80, 16, dtype=torch.bfloat16, requires_gra
 """
 # What comes before a block, by its number in the document.
 GIVEN = {
+    "docs/distributed.md": {0: "import os\nos.environ.update(RANK='0', WORLD_SIZE='1', MASTER_ADDR='localhost', MASTER_PORT='0')\n"},
     "README.md": {1: BLOCK, 2: "codes, scales = torch.zeros(16, 96, 32, dtype=torch.uint8), torch.full((16, 96, 2), 127, dtype=torch.uint8)\n"},
     "docs/tuning.md": {
         0: """
@@ -63,6 +64,7 @@ model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(
 RESULTS = {
     "README.md": "assert out.isfinite().all() and all(t.grad.isfinite().all() for t in (hidden_states, w13, w2))\n"
                  "assert model(torch.arange(7)[None]).logits.isfinite().all() and model.config._experts_implementation == 'moe_xe'",
+    "docs/distributed.md": "assert out.isfinite().all() and not overflow and d.tokens_per_expert.sum() == 320\ndist.destroy_process_group()",
     "docs/quantised.md": "assert out.isfinite().all() and all(p.grad.isfinite().all() for p in adapted.parameters())",
     "docs/quantised-models.md": "assert model.config.quantization_config.quant_method == 'moe_xe'\n"
                                 "assert {name.split('.')[-2] for name, p in model.named_parameters() if p.requires_grad} == {'lora_A', 'lora_B'}",
