@@ -4,15 +4,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
-from torch.utils._pytree import tree_map
 
 from ..ops import checks
 from ..ops.block.call import BlockCall
 from ..ops.block.training import shared_expert
-from ..ops.lora.lora_moe import LoraAdapter, lora_calls, lora_moe
+from ..ops.lora.lora_moe import lora_calls, lora_moe
 from ..ops.lora.training import LORA, LoraCall
 from ..ops.plain import check_plain
 from ..ops.weights import Weight
@@ -23,6 +21,7 @@ from .capacity import padded_trip
 from .group import device_of, group_of
 from .message import RowFormat
 from .placement import Placement
+from .sharded import local_experts, mapped
 from .trips import Trip, agreed_trips, split_tokens
 
 __all__ = ["expert_parallel_moe"]
@@ -42,6 +41,7 @@ def expert_parallel_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, to
     chunks: the tokens are cut into so many, so that the experts compute those of one while others travel; ranks that say different numbers
     take the largest, None is moe_xe's choice. capacity, wire, wire_back: as in `dispatch`; with a capacity there is one chunk, and without
     experts_of_ranks all ranks have as many experts.
+    group: as there. Experts' weights, biases and adapters may be DTensors, Shard(0) over the group; group=None then is w13's mesh.
     options: all of `lora_moe` but expert_map. The shared expert is every rank's own, and computes its tokens while rows travel.
 
     Differentiable as `lora_moe` is; see `dispatch` for backward, for what is raised where, and for when the host waits.
@@ -49,6 +49,8 @@ def expert_parallel_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, to
     Returns a new [T, H]: as from one process, but for the sums of each rank's experts, which are rounded to hidden_states' dtype on their
     way. With a capacity, that and overflow, an int32 scalar, see `Dispatched`.
     """
+    group, options = local_experts(group, {"w13": w13, "w2": w2} | options)
+    w13, w2 = options.pop("w13"), options.pop("w2")
     group = group_of(group)
     with telling(group, hidden_states) if capacity is None else nullcontext():
         device_of(group, "hidden_states", hidden_states)
@@ -114,7 +116,6 @@ def _num_experts(w: Weight) -> int:
 
 
 def _one_expert(value):
-    """Of weights of no expert, a stand-in that no row goes to: a rank without experts does what the others do."""
-    if isinstance(value, LoraAdapter):
-        return replace(value, a=_one_expert(value.a), b=_one_expert(value.b))
-    return tree_map(lambda tensor: tensor.new_empty(1, *tensor.shape[1:]) if isinstance(tensor, torch.Tensor) else tensor, value)
+    """Of weights of no expert, a stand-in that no row goes to: a rank without experts does what the others do. Their gradients are empty, and
+    not missing: DTensors' gradients are there on all ranks."""
+    return mapped(torch.Tensor, lambda tensor: torch.cat([tensor, tensor.new_empty(1, *tensor.shape[1:])]), value)

@@ -1,7 +1,7 @@
 """moe_xe inside other libraries; each file needs its library only when its functions are called."""
 import importlib as _importlib
 
-__all__ = ["ipex", "sglang", "transformers", "vllm"]
+__all__ = ["ipex", "sglang", "torchtitan", "transformers", "vllm"]
 
 
 def __getattr__(name: str):

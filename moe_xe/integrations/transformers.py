@@ -27,8 +27,8 @@ _NEEDS = "moe_xe.integrations.transformers needs transformers >= 5.23 (pip insta
 
 
 def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None:
-    """Makes ``experts_implementation="moe_xe"`` known to Transformers, of dense and FP8 experts, and the models that `load_quantized` loads and
-    their save_pretrained saves to `from_pretrained`. Calling it again changes only these arguments.
+    """Makes ``experts_implementation="moe_xe"`` known to Transformers, of dense and FP8 experts, ``ep_implementation="moe_xe"`` (docs/distributed.md),
+    and the models that `load_quantized` loads and their save_pretrained saves to `from_pretrained`. Calling it again changes only these arguments.
 
     FP8 experts (Transformers' FP8Experts) are read in place; activations stay in 16 bits, whatever activation scheme the checkpoint names.
 
@@ -51,6 +51,8 @@ def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None
     for interface in (ExpertsInterface, FP8ExpertsInterface):
         interface.register("moe_xe", forward)
     from . import quantizer  # noqa: F401: registers itself
+    if torch.distributed.is_available():
+        from . import expert_parallel  # noqa: F401: registers itself
 
 
 def load_quantized(model: str | os.PathLike, *, model_class: type | None = None, **options):
@@ -136,4 +138,4 @@ def _around_own_gate(experts, x, w13, b13, w2, b2, layout, top_k_index, top_k_we
     if experts.has_post_expert_norm:
         y = experts.post_expert_norm(y.to(x.dtype)).float()
     weights = top_k_weights.float().masked_fill(dropped, 0)
-    return (y.view(num_tokens, k, -1) * weights[..., None]).sum(1).to(x.dtype)
+    return (y.view(num_tokens, k, y.shape[1]) * weights[..., None]).sum(1).to(x.dtype)

@@ -7,5 +7,12 @@ from .mixtral import MixtralBlock
 from .parts import Experts, GatedMLP, MoeBlock
 from .qwen3_moe import Qwen3MoeBlock
 
-__all__ = ["DeepseekV3Block", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "LoraExperts", "MixtralBlock",
+__all__ = ["DeepseekV3Block", "ExpertParallel", "Experts", "GatedMLP", "GptOssBlock", "Llama4Block", "LoraExperts", "MixtralBlock",
            "MoeBlock", "Qwen3MoeBlock"]
+
+
+def __getattr__(name: str):
+    if name == "ExpertParallel":        # torch.distributed.tensor takes a second to import
+        from .parallel import ExpertParallel
+        return ExpertParallel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

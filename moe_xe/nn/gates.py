@@ -1,7 +1,6 @@
 """The gate of experts in Transformers' layout: what stands between the two projections, and which activation of `fused_moe` it is."""
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from typing import NamedTuple
@@ -76,7 +75,8 @@ def _known_activation(experts: nn.Module) -> Fused | None:
 
 
 def _find_activation(experts: nn.Module) -> Fused | None:
-    tried = copy.copy(experts)
+    tried = object.__new__(type(experts))       # not copy.copy: FSDP's classes call the constructor
+    vars(tried).update(vars(experts))
     vars(tried).pop("config", None)
     try:
         found = recognise(lambda x: own_gate(tried, x), gated=experts.has_gate, interleaved=not experts.is_concatenated,

@@ -14,6 +14,7 @@ from ..quantized.weight import QuantizedWeight
 from .gates import first_projection, fused_activation
 from .parts import Experts
 from .quantized import weight_of
+from .sharded import block_op
 
 __all__ = ["LoraExperts"]
 
@@ -56,6 +57,7 @@ class LoraExperts(nn.Module):
             raise ValueError(f"target_parameters must be some of {weights}, got {target_parameters!r}")
         self.base_layer = experts.requires_grad_(False)
         self.r, self.lora_alpha = r, lora_alpha
+        self.exchange: dict = {}        # what `ExpertParallel` says
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         for name in targets:
@@ -79,8 +81,9 @@ class LoraExperts(nn.Module):
         topk_weights, topk_ids = routing if self._routing_first else reversed(routing)
         base, adapters = self.base_layer, self.adapters()
         _check_weights(base, self._first)
-        return lora_moe(
-            hidden_states, weight_of(base, self._first), weight_of(base, "down_proj"), topk_weights, topk_ids, lora13=adapters.get(self._first),
+        w13, w2 = weight_of(base, self._first), weight_of(base, "down_proj")
+        return block_op(lora_moe, self, w13)(
+            hidden_states, w13, w2, topk_weights, topk_ids, lora13=adapters.get(self._first),
             lora2=adapters.get("down_proj"), b13=getattr(base, f"{self._first}_bias", None),
             b2=getattr(base, "down_proj_bias", None), shared=shared, config=self.config, autotune=self.autotune, **_options_of(base))
 

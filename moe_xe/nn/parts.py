@@ -10,6 +10,7 @@ from ..plan.choice.block_config import MoeConfig
 from ..quantized.weight import QuantizedWeight
 from .activations import activation_name
 from .quantized import check_takes_place, set_weight, weight_of
+from .sharded import block_op
 from .router import Router
 
 __all__ = ["Experts", "GatedMLP", "MoeBlock", "activation_of", "sizes_of"]
@@ -35,6 +36,7 @@ class Experts(nn.Module):
         self.activation, self.alpha, self.limit, self.interleaved = activation, alpha, limit, interleaved
         self.transposed, self.weight_on_input = transposed, weight_on_input
         self.y_dtype, self.config, self.autotune = y_dtype, config, autotune
+        self.exchange: dict = {}        # what `ExpertParallel` says
 
         def parameter(*shape):
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -86,7 +88,7 @@ class Experts(nn.Module):
         weights = [weight_of(self, name) for name in _PROJECTIONS]
         for name, weight in zip(_PROJECTIONS, weights):
             checks.check_weight_type(f"experts.{name}", weight)
-        return fused_moe(
+        return block_op(fused_moe, self, weights[0])(
             hidden_states, *weights, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
             b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,

@@ -106,6 +106,6 @@ def _serve(rank: int, size: int, store: str, seconds: float, pipe) -> None:
             job, arguments = _unpacked(received)
             outcome = job(rank, *arguments)
         except Exception as error:
+            error.add_note(traceback.format_exc())
             outcome = error.with_traceback(None)
-            outcome.add_note(traceback.format_exc())
         pipe.send_bytes(_packed(outcome))

@@ -161,6 +161,15 @@ def test_ids_of_other_ranks_have_no_gradient(module, name):
     assert_same_gradients(gradients, expected)
 
 
+@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, INKLING2, MUSE_SPARK])
+def test_no_tokens(module, name):
+    """As a rank may have none under expert parallelism: gradients are zeros and not missing, which other ranks would wait for."""
+    inputs = (tensor[:0] for tensor in make_inputs(1))
+    out, gradients = experts_gradients(make_experts(module, name), "moe_xe", *inputs)
+    assert out.shape == gradients["hidden_states"].shape == (0, HIDDEN) and gradients["weights"].shape == (0, TOP_K)
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("act", ["quick_gelu", "prelu"])
 @pytest.mark.parametrize("module, name", [QWEN3, NEMOTRON])
 def test_other_activations(module, name, act):
