@@ -144,9 +144,9 @@ def test_values_are_those_of_the_first_rank():
 
 def refused(rank: int) -> list[str]:
     whole, square = mesh_of(RANKS), mesh_of(2, 2)
-    block, arguments = make_block("qwen3_moe", 4), (torch.randn(1, HIDDEN), torch.randn(4, 2 * INTERMEDIATE, HIDDEN), torch.randn(4, HIDDEN, INTERMEDIATE),
-                                                    torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
-    x, w13, w2, *routing = arguments
+    block, x = make_block("qwen3_moe", 4), torch.randn(1, HIDDEN)
+    w13, w2 = torch.randn(4, 2 * INTERMEDIATE, HIDDEN), torch.randn(4, HIDDEN, INTERMEDIATE)
+    routing = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
     spread = distribute_tensor(w13, whole, [Shard(0)])
     attempts = [
         lambda: parallelize_module(block, whole, {"gate": ExpertParallel()}),
