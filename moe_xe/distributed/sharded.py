@@ -1,6 +1,7 @@
 """Experts' weights that are spread over ranks as DTensors."""
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from ..ops.lora.lora_moe import LoraAdapter
+from ..quantized.weight import QuantizedWeight
 from .group import group_of
 
 __all__ = ["local_experts", "mapped"]
@@ -21,29 +23,22 @@ def local_experts(group, arguments: dict) -> tuple[object, dict]:
 
     Differentiable. ValueError naming the argument for a DTensor that is not Shard(0) over the ranks of the group.
     """
-    found = {name: _tensors(arguments[name]) for name in _OF_EXPERTS if arguments.get(name) is not None}
-    spread = [(name, tensor) for name, tensors in found.items() for tensor in tensors if isinstance(tensor, DTensor)]
-    if not spread:
-        return group, arguments
-    group = spread[0][1].device_mesh if group is None else group
-    for name, tensor in spread:
-        _check(name, tensor, group)
-    return group, arguments | {name: mapped(DTensor, DTensor.to_local, arguments[name]) for name in found}
+    w13 = arguments["w13"]
+    first = w13.codes if isinstance(w13, QuantizedWeight) else w13
+    if group is None and isinstance(first, DTensor):
+        group = first.device_mesh
+    local = {name: mapped(DTensor, functools.partial(_local, name, group), arguments[name]) for name in _OF_EXPERTS if name in arguments}
+    return group, arguments | local
 
 
-def _check(name: str, tensor: DTensor, group) -> None:
+def _local(name: str, group, tensor: DTensor) -> torch.Tensor:
     mesh = tensor.device_mesh
     if mesh.ndim != 1 or not tensor.placements[0].is_shard(0):
         raise ValueError(f"{name} must be Shard(0) over a DeviceMesh of one dimension, got {tensor.placements} over {mesh}")
     ranks, own = (dist.get_process_group_ranks(each) for each in (group_of(group), mesh.get_group()))
     if ranks != own:
         raise ValueError(f"{name} must be spread over the group's ranks, {ranks}, got ranks {own}")
-
-
-def _tensors(value) -> list[torch.Tensor]:
-    found = []
-    mapped(torch.Tensor, found.append, value)
-    return found
+    return tensor.to_local()
 
 
 def mapped(kind: type, function, value):

@@ -27,8 +27,8 @@ _NEEDS = "moe_xe.integrations.transformers needs transformers >= 5.23 (pip insta
 
 
 def register(*, config: MoeConfig | None = None, autotune: bool = False) -> None:
-    """Makes ``experts_implementation="moe_xe"`` known to Transformers, of dense and FP8 experts, ``ep_implementation="moe_xe"`` (docs/distributed.md),
-    and the models that `load_quantized` loads and their save_pretrained saves to `from_pretrained`. Calling it again changes only these arguments.
+    """Makes ``experts_implementation="moe_xe"`` known to Transformers, of dense and FP8 experts, and ``ep_implementation="moe_xe"``; and to
+    `from_pretrained` the models that `load_quantized` loads and their save_pretrained saves. Calling it again changes only these arguments.
 
     FP8 experts (Transformers' FP8Experts) are read in place; activations stay in 16 bits, whatever activation scheme the checkpoint names.
 

@@ -7,7 +7,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from ..ops import checks
 from .lora import LoraExperts
 from .parts import Experts
 
@@ -15,13 +14,13 @@ __all__ = ["ExpertParallel"]
 
 
 class ExpertParallel(ParallelStyle):
-    """The style of `Experts` and `LoraExperts` for torch's parallelize_module: each rank of the mesh has a part of the experts, and tokens travel.
+    """The style of `Experts` and `LoraExperts` for torch's parallelize_module: each rank of the mesh has a part of the experts.
 
     mesh: of one dimension. Parameters, and the codes and scales of quantised weights, become DTensors with Shard(0), under their names; the
     forward is `moe_xe.distributed.expert_parallel_moe`, which all ranks call together, each with tokens of its own.
     chunks, wire, wire_back: as there.
 
-    Values are those of the mesh's first rank, or each rank's own with parallelize_module's src_data_rank=None and of quantised weights.
+    Parameters' values are those of the mesh's first rank, with parallelize_module's src_data_rank=None each rank's own, as quantised weights'.
     TypeError for another module, ValueError for a mesh of several dimensions.
     """
 
@@ -37,13 +36,12 @@ class ExpertParallel(ParallelStyle):
             if isinstance(part, (Experts, LoraExperts)):
                 part.exchange = self.exchange
             for name, parameter in part.named_parameters(recurse=False):
-                part.register_parameter(name, nn.Parameter(self._sharded(parameter, device_mesh), requires_grad=parameter.requires_grad))
+                sharded = _sharded(parameter, device_mesh, self.src_data_rank)
+                part.register_parameter(name, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
             for name, buffer in part.named_buffers(recurse=False):
-                part.register_buffer(name, self._sharded(buffer, device_mesh))
+                part.register_buffer(name, _sharded(buffer, device_mesh, None))      # of quantised weights; gloo sends no float8
         return module
 
-    def _sharded(self, tensor: torch.Tensor, mesh: DeviceMesh) -> DTensor:
-        if isinstance(tensor, DTensor):
-            return tensor
-        source = self.src_data_rank if tensor.dtype in checks.DTYPES else None       # gloo sends no float8
-        return distribute_tensor(tensor.detach(), mesh, [Shard(0)], src_data_rank=source)
+
+def _sharded(tensor: torch.Tensor, mesh: DeviceMesh, source: int | None) -> DTensor:
+    return tensor if isinstance(tensor, DTensor) else distribute_tensor(tensor.detach(), mesh, [Shard(0)], src_data_rank=source)

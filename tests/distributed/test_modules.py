@@ -17,7 +17,8 @@ from tests.distributed.processes import ranks
 from tests.ops.block.case import GRADIENT_LIMITS, HIDDEN, INTERMEDIATE, assert_close
 
 TOP_K, TOKENS, RANKS = 3, 5, 4
-F32 = torch.float32
+LIMITS = tuple(2 * limit for limit in GRADIENT_LIMITS[torch.float32])       # one process rounds, too
+ROUTER_LIMITS = 1e-5, 1e-5      # of which each gradient is a difference of what the experts of a token gave
 
 
 def make_block(kind: str, num_experts: int) -> torch.nn.Module:
@@ -104,7 +105,7 @@ def check(kind: str, sharding: str, num_experts: int, **options) -> None:
             actual = sum(part[name] for part in found)      # of modules that each rank has a copy of
         else:
             actual = found[0][name]
-        assert_close(actual, value.double(), GRADIENT_LIMITS[F32], name)
+        assert_close(actual, value.double(), ROUTER_LIMITS if name.startswith(("gate.", "router.")) else LIMITS, name)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3", "lora", "quantised"])
@@ -123,7 +124,7 @@ def test_exchange_of_the_style():
     block, x = random_block("qwen3_moe", 4), torch.randn(RANKS, TOKENS, HIDDEN)
     found = [torch.cat([part["out"] for part in ranks(RANKS).run(on_rank, "qwen3_moe", 4, dict(block.state_dict()), x, "experts", options)])
              for options in ({}, dict(chunks=2), dict(wire="int8"))]
-    assert_close(found[1], found[0].double(), GRADIENT_LIMITS[F32], "chunks")
+    assert_close(found[1], found[0].double(), LIMITS, "chunks")
     error = (found[2] - found[0]).norm() / found[0].norm()
     assert 1e-4 < error < 3e-2
 
@@ -144,9 +145,9 @@ def test_values_are_those_of_the_first_rank():
 
 def refused(rank: int) -> list[str]:
     whole, square = mesh_of(RANKS), mesh_of(2, 2)
-    block, arguments = make_block("qwen3_moe", 4), (torch.randn(1, HIDDEN), torch.randn(4, 2 * INTERMEDIATE, HIDDEN), torch.randn(4, HIDDEN, INTERMEDIATE),
-                                                    torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
-    x, w13, w2, *routing = arguments
+    block, x = make_block("qwen3_moe", 4), torch.randn(1, HIDDEN)
+    w13, w2 = torch.randn(4, 2 * INTERMEDIATE, HIDDEN), torch.randn(4, HIDDEN, INTERMEDIATE)
+    routing = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
     spread = distribute_tensor(w13, whole, [Shard(0)])
     attempts = [
         lambda: parallelize_module(block, whole, {"gate": ExpertParallel()}),

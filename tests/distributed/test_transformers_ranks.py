@@ -11,10 +11,12 @@ transformers = pytest.importorskip("transformers", minversion="5.23")
 from torch.distributed import init_device_mesh  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.distributed import DistributedConfig  # noqa: E402
+from transformers.distributed.expert_parallel import apply_expert_parallelism  # noqa: E402
 from transformers.distributed.utils import TransformersDeviceMesh  # noqa: E402
 
 from moe_xe.integrations.transformers import register  # noqa: E402
 from tests.distributed.processes import ranks  # noqa: E402
+from tests.integrations.test_transformers_fp8 import expected_of, fp8_experts  # noqa: E402
 
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY = 64, 32, 8, 3, 61      # those of tests/integrations
@@ -115,6 +117,26 @@ def test_ranks_without_rows(prompts):
         if key.endswith("router.bias"):
             state[key][TOP_K:] -= 1000
     check("GptOss", state, prompts[:, :3], "moe_xe", fsdp_size=4, ep_size=4)
+
+
+def fp8_of_rank(rank: int, state: dict, x, ids, weights) -> torch.Tensor:
+    holder = torch.nn.ModuleDict({"experts": fp8_experts(block_size=(16, 32))})
+    holder.load_state_dict(state)
+    mesh = mesh_of(2, 1, 2)
+    plan = dict.fromkeys(state, "grouped_gemm") | {"experts": "ep_dispatch_experts"}
+    apply_expert_parallelism(holder, mesh.get_mesh("ep"), mesh.get_mesh("tp"), plan, "moe_xe")
+    assert all(parameter.to_local().shape[0] == parameter.shape[0] // 2 for parameter in holder.parameters())
+    return holder["experts"](x[rank], ids[rank], weights[rank])
+
+
+@torch.inference_mode()
+def test_fp8_experts():
+    experts, x = fp8_experts(block_size=(16, 32)), torch.randn(2, 7, 64)
+    ids, weights = torch.rand(2, 7, experts.num_experts).topk(TOP_K).indices, torch.rand(2, 7, TOP_K)
+    expected = torch.stack([expected_of(experts, *of_rank) for of_rank in zip(x, ids, weights)])
+    state = {f"experts.{name}": value for name, value in experts.state_dict().items()}
+    found = torch.stack(ranks(2).run(fp8_of_rank, state, x, ids, weights))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def refused(rank: int, implementation: str) -> None:

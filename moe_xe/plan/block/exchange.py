@@ -3,8 +3,8 @@ from __future__ import annotations
 
 MAX_CHUNKS = 64
 # Rows of each expert, from all ranks: with fewer, reading the weights again for each chunk takes longer than the products, at an Arc Pro
-# B60's 197 TFLOP/s and 456 GB/s.
-_ROWS_OF_EXPERT = 512
+# B60's 98 TFLOP/s (bfloat16) and 456 GB/s.
+_ROWS_OF_EXPERT = 256
 _MOST = 4       # the first chunk's way there and the last one's way back hide behind nothing, and each message has a latency
 
 
