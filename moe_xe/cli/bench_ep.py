@@ -28,7 +28,7 @@ def ep(
     permutations and grouped_mm. Exit status 1 if a block is wrong."""
     import torch
 
-    from ..bench.expert_parallel import DTYPES, Options, run
+    from ..bench.expert_parallel import DTYPES, Options, check_memory, run
     from ..bench.workloads import MODELS
     from ..distributed.message import WIRES
 
@@ -43,7 +43,13 @@ def ep(
         raise typer.BadParameter(f"torch finds {torch.xpu.device_count()} xpu devices here, of {ranks}", param_hint="--device")
     if device == "xpu" and delay:
         raise typer.BadParameter("is for --device cpu", param_hint="--delay")
-    results = run(names, counts, Options(ranks, device, dtype, scale, chunks, wire, wire_back, delay, rounds))
+    options = Options(ranks, device, dtype, scale, chunks, wire, wire_back, delay, rounds)
+    try:
+        check_memory(names, options)
+    except MemoryError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(str(error), markup=False)
+        raise typer.Exit(1)
+    results = run(names, counts, options)
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
     else:
