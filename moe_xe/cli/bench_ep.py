@@ -62,7 +62,8 @@ def _print(results) -> None:
     options = results[0].options
     for name in dict.fromkeys(result.model for result in results):
         table = new_table("tokens", "dis-\npatch", "plain", "com-\nbine", "plain", "block", "plain", "speed\n-up", "sent\nMB", "plain\nMB", "right",
-                          text=("right",), title=f"{name}, {options.dtype}, {options.ranks} ranks on {options.device}: milliseconds of the slowest rank")
+                          text=("right",),
+                          title=f"{name}, {options.dtype}, {options.ranks} ranks on {options.device}: milliseconds of the slowest rank")
         for r in (r for r in results if r.model == name):
             times = (short(way[part]) for part in ("dispatch", "combine", "block") for way in (r.moe_xe_ms, r.plain_ms))
             table.add_row(str(r.tokens), *times, f"{r.speedup['block']:.2f}", short(r.sent_bytes / 1e6), short(r.plain_sent_bytes / 1e6),
