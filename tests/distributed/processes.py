@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import io
 import multiprocessing
@@ -13,6 +14,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from moe_xe.jit.compiler import Compiler
+
 SECONDS = 120       # of one job, on cores that others use, too
 
 
@@ -21,12 +24,12 @@ class Ranks:
 
     def __init__(self, size: int, seconds: float = SECONDS):
         self.size, self.seconds = size, seconds
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.tensor", "hypothesis", "pytest"])      # take seconds to import
         self._folder = tempfile.TemporaryDirectory()
         pipes = [context.Pipe() for _ in range(size)]
         self._pipes = [ours for ours, _ in pipes]
-        store = f"file://{self._folder.name}/store"
-        self.processes = [context.Process(target=_serve, args=(rank, size, store, seconds, theirs), daemon=True)
+        self.processes = [context.Process(target=_serve, args=(rank, size, self._folder.name, seconds, theirs), daemon=True)
                           for rank, (_, theirs) in enumerate(pipes)]
         with _environment(OMP_NUM_THREADS="1"):
             for process in self.processes:
@@ -94,9 +97,22 @@ def _unpacked(received: bytes):
     return torch.load(io.BytesIO(received), weights_only=False)
 
 
-def _serve(rank: int, size: int, store: str, seconds: float, pipe) -> None:
+def _compile_in_turn(lock: str) -> None:
+    """Ranks come to a new kernel together: one compiles it, and the others find it on disk."""
+    compile_or_find = Compiler._make
+
+    def make(*arguments):
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return compile_or_find(*arguments)
+
+    Compiler._make = make
+
+
+def _serve(rank: int, size: int, folder: str, seconds: float, pipe) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
+    _compile_in_turn(f"{folder}/lock")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
     while True:
         try:
             received = pipe.recv_bytes()

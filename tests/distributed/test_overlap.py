@@ -11,7 +11,7 @@ from moe_xe.distributed import exchange, expert_parallel_moe
 from tests.distributed.case import block, leaves, of_rank
 from tests.distributed.processes import ranks
 
-TOKENS, EXPERTS, CHUNKS = (24, 24), (2, 2), 3
+TOKENS, EXPERTS, CHUNKS = (24, 24, 0, 3), (2, 2, 1, 0), 3
 COMPUTING, TRAVELLING = 0.1, 0.06       # seconds of each chunk, and of each of its ways, which together take a little longer
 
 
@@ -63,7 +63,7 @@ def on_rank(rank, arguments, chunks):
 
 def test_order_and_time():
     arguments = block(TOKENS, EXPERTS)
-    for events, *seconds in ranks(2).run(on_rank, arguments, CHUNKS):
+    for events, *seconds in ranks(4).run(on_rank, arguments, CHUNKS):
         forward, backward = events[:9], events[9:]
         assert forward == ["start"] * 3 + ["compute", "start"] * 3
         assert backward == ["start"] * 3 + ["wait", "compute", "start"] * 3 + ["wait"] * 3
