@@ -199,7 +199,6 @@ def main(
     if "RANK" not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         sys.exit(subprocess.run([*torchrun, __file__, *sys.argv[1:]]).returncode)
-    os.environ.setdefault("DPCPP_CPU_NUM_CUS", str(max((os.cpu_count() or 1) // ranks, 1)))     # ranks share the cores
     where = torch.device(device, int(os.environ["LOCAL_RANK"]) if device == "xpu" else None)
     if device == "xpu":
         torch.xpu.set_device(where)

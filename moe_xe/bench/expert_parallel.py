@@ -18,6 +18,7 @@ from ..distributed import combine, dispatch, expert_parallel_moe
 from . import plain_exchange
 from .block_models import Family, scaled
 from .gemm import DTYPES
+from .memory import available_bytes
 from .numerics import difference, tolerance
 from .sent_bytes import SentBytes
 from .slow_link import slow_group
@@ -64,6 +65,22 @@ class Result:
         return {**asdict(self), "speedup": self.speedup}
 
 
+def check_memory(models: Sequence[str], options: Options) -> None:
+    """MemoryError for a model whose weights do not fit; a host's processes share its memory, devices have their own."""
+    device = torch.device(options.device)
+    available = available_bytes(device) * (options.ranks if device.type == "xpu" else 1)
+    for name in models:
+        sizes = _scaled(MODELS[name], options.scale)
+        needed = 3 * sizes.num_experts * sizes.hidden_size * sizes.intermediate_size * DTYPES[options.dtype].itemsize
+        if needed > available:
+            raise MemoryError(f"{name}'s experts need {needed / 1e9:.1f} GB at scale {options.scale:g}, and {available / 1e9:.1f} GB are free on "
+                              f"{options.device}; --scale 2 makes that a quarter")
+
+
+def _scaled(model: Model, scale: float) -> Model:
+    return scaled(Family(model, {}), scale).model if scale > 1 else model
+
+
 def run(models: Sequence[str], token_counts: Sequence[int], options: Options) -> list[Result]:
     """In options.ranks processes that it starts. Raises what one of them raised."""
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +90,7 @@ def run(models: Sequence[str], token_counts: Sequence[int], options: Options) ->
 
 
 def _on_rank(rank: int, folder: str, models: Sequence[str], token_counts: Sequence[int], options: Options) -> None:
-    threads = max((os.cpu_count() or 1) // options.ranks, 1)
-    torch.set_num_threads(threads)
-    os.environ.setdefault("DPCPP_CPU_NUM_CUS", str(threads))
+    torch.set_num_threads(max((os.cpu_count() or 1) // options.ranks, 1))
     device = torch.device(options.device, rank if options.device == "xpu" else None)
     if device.type == "xpu":
         torch.xpu.set_device(device)
@@ -92,15 +107,15 @@ def _on_rank(rank: int, folder: str, models: Sequence[str], token_counts: Sequen
 def run_model(model: Model, token_counts: Sequence[int], options: Options, device: torch.device) -> list[Result]:
     """On each rank of the default group: the cases of one model, with this rank's part of its weights."""
     group, dtype = slow_group(1e9 / options.delay) if options.delay else dist.group.WORLD, DTYPES[options.dtype]
-    sizes = scaled(Family(model, {}), options.scale).model if options.scale > 1 else model
-    generator = torch.Generator().manual_seed(group.rank())
-    w13, w2 = (torch.randn(model.num_experts // group.size(), n, k, generator=generator).mul_(k**-0.5).to(device, dtype) for n, k in sizes.gemms())
+    sizes = _scaled(model, options.scale)
+    torch.manual_seed(group.rank())
+    w13, w2 = (torch.randn(model.num_experts // group.size(), n, k, dtype=dtype, device=device).mul_(k**-0.5) for n, k in sizes.gemms())
     results = []
     for tokens in token_counts:
-        x = torch.randn(tokens, sizes.hidden_size, generator=generator).to(device, dtype)
-        picked = torch.rand(tokens, model.num_experts, generator=generator).topk(model.top_k, dim=1)
-        weights, ids = picked.values.softmax(1).to(device), picked.indices.to(device)
-        ours, plain = _ours(x, w13, w2, weights, ids, model.num_experts, options, group), _plain(x, w13, w2, weights, ids, model.num_experts, group)
+        x = torch.randn(tokens, sizes.hidden_size, dtype=dtype, device=device)
+        picked = torch.rand(tokens, model.num_experts, device=device).topk(model.top_k, dim=1)
+        inputs = x, w13, w2, picked.values.softmax(1), picked.indices
+        ours, plain = _ours(*inputs, model.num_experts, options, group), _plain(*inputs, model.num_experts, group)
         outs, sent = [], []
         for way in (ours, plain):
             with SentBytes(group.rank()) as counted:

@@ -53,4 +53,4 @@ def combine(y: torch.Tensor, found: Dispatched, topk_weights: torch.Tensor, grou
     back = exchange(back, found.sent, found.received, group)
     of_pairs = torch.empty_like(back)
     of_pairs[found.order] = back
-    return (of_pairs.view(*topk_weights.shape, y.shape[1]) * topk_weights[..., None]).sum(1).to(y.dtype)
+    return torch.bmm(topk_weights.to(y.dtype)[:, None], of_pairs.view(*topk_weights.shape, y.shape[1]))[:, 0]

@@ -28,7 +28,7 @@ def ep(
     permutations and grouped_mm. Exit status 1 if a block is wrong."""
     import torch
 
-    from ..bench.expert_parallel import DTYPES, Options, run
+    from ..bench.expert_parallel import DTYPES, Options, check_memory, run
     from ..bench.workloads import MODELS
     from ..distributed.message import WIRES
 
@@ -43,7 +43,13 @@ def ep(
         raise typer.BadParameter(f"torch finds {torch.xpu.device_count()} xpu devices here, of {ranks}", param_hint="--device")
     if device == "xpu" and delay:
         raise typer.BadParameter("is for --device cpu", param_hint="--delay")
-    results = run(names, counts, Options(ranks, device, dtype, scale, chunks, wire, wire_back, delay, rounds))
+    options = Options(ranks, device, dtype, scale, chunks, wire, wire_back, delay, rounds)
+    try:
+        check_memory(names, options)
+    except MemoryError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(str(error), markup=False)
+        raise typer.Exit(1)
+    results = run(names, counts, options)
     if json:
         print(jsonlib.dumps([result.as_dict() for result in results], indent=1))
     else:
@@ -56,7 +62,8 @@ def _print(results) -> None:
     options = results[0].options
     for name in dict.fromkeys(result.model for result in results):
         table = new_table("tokens", "dis-\npatch", "plain", "com-\nbine", "plain", "block", "plain", "speed\n-up", "sent\nMB", "plain\nMB", "right",
-                          text=("right",), title=f"{name}, {options.dtype}, {options.ranks} ranks on {options.device}: milliseconds of the slowest rank")
+                          text=("right",),
+                          title=f"{name}, {options.dtype}, {options.ranks} ranks on {options.device}: milliseconds of the slowest rank")
         for r in (r for r in results if r.model == name):
             times = (short(way[part]) for part in ("dispatch", "combine", "block") for way in (r.moe_xe_ms, r.plain_ms))
             table.add_row(str(r.tokens), *times, f"{r.speedup['block']:.2f}", short(r.sent_bytes / 1e6), short(r.plain_sent_bytes / 1e6),

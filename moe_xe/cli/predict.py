@@ -42,8 +42,8 @@ def predict(
         checkpoint = _checkpoint(weights, layout)
         if ranks != "1":
             from .predict_ranks import predict_ranks
-            predict_ranks(_layers(_device(device), _models(model), dtype, layout, *_kind_of(checkpoint), link, network, wire, wire_back),
-                          _counts(ranks, "--ranks"), _token_counts(tokens), chunks, json, plot)
+            layers = _layers(_device(device), _models(model), dtype, layout, *_kind_of(checkpoint), link, network, wire, wire_back)
+            predict_ranks(layers, _counts(ranks, "--ranks"), _token_counts(tokens), chunks, json, plot)
         elif block:
             from .predict_block import check_blocks, predict_blocks
             _one_of("--dtype", dtype, DTYPES)

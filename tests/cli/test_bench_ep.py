@@ -43,10 +43,18 @@ def test_an_object(measured):
     assert first["speedup"] == {"dispatch": 4.0, "combine": 4.0, "block": 4.0} and first["correct"]
 
 
+def test_a_model_that_does_not_fit(measured, monkeypatch):
+    measured(True)
+    monkeypatch.setattr(expert_parallel, "available_bytes", lambda device: 10**9)
+    done = run("--model", "deepseek-v3")
+    assert done.exit_code == 1 and "deepseek-v3's experts need 22.5 GB at scale 1, and 1.0 GB are free on cpu" in done.output
+    assert run("--model", "deepseek-v3", "--scale", 8).exit_code == 0
+
+
 @pytest.mark.full
 def test_processes():
     result, = json.loads(run("--ranks", 2, "--model", "mixtral-8x7b", "--scale", 64, "--tokens", 3, "--rounds", 1, "--json").stdout)
-    assert result["correct"] and result["tokens"] == 3 and result["plain_sent_bytes"] % (2 * 64 * 2) == 0
+    assert result["correct"] and result["tokens"] == 3 and (result["plain_sent_bytes"] - 2 * 4 * 8) % (2 * 64 * 2) == 0     # counts, rows
 
 
 @pytest.mark.parametrize("arguments, named", [

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_xe.bench.workloads import Model, routed_rows
+from moe_xe.bench.predictions import Layers
+from moe_xe.bench.workloads import MODELS, Model, routed_rows
 from moe_xe.plan.block.cost import BlockShape, predict_block
 from moe_xe.plan.block.expert_parallel import chunk_seconds, pipelined, predict_layer, share_of_tokens
 from moe_xe.plan.model.devices import RECORDS, record_named
 from moe_xe.plan.model.links import LINKS, NETWORKS, exchange_seconds
+from moe_xe.plan.problem import Dtype, WeightLayout
 
 B60, PCIE, SHARED = record_named("b60"), LINKS["pcie5x8"], NETWORKS["ib400-shared"]
 SHAPE = BlockShape(512, 256, 32, 4)
@@ -96,3 +98,12 @@ def test_links():
     assert LINKS["pcie5x16"].bandwidth == pytest.approx(4 * LINKS["pcie4x8"].bandwidth, rel=0.01)
     assert all(link.source and link.bandwidth > 0 and link.latency > 0 for link in (*LINKS.values(), *NETWORKS.values()))
     assert {record.link for record in RECORDS} <= {"", *LINKS} and B60.link == "pcie5x8"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name, ranks", [("qwen3-30b-a3b", 8), ("mixtral-8x7b", 4), ("deepseek-v3", 2), ("deepseek-v3", 8)])
+def test_chunks_by_default_are_nearly_the_best(name, ranks):
+    layers = Layers(MODELS[name], B60, Dtype.bf16, WeightLayout.enk, None, PCIE, SHARED)
+    for tokens in (64, 1024, 4096, 16384):
+        best = min(layers.predict(ranks, tokens, chunks).seconds for chunks in (1, 2, 4, 8))
+        assert layers.predict(ranks, tokens).seconds <= 1.2 * best
