@@ -42,7 +42,7 @@ router_logits, gradient = torch.randn(80, 16, dtype=torch.bfloat16, requires_gra
 # What comes before a block, by its number in the document.
 GIVEN = {
     "docs/distributed.md": {0: "import os\nos.environ.update(RANK='0', WORLD_SIZE='1', MASTER_ADDR='localhost', MASTER_PORT='0')\n"},
-    "README.md": {1: BLOCK, 2: "codes, scales = torch.zeros(16, 96, 32, dtype=torch.uint8), torch.full((16, 96, 2), 127, dtype=torch.uint8)\n"},
+    "README.md": {2: BLOCK, 3: "codes, scales = torch.zeros(16, 96, 32, dtype=torch.uint8), torch.full((16, 96, 2), 127, dtype=torch.uint8)\n"},
     "docs/tuning.md": {
         0: """
 import torch, transformers

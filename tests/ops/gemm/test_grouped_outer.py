@@ -241,7 +241,7 @@ LEFT, RIGHT, ROWS = torch.randn(10, 16), torch.randn(10, 8), torch.tensor([2, 3,
 INDICES = torch.zeros(10, dtype=torch.int32)
 WRONG = {
     "left is no tensor": (dict(left=[1.0]), TypeError, r"left must be a torch.Tensor \[total_rows, P\], got list"),
-    "left has three dimensions": (dict(left=LEFT[None]), ValueError, "left must have 2 dimensions"),
+    "left has four dimensions": (dict(left=LEFT[None, None]), ValueError, "left must have 2 dimensions"),
     "left is double": (dict(left=LEFT.double()), TypeError, "left must be bfloat16, float16 or float32, got torch.float64"),
     "right has another dtype": (dict(right=RIGHT.half()), TypeError, "right must have left's dtype torch.float32, got torch.float16"),
     "right has other rows": (dict(right=RIGHT[:9]), ValueError, r"right must have as many rows as left, 10, got float32\[9, 8\]"),
