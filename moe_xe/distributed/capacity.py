@@ -35,6 +35,6 @@ def padded_trip(group: dist.ProcessGroup, placement: Placement, topk_ids: torch.
     lost = (((groups < ranks) & ~has_place) | found.wrong).any(1)
     rows = SentRows(sent, torch.where(has_place, groups, ranks), ranks)
     even = (capacity,) * ranks
-    own = range(sum(placement.sizes[:rank]), sum(placement.sizes[:rank + 1]))
     overflow = (counts - capacity).clamp(min=0).sum(dtype=torch.int32)
-    return Trip(rows, Splits(even, even, group.group_name), there, back, recorded, own, found.experts, lost=lost, overflow=overflow)
+    return Trip(rows, Splits(even, even, group.group_name), there, back, recorded, placement.own(rank), found.experts, lost=lost,
+                overflow=overflow)

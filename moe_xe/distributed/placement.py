@@ -73,6 +73,11 @@ class Placement:
         """Experts of each rank."""
         return tuple(map(len, self.experts))
 
+    def own(self, rank: int) -> range:
+        """The physical experts of a rank."""
+        first = sum(self.sizes[:rank])
+        return range(first, first + self.sizes[rank])
+
     @property
     def num_physical(self) -> int:
         return sum(self.sizes)

@@ -92,15 +92,15 @@ def agreed_trips(group: dist.ProcessGroup, header: Header, placement: Placement 
         return Counted(counts, found.wrong.sum(dtype=torch.int32), parts)
 
     agreed = agree(group, topk_ids, header, placement, count)
-    sizes = agreed.placement.sizes
-    trips = []
+    own, trips = agreed.placement.own(rank), []
+    groups = [agreed.placement.own(other) if expand else range(other, other + 1) for other in range(ranks)]     # of each rank's rows
     for chunk, part in enumerate(agreed.kept):
-        to_ranks = [_by_rank(agreed.rows[sender][chunk], sizes) if expand else agreed.rows[sender][chunk] for sender in range(ranks)]
-        splits = Splits(tuple(to_ranks[rank]), tuple(row[rank] for row in to_ranks), group.group_name)
-        rows = SentRows(part.sorted.row_pairs[:sum(splits.sent)], part.groups, agreed.gathered.shape[2])
-        own = range(sum(sizes[:rank]), sum(sizes[:rank + 1]))
+        sent = tuple(sum(agreed.rows[rank][chunk][places.start:places.stop]) for places in groups)
+        received = tuple(sum(rows[chunk][groups[rank].start:groups[rank].stop]) for rows in agreed.rows)
+        rows = SentRows(part.sorted.row_pairs[:sum(sent)], part.groups, agreed.gathered.shape[2])
         counts = agreed.gathered[:, chunk, own.start:own.stop].contiguous() if expand else None
-        trips.append(Trip(rows, splits, there, back, agreed.recorded, own, None if expand else part.experts, counts))
+        trips.append(Trip(rows, Splits(sent, received, group.group_name), there, back, agreed.recorded, own,
+                          None if expand else part.experts, counts))
     return trips
 
 
@@ -115,8 +115,3 @@ def once_a_rank(ranks: torch.Tensor, num_ranks: int) -> torch.Tensor:
     """Each slot's rank [T, top_k], but num_ranks for one that an earlier slot of its token has, too."""
     same = ranks[:, :, None] == ranks[:, None, :]
     return ranks.masked_fill(same.tril(-1).any(2), num_ranks)
-
-
-def _by_rank(of_experts: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    ends = [sum(sizes[:rank + 1]) for rank in range(len(sizes))]
-    return [sum(of_experts[end - size:end]) for end, size in zip(ends, sizes)]
