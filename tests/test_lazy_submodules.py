@@ -7,10 +7,10 @@ import pytest
 FORMS = [
     "import torch, moe_xe; assert callable(moe_xe.integrations.transformers.register)",
     "import moe_xe; assert moe_xe.integrations.ipex.GatedMLPMOE and moe_xe.integrations.vllm.XpuFusedMoe",
-    "import moe_xe; assert moe_xe.nn.Experts and moe_xe.nn.gates",
-    "import sys, moe_xe; assert not {'moe_xe.nn', 'moe_xe.integrations', 'transformers'} & set(sys.modules)",
+    "import moe_xe; assert moe_xe.nn.Experts and moe_xe.nn.gates and moe_xe.distributed.dispatch",
+    "import sys, moe_xe; assert not {'moe_xe.distributed', 'moe_xe.nn', 'moe_xe.integrations', 'transformers'} & set(sys.modules)",
     "import sys, moe_xe; moe_xe.nn, moe_xe.integrations.transformers; assert 'transformers' not in sys.modules",
-    "import moe_xe; assert {'nn', 'integrations', 'grouped_gemm'} <= set(dir(moe_xe))",
+    "import moe_xe; assert {'distributed', 'nn', 'integrations', 'grouped_gemm'} <= set(dir(moe_xe))",
     "import moe_xe; assert {'ipex', 'transformers', 'vllm'} <= set(dir(moe_xe.integrations))",
 ]
 RUNNER = """

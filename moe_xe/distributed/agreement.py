@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..ops.checks import DTYPES
-from .group import device_of
+from .group import device_of, usual_device
 from .message import WIRES, RowFormat
 from .placement import Placement
 
@@ -150,7 +150,7 @@ def telling(group: dist.ProcessGroup, tensor) -> Iterator[None]:
         try:
             device = device_of(group, "tensor", tensor)
         except (TypeError, ValueError):
-            device = [torch.device("cpu"), *group._device_types][-1]
+            device = usual_device(group)
         _gather(group, message.to(device), state.words)
         raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-__all__ = ["device_of", "group_of"]
+__all__ = ["device_of", "group_of", "usual_device"]
 
 
 def group_of(group) -> dist.ProcessGroup:
@@ -34,3 +34,8 @@ def device_of(group: dist.ProcessGroup, name: str, tensor) -> torch.device:
     if kinds and tensor.device.type not in kinds:       # a group written in Python has none
         raise ValueError(f"{name} must be on a device of the group, {' or '.join(kinds)}, got {tensor.device}")
     return tensor.device
+
+
+def usual_device(group: dist.ProcessGroup) -> torch.device:
+    """From where ranks send, as far as one knows that has no tensor to send."""
+    return torch.device("xpu" if torch.xpu.is_available() and torch.device("xpu") in group._device_types else "cpu")

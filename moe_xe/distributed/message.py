@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["RowFormat", "WIRES"]
+from ..plan.gemm.heuristics import SURFACE_BASE_ALIGNMENT
 
-_ALIGNMENT = 16     # bytes of a row: received rows lie at pitches that 2D block loads take
+__all__ = ["RowFormat", "WIRES"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class RowFormat:
     @property
     def words(self) -> int:
         used = self._tail + (self.wire is not None) + self.num_ids + self.num_weights
-        return -(-used * 4 // _ALIGNMENT) * _ALIGNMENT // 4
+        words = SURFACE_BASE_ALIGNMENT // 4     # so that 2D block loads can read rows where they came
+        return -(-used // words) * words
 
     def pack(self, rows: torch.Tensor, ids: torch.Tensor | None = None, weights: torch.Tensor | None = None) -> torch.Tensor:
         """rows [n, H], ids and weights [n, k] -> [n, words]."""
@@ -81,10 +82,10 @@ class RowFormat:
         return message
 
     def unpack(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """[n, words] -> rows, which may be a view of the message, ids and weights."""
+        """[n, words] -> rows, ids and weights, most of them views of the message."""
         numbers, scales, ids, weights = self._parts(message)
         rows = numbers if self.wire is None else WIRES[self.wire].decode(numbers, scales, self.dtype)
-        return rows, ids.contiguous() if self.num_ids else None, weights.contiguous() if self.num_weights else None
+        return rows, ids if self.num_ids else None, weights if self.num_weights else None
 
     def _parts(self, message: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of numbers, scales, ids and weights."""

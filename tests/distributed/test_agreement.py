@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from moe_xe import SharedExpert
-from moe_xe.distributed import dispatch, expert_parallel_moe
+from moe_xe.distributed import dispatch, expert_parallel_moe, trips
 from moe_xe.distributed.agreement import _states
 from tests.distributed.case import block, of_rank
 from tests.distributed.processes import ranks
@@ -88,6 +88,29 @@ def test_dtypes_differ():
     for outcome in outcomes(changed):
         with pytest.raises(ValueError, match="dtype must be the same .* got torch.float16 on rank 0; torch.float32 on ranks 1, 2, 3"):
             raise outcome
+
+
+def sort_fails(rank, arguments):
+    """On rank 1, behind all checks."""
+    def fail(*_):
+        raise MemoryError("no memory is left")
+
+    original = trips.sort_tokens
+    try:
+        trips.sort_tokens = fail if rank == 1 else original
+        return works(rank, arguments)
+    finally:
+        trips.sort_tokens = original
+
+
+def test_a_rank_that_fails_behind_its_checks():
+    arguments = block(TOKENS, EXPERTS)
+    for rank, outcome in enumerate(ranks(4).outcomes(sort_fails, arguments)):
+        error, message = ((MemoryError, "^no memory is left") if rank == 1 else
+                          (RuntimeError, "^rank 1 of the group has an error: MemoryError: no memory is left"))
+        with pytest.raises(error, match=message):
+            raise outcome
+    assert ranks(4).run(works, arguments) == [True] * 4
 
 
 def messages(rank, arguments, experts, times, chunks):

@@ -66,21 +66,23 @@ def assert_counts(arguments, counts, rows, expand):
         assert rows[rank] == int(here.sum() if expand else here.any(1).sum())
 
 
-def identity(rank, x, ids, wire_back):
+def identity(rank, x, ids, wire_back, expand):
     mine = spans(TOKENS)[rank]
     x, ids = x[mine.start:mine.stop], ids[mine.start:mine.stop]
-    dispatched = dispatch(x, ids, torch.ones(ids.shape), num_experts=4, group=None, wire_back=wire_back)
+    dispatched = dispatch(x, ids, torch.ones(ids.shape), num_experts=4, group=None, wire_back=wire_back, expand=expand)
     return combine(dispatched.x, dispatched.handle)
 
 
 @pytest.mark.parametrize("wire_back", ["int8", "fp8_e4m3"])
-def test_rows_as_codes_on_their_way_back(wire_back):
-    """Each of the four ranks has an expert, and sends a token's row back as it came."""
+@pytest.mark.parametrize("expand", [False, True])
+def test_rows_as_codes_on_their_way_back(wire_back, expand):
+    """Each of the four ranks has an expert, and sends a token's row, or one for each slot, back as it came."""
     x, ids = torch.randn(sum(TOKENS), 37), torch.randint(-1, 4, (sum(TOKENS), 3))
     format = RowFormat(37, x.dtype, wire=wire_back)
     rounded, *_ = format.unpack(format.pack(x))
-    copies = torch.nn.functional.one_hot(ids + 1, 5).amax(1)[:, 1:].sum(1, keepdim=True)
-    out = torch.cat(ranks(4).run(identity, x, ids, wire_back))
+    slots = torch.nn.functional.one_hot(ids + 1, 5)[..., 1:]
+    copies = (slots.sum(1) if expand else slots.amax(1)).sum(1, keepdim=True)
+    out = torch.cat(ranks(4).run(identity, x, ids, wire_back, expand))
     assert_close(out, (rounded * copies).double(), (1e-6, 1e-7))
 
 

@@ -12,7 +12,7 @@ from tests.distributed.case import block, leaves, of_rank
 from tests.distributed.processes import ranks
 
 TOKENS, EXPERTS, CHUNKS = (24, 24, 0, 3), (2, 2, 1, 0), 3
-COMPUTING, TRAVELLING = 0.1, 0.06       # seconds of each chunk, and of each of its ways, which together take a little longer
+COMPUTING, TRAVELLING = 0.2, 0.12       # seconds of each chunk, and of each of its ways, which together take a little longer
 
 
 class _Slow(torch.autograd.Function):
