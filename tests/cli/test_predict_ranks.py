@@ -83,9 +83,10 @@ def test_plots(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (("--ranks", "0"), "--ranks"), (("--ranks", "two"), "--ranks"), (("--ranks", 2, "--link", "usb"), "--link"), (("--ranks", 2, "--network", "lan"), "--network"),
-    (("--ranks", 2, "--device", "lunar-lake"), "--link"), (("--ranks", 2, "--device", "cpu"), "--device"), (("--ranks", 2, "--chunks", 0), "--chunks"),
-    (("--ranks", 2, "--dtype", "int8"), "--dtype"), (("--ranks", 2, "--wire", "int4"), "--wire"), (("--ranks", 2, "--wire-back", "bf16"), "--wire-back")])
+    (("--ranks", "0"), "--ranks"), (("--ranks", "two"), "--ranks"), (("--ranks", 2, "--link", "usb"), "--link"),
+    (("--ranks", 2, "--network", "lan"), "--network"), (("--ranks", 2, "--device", "lunar-lake"), "--link"),
+    (("--ranks", 2, "--device", "cpu"), "--device"), (("--ranks", 2, "--chunks", 0), "--chunks"), (("--ranks", 2, "--dtype", "int8"), "--dtype"),
+    (("--ranks", 2, "--check"), "--check"), (("--ranks", 2, "--wire", "int4"), "--wire"), (("--ranks", 2, "--wire-back", "bf16"), "--wire-back")])
 def test_wrong_options_are_named(arguments, named):
     result = run(*arguments)
     assert result.exit_code == 2 and named in result.output
