@@ -42,6 +42,8 @@ def predict(
         checkpoint = _checkpoint(weights, layout)
         if ranks != "1":
             from .predict_ranks import predict_ranks
+            if check:
+                raise typer.BadParameter("nothing is published to check layers on several devices with", param_hint="--check")
             layers = _layers(_device(device), _models(model), dtype, layout, *_kind_of(checkpoint), link, network, wire, wire_back)
             predict_ranks(layers, _counts(ranks, "--ranks"), _token_counts(tokens), chunks, json, plot)
         elif block:

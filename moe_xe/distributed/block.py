@@ -87,8 +87,8 @@ def _through_experts(trips: list[Trip], arguments: dict, call: BlockCall) -> tor
     returning = []
     for trip, started in zip(trips, leaving):
         rows, ids, weights = trip.arrive(started)
-        if not trip.own:        # the stand-in's id is 0
-            ids = ids - 1
+        if not trip.own:        # nothing is for the stand-in
+            ids = torch.full_like(ids, -1)
         y = lora_moe(**arguments | {"hidden_states": rows, "topk_weights": weights, "topk_ids": ids, "shared": None})
         returning.append(trip.start_back(y))
     outs = [trip.arrive_back(started) for trip, started in zip(trips, returning)]

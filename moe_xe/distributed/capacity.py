@@ -27,14 +27,13 @@ def padded_trip(group: dist.ProcessGroup, placement: Placement, topk_ids: torch.
     counts, row_pairs, _ = sort_tokens(groups, ranks)
     places = torch.arange(capacity, device=groups.device)
     first = counts.cumsum(0) - counts
-    row_pairs = torch.cat([row_pairs, row_pairs.new_full((1,), -1)])
-    places = torch.where(places < counts[:, None], places + first[:, None], pairs)      # [ranks, capacity], in the sorted rows
-    sent = row_pairs[places.flatten()]
-    has_place = torch.zeros(pairs + 1, dtype=torch.bool, device=groups.device)
-    has_place = has_place.index_fill_(0, torch.where(sent < 0, pairs, sent).long(), True)[:pairs].view(groups.shape)
+    sorted_places = torch.cat([row_pairs.long(), counts.new_full((1,), pairs, dtype=torch.int64)])
+    places = sorted_places[torch.where(places < counts[:, None], places + first[:, None], pairs).flatten()]
+    has_place = torch.zeros(pairs + 1, dtype=torch.bool, device=groups.device).index_fill_(0, places, True)[:pairs].view(groups.shape)
     lost = (((groups < ranks) & ~has_place) | found.wrong).any(1)
-    rows = SentRows(sent, torch.where(has_place, groups, ranks), ranks)
+    tokens = (places // topk_ids.shape[1]).clamp(max=max(topk_ids.shape[0] - 1, 0))
+    rows = SentRows(places, tokens, torch.where(has_place, groups, ranks), ranks)
     even = (capacity,) * ranks
-    own = range(sum(placement.sizes[:rank]), sum(placement.sizes[:rank + 1]))
     overflow = (counts - capacity).clamp(min=0).sum(dtype=torch.int32)
-    return Trip(rows, Splits(even, even, group.group_name), there, back, recorded, own, found.experts, lost=lost, overflow=overflow)
+    return Trip(rows, Splits(even, even, group.group_name), there, back, recorded, placement.own(rank), found.experts, lost=lost,
+                overflow=overflow)

@@ -103,6 +103,8 @@ def dispatch(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
         trip = padded_trip(group, placement, topk_ids, there, back, capacity, wants_gradient((x, topk_weights)))
     weights = topk_weights.float()
     rows, ids, row_weights = trip.arrive(trip.start(x, weights))
+    if not expand:
+        ids = torch.where((ids >= 0) & (ids < len(trip.own)), ids, len(trip.own))
     return Dispatched(rows, ids, row_weights, Handle(trip, weights if expand else None), trip.overflow)
 
 

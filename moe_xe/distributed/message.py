@@ -82,10 +82,10 @@ class RowFormat:
         return message
 
     def unpack(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """[n, words] -> rows, which may be a view of the message, ids and weights."""
+        """[n, words] -> rows, ids and weights, most of them views of the message."""
         numbers, scales, ids, weights = self._parts(message)
         rows = numbers if self.wire is None else WIRES[self.wire].decode(numbers, scales, self.dtype)
-        return rows, ids.contiguous() if self.num_ids else None, weights.contiguous() if self.num_weights else None
+        return rows, ids if self.num_ids else None, weights if self.num_weights else None
 
     def _parts(self, message: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of numbers, scales, ids and weights."""

@@ -73,6 +73,11 @@ class Placement:
         """Experts of each rank."""
         return tuple(map(len, self.experts))
 
+    def own(self, rank: int) -> range:
+        """The physical experts of a rank."""
+        first = sum(self.sizes[:rank])
+        return range(first, first + self.sizes[rank])
+
     @property
     def num_physical(self) -> int:
         return sum(self.sizes)
@@ -90,10 +95,9 @@ class Placement:
         """Of global ids, [T, k]. An expert's replicas take turns, over the tokens and over the ranks that they come from."""
         is_traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
         make = _make_tables if is_traced else _tables       # what is kept must be real
-        tables, count = make(self, topk_ids.device), self.num_experts
-        is_expert = (topk_ids >= 0) & (topk_ids < count)
-        wrong = (topk_ids < -1) | (topk_ids > count)
-        ids = torch.where(is_expert, topk_ids, count).long()
+        tables = make(self, topk_ids.device)
+        ids = topk_ids.clamp(-1, self.num_experts)      # -1 is the tables' last entry
+        wrong, ids = ids != topk_ids, ids.long()
         if tables.replicas.shape[1] == 1:
             experts = tables.replicas[ids, 0]
         else:

@@ -42,16 +42,13 @@ class Trip:
             return start(self.rows.of_tokens(x), None, None, self.there, self.splits, self.recorded)
         ids = self.rows.of_tokens(self.experts)
         if self.lost is not None:       # some rows stand for none
-            ids = torch.where(self.rows.pairs[:, None] < 0, -1, ids)
+            ids = ids.masked_fill(self.rows.places[:, None] == self.rows.groups.numel(), -1)
         return start(self.rows.of_tokens(x), ids, self.rows.of_tokens(weights), self.there, self.splits, self.recorded)
 
     def arrive(self, started: tuple) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Rows that came, [R, H]; their experts' ids here, or len(own) for one elsewhere, and weights [R, top_k], or None."""
+        """Rows that came, [R, H]; their experts' ids here, outside [0, len(own)) for one elsewhere, and weights [R, top_k], or None."""
         rows, ids, weights = wait(started, self.there, self.splits)
-        if ids is not None:
-            is_here = (ids >= self.own.start) & (ids < self.own.stop)
-            ids = torch.where(is_here, ids - self.own.start, len(self.own))
-        return rows, ids, weights
+        return rows, None if ids is None else ids - self.own.start, weights
 
     def start_back(self, y: torch.Tensor) -> tuple:
         """Sends what was made of the rows, [R, H]."""
@@ -63,7 +60,7 @@ class Trip:
         if weights is None:
             out = self.rows.sums(rows)
         else:
-            factors = weights.flatten().index_select(0, self.rows.pairs)
+            factors = weights.flatten().index_select(0, self.rows.places)
             out = self.rows.sums(rows.float() * factors[:, None]).to(rows.dtype)
         return out if self.lost is None else out.masked_fill(self.lost[:, None], float("nan"))
 
@@ -92,15 +89,16 @@ def agreed_trips(group: dist.ProcessGroup, header: Header, placement: Placement 
         return Counted(counts, found.wrong.sum(dtype=torch.int32), parts)
 
     agreed = agree(group, topk_ids, header, placement, count)
-    sizes = agreed.placement.sizes
-    trips = []
+    own, trips = agreed.placement.own(rank), []
+    groups = [agreed.placement.own(other) if expand else range(other, other + 1) for other in range(ranks)]     # of each rank's rows
     for chunk, part in enumerate(agreed.kept):
-        to_ranks = [_by_rank(agreed.rows[sender][chunk], sizes) if expand else agreed.rows[sender][chunk] for sender in range(ranks)]
-        splits = Splits(tuple(to_ranks[rank]), tuple(row[rank] for row in to_ranks), group.group_name)
-        rows = SentRows(part.sorted.row_pairs[:sum(splits.sent)], part.groups, agreed.gathered.shape[2])
-        own = range(sum(sizes[:rank]), sum(sizes[:rank + 1]))
+        sent = tuple(sum(agreed.rows[rank][chunk][places.start:places.stop]) for places in groups)
+        received = tuple(sum(rows[chunk][groups[rank].start:groups[rank].stop]) for rows in agreed.rows)
+        places = part.sorted.row_pairs[:sum(sent)].long()
+        rows = SentRows(places, places // topk_ids.shape[1], part.groups, agreed.gathered.shape[2])
         counts = agreed.gathered[:, chunk, own.start:own.stop].contiguous() if expand else None
-        trips.append(Trip(rows, splits, there, back, agreed.recorded, own, None if expand else part.experts, counts))
+        trips.append(Trip(rows, Splits(sent, received, group.group_name), there, back, agreed.recorded, own,
+                          None if expand else part.experts, counts))
     return trips
 
 
@@ -115,8 +113,3 @@ def once_a_rank(ranks: torch.Tensor, num_ranks: int) -> torch.Tensor:
     """Each slot's rank [T, top_k], but num_ranks for one that an earlier slot of its token has, too."""
     same = ranks[:, :, None] == ranks[:, None, :]
     return ranks.masked_fill(same.tril(-1).any(2), num_ranks)
-
-
-def _by_rank(of_experts: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    ends = [sum(sizes[:rank + 1]) for rank in range(len(sizes))]
-    return [sum(of_experts[end - size:end]) for end, size in zip(ends, sizes)]

@@ -34,7 +34,7 @@ def test_both_learn_and_write_the_same(chunks, wrong):
     first, second = ranks(2).run(on_rank, chunks, wrong)
     assert first["agrees"] is not wrong and "agrees" not in second and first["bytes"] == second["bytes"]
     assert len(first["loss"]) == len(first["spread_loss"]) == 6 and first["loss"][-1] < first["loss"][0]
-    assert 2 * first["bytes"]["least"] % (2 * 32 * 4) == 0 and first["bytes"]["least"] < first["bytes"]["sent"] < 1.2 * first["bytes"]["least"]
+    assert 2 * first["bytes"]["least"] % (2 * 32 * 4) == 0 and first["bytes"]["least"] < first["bytes"]["sent"] < 1.3 * first["bytes"]["least"]
     assert first["bytes"]["pairs"] > first["bytes"]["least"]
     if not wrong:
         assert first["same_text"] and first["differences"][1] < 1e-4

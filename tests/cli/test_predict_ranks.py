@@ -31,7 +31,7 @@ def test_layers():
     for (ranks, _), layer in found.items():
         assert layer["ms"] == pytest.approx(layer["compute_ms"] + layer["communication_ms"])
         assert layer["share"] == pytest.approx(1 - layer["compute_ms"] / layer["ms"]) and (layer["share"] > 0) == (ranks > 1)
-        assert layer["sent_bytes"] <= layer["pair_bytes"] * 1.02 and layer["hidden_from"] is None
+        assert layer["sent_bytes"] <= layer["pair_bytes"] * 1.05 and layer["hidden_from"] is None
     block = json.loads(run("--block", "--tokens", "1", "--json").stdout)["blocks"][0]
     assert found[1, 1]["ms"] == block["ms"]
 
@@ -40,8 +40,8 @@ def test_codes_are_fewer_bytes():
     arguments = ("--ranks", 2, "--tokens", 64, "--chunks", 1, "--json")
     plain, there, both = (json.loads(run(*arguments, *wires).stdout)["layers"][0]["sent_bytes"] for wires in (
         (), ("--wire", "int8"), ("--wire", "fp8_e4m3", "--wire-back", "int8")))
-    rows = plain / (2 * 512 * 2 + 16)       # ids and weights of two experts
-    assert (there, both) == pytest.approx((plain - rows * (512 - 16), plain - rows * 2 * (512 - 16)))      # a scale, and room up to 16 bytes
+    rows = plain / (1088 + 1024)        # ids and weights of two experts are 16 bytes; messages are multiples of 64
+    assert (there, both) == pytest.approx((rows * (576 + 1024), rows * (576 + 576)))
 
 
 def test_chunks():
@@ -83,9 +83,10 @@ def test_plots(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (("--ranks", "0"), "--ranks"), (("--ranks", "two"), "--ranks"), (("--ranks", 2, "--link", "usb"), "--link"), (("--ranks", 2, "--network", "lan"), "--network"),
-    (("--ranks", 2, "--device", "lunar-lake"), "--link"), (("--ranks", 2, "--device", "cpu"), "--device"), (("--ranks", 2, "--chunks", 0), "--chunks"),
-    (("--ranks", 2, "--dtype", "int8"), "--dtype"), (("--ranks", 2, "--wire", "int4"), "--wire"), (("--ranks", 2, "--wire-back", "bf16"), "--wire-back")])
+    (("--ranks", "0"), "--ranks"), (("--ranks", "two"), "--ranks"), (("--ranks", 2, "--link", "usb"), "--link"),
+    (("--ranks", 2, "--network", "lan"), "--network"), (("--ranks", 2, "--device", "lunar-lake"), "--link"),
+    (("--ranks", 2, "--device", "cpu"), "--device"), (("--ranks", 2, "--chunks", 0), "--chunks"), (("--ranks", 2, "--dtype", "int8"), "--dtype"),
+    (("--ranks", 2, "--check"), "--check"), (("--ranks", 2, "--wire", "int4"), "--wire"), (("--ranks", 2, "--wire-back", "bf16"), "--wire-back")])
 def test_wrong_options_are_named(arguments, named):
     result = run(*arguments)
     assert result.exit_code == 2 and named in result.output

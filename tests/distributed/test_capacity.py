@@ -84,6 +84,31 @@ def test_in_a_compiled_graph():
     assert first == second == [True] * 9
 
 
+class _Block(torch.nn.Module):
+    def __init__(self, w13, w2, group):
+        super().__init__()
+        self.w13, self.w2, self.group = torch.nn.Parameter(w13), torch.nn.Parameter(w2), group
+
+    def forward(self, *of_tokens):
+        x, topk_weights, topk_ids = of_tokens
+        return expert_parallel_moe(x, self.w13, self.w2, topk_weights, topk_ids, group=self.group, capacity=7)[0]
+
+
+def exported(rank, arguments):
+    group = dist.new_group([0, 1])
+    if rank > 1:
+        return None
+    own = of_rank(arguments, rank, TOKENS[:2], EXPERTS[:2])
+    model, of_tokens = _Block(own["w13"], own["w2"], group), (own["hidden_states"], own["topk_weights"], own["topk_ids"])
+    with torch.no_grad():
+        return torch.equal(torch.export.export(model, of_tokens, strict=False).module()(*of_tokens), model(*of_tokens))
+
+
+@pytest.mark.full
+def test_exported():
+    assert ranks(4).run(exported, block(TOKENS[:2], EXPERTS[:2])) == [True, True, None, None]
+
+
 def wrong_id(rank):
     ids = torch.tensor([[0, 1], [-1, 4], [2, 5], [3, -2]])
     dispatched = dispatch(torch.ones(4, 8), ids, torch.ones(4, 2), num_experts=4, group=None, capacity=4)

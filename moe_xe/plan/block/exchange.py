@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 MAX_CHUNKS = 64
-# Rows of each expert, from all ranks: twice what an Arc Pro B60 multiplies (98.5 TFLOP/s) while it reads the expert's weights (456 GB/s), as each
-# chunk reads them again. By the cost model these two numbers take 2 % longer than the best number of chunks, on average over models, ranks and tokens.
+# Rows of each expert, from all ranks: twice what an Arc Pro B60 multiplies (98.5 TFLOP/s) while it reads the expert's weights (456 GB/s), as
+# each chunk reads them again. By the cost model that is nearly the best number of chunks (tests/plan/test_expert_parallel.py).
 _ROWS_OF_EXPERT = 512
 _MOST = 4       # the first chunk's way there and the last one's way back hide behind nothing, and each message has a latency
 

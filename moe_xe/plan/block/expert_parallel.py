@@ -16,7 +16,7 @@ from .cost import BlockShape, combine_seconds, predict_block, route_seconds, sor
 RowsOf = Callable[[int], Sequence[int]]     # tokens of all ranks -> rows of each expert
 # Kernels beside the block's: once, to look up ranks and tell counts; of each chunk, to sort its tokens, pack, unpack and sum rows. Counted, within a
 # quarter (tests/distributed/test_launches.py).
-ONCE_LAUNCHES, CHUNK_LAUNCHES = 18, 25
+ONCE_LAUNCHES, CHUNK_LAUNCHES = 19, 13
 WAIT_SECONDS = 2 * LAUNCH_SECONDS       # of the host for the counts, until the stream goes on: assumed
 COUNT_BYTES = 4         # of a rank and chunk, in the message that says who sends how much
 
