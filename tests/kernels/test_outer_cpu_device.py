@@ -116,7 +116,8 @@ def test_rows_of_several_ranks(config, splits):
     with force_config(replace(config, splits=splits)):
         found = ops.grouped_outer(left, right, table)
         assert torch.equal(found, ops.grouped_outer(left[order], right[order], table.sum(0, dtype=torch.int32)))
-    assert_right(found, torch.stack([x.T @ y for x, y in zip(*(z[order].double().split(table.sum(0).tolist()) for z in (left, right)))]), len(order))
+    parts = (x[order].double().split(table.sum(0).tolist()) for x in (left, right))
+    assert_right(found, torch.stack([x.T @ y for x, y in zip(*parts)]), len(order))
 
 
 @pytest.mark.parametrize("isa", USABLE_ISAS)

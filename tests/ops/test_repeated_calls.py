@@ -173,7 +173,7 @@ OTHER = {
     "a of another dtype": (dict(a=torch.randn(ROWS, H).double()), TypeError, "a must be bfloat16"),
     "a of another K": (dict(a=torch.randn(ROWS, H + 1)), ValueError, "must agree in K"),
     "a with columns apart": (dict(a=torch.randn(H, ROWS).T), ValueError, "rows must be contiguous"),
-    "a of three dimensions": (dict(a=torch.randn(1, ROWS, H)), ValueError, "a must have 2 dimensions"),
+    "a of four dimensions": (dict(a=torch.randn(1, 1, ROWS, H)), ValueError, "a must have 2 dimensions"),
     "a is no tensor": (dict(a=[1.0]), TypeError, "a must be a torch.Tensor"),
     "a on another device": (dict(a=torch.randn(ROWS, H, device="meta")), ValueError, "all tensors must be on one device"),
     "w of another E": (dict(w=torch.randn(E + 1, N, H)), ValueError, "tokens_per_expert must have one entry"),

@@ -90,7 +90,8 @@ def test_where_rows_lie_changes_no_loop(layout, device, fields):
     plain, other = (summarize(kernels.build(p, kernels.default_config(problem), device), "grouped_gemm")
                     for p in (problem, replace(problem, **fields)))
     assert other.spill_bytes == 0
-    assert [(loop.instructions, loop.message_kinds) for loop in other.loops] == [(loop.instructions, loop.message_kinds) for loop in plain.loops]
+    loops, plain_loops = ([(loop.instructions, loop.message_kinds) for loop in summary.loops] for summary in (other, plain))
+    assert loops == plain_loops
 
 
 @pytest.mark.parametrize("layout, limit", [(WeightLayout.enk, 0.85), (WeightLayout.ekn, 0.7)])

@@ -4,6 +4,7 @@ import torch
 
 import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
+from moe_xe.ops.calls import known_calls
 
 from .test_gradients import assert_same_derivatives
 from .test_grouped_gemm import DTYPES
@@ -30,7 +31,7 @@ def assert_right(out, a, w, bias=None):
     assert flat[BEYOND.to(out.device)].isnan().all()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["enk", "ekn"])
 @pytest.mark.parametrize("bits", [32, 64])
@@ -40,9 +41,16 @@ def test_matches_the_reference(dtype, layout, bits, device):
     a.flatten(0, 1)[BEYOND.to(device)] = float("nan")
     bias, out = torch.randn(EXPERTS, 83, device=device), poisoned(90, dtype, device)
     given = w if layout == "enk" else w.transpose(1, 2).contiguous()
-    result = moe_xe.grouped_gemm(a, given, counts if bits == 32 else counts.long(), bias=bias, weight_layout=layout, out=out[..., :83], check=True)
+    counts = counts if bits == 32 else counts.long()
+    result = moe_xe.grouped_gemm(a, given, counts, bias=bias, weight_layout=layout, out=out[..., :83], check=True)
     assert result.data_ptr() == out.data_ptr() and out[..., 83:].isnan().all()
     assert_right(result, a, w, bias)
+
+
+def test_explain(device):
+    a, w, counts = make(24, 48, torch.bfloat16, device)
+    for out in (None, poisoned(24, torch.bfloat16, device)):
+        assert moe_xe.explain(a, w, counts, out=out).problem.rows_format.value == "batched"
 
 
 def test_row_scales(device):
@@ -67,6 +75,7 @@ def test_a_known_call(device):
     for result in results:
         assert result.shape == (EXPERTS, MOST, 24) and torch.equal(result.flatten(0, 1)[places], results[0].flatten(0, 1)[places])
     assert len({result.data_ptr() for result in results}) == 4
+    assert len(known_calls()) == 2      # of the op and of the function
 
 
 def test_outer(device):
@@ -79,7 +88,7 @@ def test_outer(device):
     assert torch.equal(moe_xe.grouped_outer(left, right, counts), expected)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients(scaled, device):
     n, k, places = 11, 13, PLACES.to(device)
     experts = torch.arange(EXPERTS).repeat_interleave(torch.tensor(COUNTS)).to(device)

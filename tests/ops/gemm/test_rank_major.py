@@ -42,7 +42,7 @@ def assert_right(out, a, w, bias=None):
     assert out[USED:].isnan().all()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["enk", "ekn"])
 @pytest.mark.parametrize("counts", ["as a slice", "int64"])
@@ -114,7 +114,7 @@ def test_quantised_weights(device):
     assert_right(out, a, q.dequantize(torch.bfloat16))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients(scaled, device):
     n, k, order = 11, 13, ORDER.to(device)
     experts = torch.arange(EXPERTS).repeat_interleave(torch.tensor(COUNTS)).to(device)
@@ -131,7 +131,7 @@ def test_gradients(scaled, device):
     assert_same_derivatives(ours, eager, tensors[:4 if scaled else 3], list(range(USED)))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gathered", [None, "left", "right"])
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -177,6 +177,7 @@ def test_compile(dynamic, device):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.full
 def test_autotune(fresh_tuner, device):
     a, w = make(24, 48, torch.float32, device)
     out = moe_xe.grouped_gemm(a, w, TABLE.to(device), autotune=True, out=poisoned(len(a), 24, torch.float32, device))

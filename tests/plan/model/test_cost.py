@@ -17,7 +17,8 @@ from moe_xe.plan.model.cost import memory_bytes, overlapped, own_kernel, predict
 from moe_xe.plan.model.devices import RECORDS, DeviceRecord, find_record, record_named, record_of
 from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, WeightLayout
-from moe_xe.plan.model.schedule import simulate, tiles
+from moe_xe.plan.model.schedule import cut_of, simulate, tiles
+from moe_xe.plan.xe.candidates import choose_xe_config
 from moe_xe.plan.xe.rules import sub_group_reason
 
 B60 = record_named("b60")
@@ -108,6 +109,18 @@ def test_what_bounds_decode_and_prefill():
     assert predicted(gemm(), [2048] * 32).bound_by == "matrix"
     tall = [5000] + [0] * 31       # one column of tiles for 20 cores
     assert predicted(gemm(n=64), tall).tail > 0
+
+
+def test_rows_of_ranks():
+    """Shorter tiles suit shorter runs; what is useful stays the same."""
+    problem, rows = gemm(), [256] * 16
+    of_ranks, runs = dataclasses.replace(problem, ranks=16), [(16,) * 16] * 16
+    plain, short = (choose_xe_config(p, sum(rows), len(rows), B60) for p in (problem, of_ranks))
+    assert short.heights[-1] < 64 and max(cut_of(runs[0], short)) < max(cut_of(rows[0], plain))
+    one, spread = (predict(p, load, own_kernel(p, config, B60), B60)
+                   for p, load, config in ((problem, rows, plain), (of_ranks, runs, short)))
+    assert spread.flops == one.flops and spread.roofline_seconds == one.roofline_seconds and spread.seconds >= 0.99 * one.seconds
+    assert predict(problem, [(256,)] * 16, own_kernel(problem, plain, B60), B60) == one
 
 
 def test_parts_of_k():

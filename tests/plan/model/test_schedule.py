@@ -41,6 +41,19 @@ def test_every_output_element_is_in_exactly_one_tile(rows, n, raster_group):
     assert len(seen) == sum(rows) * -(-n // 64)
 
 
+@given(st.lists(st.tuples(*[st.integers(0, 90)] * 3), min_size=1, max_size=9), st.integers(1, 9))
+def test_rows_of_several_ranks_are_in_tiles_of_their_expert(table, raster_group):
+    """Rows come by rank and, within a rank, by expert; an expert's tiles are neighbours, and no tile has rows of two runs."""
+    run_of_row = [(rank, expert) for rank in range(3) for expert, rows in enumerate(table) for _ in range(rows[rank])]
+    seen, order = set(), []
+    for tile in tiles(table, 64, config(raster_group=raster_group)):
+        rows = range(tile.row, tile.row + tile.rows)
+        assert len({run_of_row[row] for row in rows}) == 1 and run_of_row[tile.row][1] == tile.expert and not seen & set(rows)
+        seen |= set(rows)
+        order += [tile.expert] * (order[-1:] != [tile.expert])
+    assert len(seen) == len(run_of_row) and len(order) == len(set(order))
+
+
 @given(counts)
 def test_larger_experts_come_first(rows):
     order = [rows[tile.expert].bit_length() for tile in tiles(rows, 100, config())]
