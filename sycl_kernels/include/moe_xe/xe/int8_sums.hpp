@@ -4,14 +4,12 @@
 
 namespace moe_xe {
 
-// As floats, times each lane's number and each register's, which are in the first eight lanes of `of_registers`.
-[[gnu::always_inline]] inline void scale_int32(vec<float, 8>& sums, OfLanes of_lanes, float of_registers) {
-#define MOE_XE_LINE(r)                                                             \
-  "mov (M1_NM,32) %0(" r ",0)<1> WHOLE(" r ",0)<1;1,0>\n"                          \
-  "mul (M1_NM,32) %0(" r ",0)<1> %0(" r ",0)<1;1,0> %1(0,0)<1;1,0>\n"              \
-  "mul (M1_NM,32) %0(" r ",0)<1> %0(" r ",0)<1;1,0> %2(0," r ")<1;16,0>\n"
-  asm("{\n.decl WHOLE v_type=G type=D num_elts=128 alias=<%0,0>\n" MOE_XE_LINE("0") MOE_XE_LINE("2") MOE_XE_LINE("4") MOE_XE_LINE("6") "}\n"
-      : "+rw"(sums) : "rw"(of_lanes.twice), "rw"(of_registers));
+[[gnu::always_inline]] inline Wide floats_of_int32(vec<float, 8> sums) {
+#define MOE_XE_LINE(r) "mov (M1_NM,32) %0(" r ",0)<1> WHOLE(" r ",0)<1;1,0>\n"
+  Wide floats;
+  asm("{\n.decl WHOLE v_type=G type=D num_elts=128 alias=<%1,0>\n" MOE_XE_LINE("0") MOE_XE_LINE("2") MOE_XE_LINE("4") MOE_XE_LINE("6") "}\n"
+      : "=rw"(floats.values) : "rw"(sums));
+  return floats;
 #undef MOE_XE_LINE
 }
 
@@ -27,7 +25,12 @@ template <class Part, int rows, int columns>
   }
   unrolled<rows>([&](auto i) __attribute__((always_inline)) {
     const float of_feature = scale_at(codes, weight_row<Part>(tile, first_feature, i * 8 + lane % 8), 0);
-    for (int j = 0; j < columns; ++j) scale_int32(sums[i][j], OfLanes(of_token[j]), of_feature);
+    for (int j = 0; j < columns; ++j) {
+      sums[i][j] = (floats_of_int32(sums[i][j]) * OfLanes(of_token[j])).values;
+      unrolled<8>([&](auto r) __attribute__((always_inline)) {
+        sums[i][j][int(r)] *= __spirv_GroupBroadcast(__spv::Scope::Subgroup, of_feature, unsigned(r));
+      });
+    }
   });
 }
 
