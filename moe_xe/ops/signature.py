@@ -1,10 +1,11 @@
 """A frozen dataclass as the arguments of an op: its fields are the schema, and no argument list is written a second time."""
 from __future__ import annotations
 
+import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -37,13 +38,12 @@ class Signature:
 
     Fields of a nested dataclass become arguments beside the others. An optional dataclass is None where all of its are. A field may also
     be a tensor or a dataclass: then the dataclass's first field, a tensor too, is the argument of the field's name, and the others are None for a
-    tensor alone. absent: optional fields that are None in every call, and no arguments: torch's ops have at most 64.
+    tensor alone. A dataclass's plain fields that it names in JOINED are one argument, a text: an op has 64 at most.
     """
 
-    def __init__(self, cls: type, absent: Collection[str] = ()):
-        self._cls, self._absent = cls, absent
-        leaves = _leaves(cls, "", lambda value: value, optional=False)
-        self._leaves = tuple(leaf for leaf in leaves if leaf.name.partition(".")[0] not in absent)
+    def __init__(self, cls: type):
+        self._cls = cls
+        self._leaves = tuple(_leaves(cls, "", lambda value: value, optional=False))
         self.names = tuple(leaf.name for leaf in self._leaves)
         self.schema = ", ".join(f"{leaf.schema_type} {leaf.name.replace('.', '_')}" for leaf in self._leaves)
 
@@ -57,7 +57,7 @@ class Signature:
     def unflatten(self, arguments) -> object:
         """The dataclass again."""
         pairs = zip(self._leaves, arguments, strict=True)
-        return _build(self._cls, (a if leaf.decode is None or a is None else leaf.decode(a) for leaf, a in pairs), absent=self._absent)
+        return _build(self._cls, (a if leaf.decode is None or a is None else leaf.decode(a) for leaf, a in pairs))
 
     def tensors(self, value) -> dict[str, torch.Tensor]:
         """The tensors that are there, by their names."""
@@ -91,8 +91,16 @@ def _is_nested(kind: type) -> bool:
     return dataclasses.is_dataclass(kind) and kind is not Choice
 
 
+def _own_fields(cls: type) -> Iterator[_Field]:
+    return (field for field in _fields(cls) if field.name not in _joined(cls))
+
+
+def _joined(cls: type) -> tuple[str, ...]:
+    return getattr(cls, "JOINED", ())
+
+
 def _leaves(cls: type, prefix: str, get: Callable[[object], object], optional: bool) -> Iterator[_Leaf]:
-    for field in _fields(cls):
+    for field in _own_fields(cls):
         place, mark, kind = prefix + field.name, "?" if optional or field.optional else "", field.kind
         read = _attribute(get, field.name)
         if field.or_tensor:
@@ -109,6 +117,9 @@ def _leaves(cls: type, prefix: str, get: Callable[[object], object], optional: b
             yield _Leaf(place, "str" + mark, read, lambda member: member.value, kind)
         else:
             yield _Leaf(place, _SCHEMA_TYPES[kind] + mark, read, None, None)
+    if joined := _joined(cls):
+        yield _Leaf(prefix + "plain", "str" + ("?" if optional else ""), get,
+                    lambda value: repr(tuple([getattr(value, name) for name in joined])), ast.literal_eval)
 
 
 def _attribute(get: Callable, name: str) -> Callable:
@@ -135,9 +146,11 @@ def _tensor_or(get: Callable, first: Callable) -> Callable:
     return read
 
 
-def _build(cls: type, values: Iterator, optional: bool = False, or_tensor: bool = False, absent: Collection[str] = ()):
-    fields = {field.name: None if field.name in absent else _build(field.kind, values, field.optional, field.or_tensor) if _is_nested(field.kind)
-              else next(values) for field in _fields(cls)}
+def _build(cls: type, values: Iterator, optional: bool = False, or_tensor: bool = False):
+    fields = {field.name: _build(field.kind, values, field.optional, field.or_tensor) if _is_nested(field.kind) else next(values)
+              for field in _own_fields(cls)}
+    if _joined(cls) and (joined := next(values)) is not None:
+        fields |= zip(_joined(cls), joined)
     first, *others = fields.values()
     if or_tensor and all(value is None for value in others):
         return first

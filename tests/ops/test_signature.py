@@ -48,7 +48,6 @@ def test_a_derived_call_comes_back(lora13, lora2):
     assert same(LORA.unflatten(LORA.flatten(before)), before)
     assert LORA.tensors(before).keys() >= ({"lora13.a", "lora13.b"} if lora13 else set())
     assert "lora2.scaling" not in LORA.tensors(before)
-    assert not {"shared.up_proj", "activations"} & set(LORA.names) and len(LORA) == len(LORA.flatten(before))
 
 
 def test_names_and_schema():

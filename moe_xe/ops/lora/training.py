@@ -49,7 +49,7 @@ class LoraCall(BlockCall):
     lora2: LoraAdapter | None = None
 
 
-LORA = Signature(LoraCall, absent=("shared", "activations"))
+LORA = Signature(LoraCall)
 
 
 @dataclass(frozen=True)

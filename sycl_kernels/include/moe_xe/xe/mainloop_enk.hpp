@@ -125,6 +125,7 @@ template <int variant> class FeaturesByTokens {
   [[gnu::always_inline]] void finish() {
     if constexpr (scales_sums) complete_sums(args, tile, sums);
     if constexpr (int8_products) complete_int8_sums<Part>(args, tile, first_feature, first_token, lane, sums);
+    if constexpr (watches_codes) weights.spoil(sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[token_blocks];
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
