@@ -20,7 +20,7 @@ from .roofline import record_for
 
 _PLAN_DTYPES = {"bf16": Dtype.bf16, "fp16": Dtype.f16, "fp32": Dtype.f32}
 MODES = {"forward": 1, "backward": 2, "both": 3}    # and how many times forward's matrix products each has
-INT8_ROUNDINGS = 80    # to bfloat16 that two quantisations of rows are like: of numbers whose largest is five RMS, to steps of a 127th of it
+_INT8_ROUNDINGS = 80    # to bfloat16 that two quantisations of rows are like: of numbers whose largest is five RMS, to steps of a 127th of it
 _SAMPLE = 8    # tokens whose outputs are compared with the reference
 
 
@@ -122,15 +122,15 @@ def run_family(name: str, factor: float, token_counts: list[int], dtype_name: st
         with torch.inference_mode(not training):
             inputs = block_models.make_inputs(family, tokens, DTYPES[dtype_name], device, training)
             result = _run_case(name, family, weights, codes, inputs, dtype_name, Fusions() if training else fusions, seconds, mode,
-                               autotune, weights_name != "dense" and CHECKPOINTS[weights_name].int8_rows)
+                               autotune)
         yield replace(result, weights=weights_name)
 
 
 def _run_case(name: str, family: Family, weights: Weights, codes: Weights | None, inputs: Inputs, dtype_name: str, fusions: Fusions,
-              seconds: float, mode: str, autotune: bool, int8_rows: bool) -> Result:
+              seconds: float, mode: str, autotune: bool) -> Result:
     device, model = inputs.hidden_states.device, family.model
     tokens, itemsize = len(inputs.hidden_states), inputs.hidden_states.itemsize
-    calls, not_run, wrong = _checked_calls(family, weights, codes, inputs, fusions, mode, autotune, int8_rows)
+    calls, not_run, wrong = _checked_calls(family, weights, codes, inputs, fusions, mode, autotune)
     medians = interleaved_medians(calls, device, seconds)
     fastest = min((peer for peer in calls if peer in block_peers.PEERS), key=medians.__getitem__)
     ours = medians["moe_xe"]
@@ -175,7 +175,7 @@ class _Outputs:
 
 
 def _checked_calls(family: Family, weights: Weights, codes: Weights | None, inputs: Inputs, fusions: Fusions,
-                   mode: str, autotune: bool, int8_rows: bool) -> tuple[Calls, dict[str, str], list[str]]:
+                   mode: str, autotune: bool) -> tuple[Calls, dict[str, str], list[str]]:
     """moe_xe and the peers that run here, why others do not, and whose output is wrong."""
     hidden_states = inputs.hidden_states
     tokens = len(hidden_states)
@@ -198,11 +198,12 @@ def _checked_calls(family: Family, weights: Weights, codes: Weights | None, inpu
     # moe_xe rounds the first GEMM's input, the second's and the sum; a peer whatever it stores, and each expert's part;
     # a gradient has the roundings of the forward pass and then its own
     passes = 2 if training else 1
-    def ours(weights: Weights, int8_rows: bool = False):
-        return measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions, autotune, int8_rows=int8_rows))
+    def ours(weights: Weights):
+        return measured.call(lambda: block_models.run_fused(family, weights, inputs, fusions, autotune))
 
-    calls: Calls = {"moe_xe": ours(weights)} if codes is None else {"moe_xe": ours(codes, int8_rows), "moe_xe_dense": ours(weights)}
-    wrong = [way for way, call in calls.items() if not right(call(), (INT8_ROUNDINGS if way == "moe_xe" and int8_rows else 3) * passes)]
+    calls: Calls = {"moe_xe": ours(weights)} if codes is None else {"moe_xe": ours(codes), "moe_xe_dense": ours(weights)}
+    rounded = {"moe_xe": _INT8_ROUNDINGS if codes is not None and codes.int8_rows else 3}
+    wrong = [way for way, call in calls.items() if not right(call(), rounded.get(way, 3) * passes)]
     not_run, own = {}, len(calls)
     for peer in block_peers.PEERS:
         temporary = block_peers.temporary_bytes(peer, family, tokens, hidden_states.itemsize, training)

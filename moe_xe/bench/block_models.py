@@ -82,12 +82,14 @@ class Weights:
     """w13: [E, 2I, H], w2: [E, H, I], or, for a transposed family, [E, H, 2I] and [E, I, H]; b13: [E, 2I], b2: [E, H].
 
     Parameters, so that Transformers' modules take these very tensors, and gradients are theirs; or quantised, for moe_xe alone.
+    int8_rows: moe_xe quantises rows of activations, too.
     """
     w13: nn.Parameter | QuantizedWeight
     w2: nn.Parameter | QuantizedWeight
     b13: nn.Parameter | None
     b2: nn.Parameter | None
     shared: SharedExpert | None
+    int8_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def quantised(family: Family, weights: Weights, checkpoint: Checkpoint) -> tuple
 
     codes = {name: quantise(getattr(weights, name)) for name in ("w13", "w2")}
     dense = {name: nn.Parameter(w.dequantize(weights.w13.dtype).contiguous(), requires_grad=False) for name, w in codes.items()}
-    return replace(weights, **codes), replace(weights, **dense)
+    return replace(weights, **codes, int8_rows=checkpoint.int8_rows), replace(weights, **dense)
 
 
 def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.device, training: bool = False) -> Inputs:
@@ -142,13 +144,13 @@ def make_inputs(family: Family, tokens: int, dtype: torch.dtype, device: torch.d
 
 
 def run_fused(family: Family, weights: Weights, inputs: Inputs, fusions: Fusions | None = None, autotune: bool = False,
-              y_dtype: torch.dtype | None = None, int8_rows: bool = False) -> torch.Tensor:
+              y_dtype: torch.dtype | None = None) -> torch.Tensor:
     """The block as moe_xe computes it: [T, H]."""
     return fused_moe(inputs.hidden_states, weights.w13, weights.w2, inputs.topk_weights, inputs.topk_ids,
                      activation=family.activation, interleaved=family.interleaved, alpha=family.alpha, limit=family.limit,
                      b13=weights.b13, b2=weights.b2, shared=weights.shared, weight_on_input=family.weight_on_input,
                      weight_layout="ekn" if family.transposed else "enk", fusions=fusions, autotune=autotune, y_dtype=y_dtype,
-                     activations="int8" if int8_rows else None)
+                     activations="int8" if weights.int8_rows else None)
 
 
 def reference(family: Family, weights: Weights, inputs: Inputs, tokens: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,8 @@ def predict_case(model: workloads.Model, gemm: int, tokens: int, device: DeviceR
     """One of the model's two GEMMs (`gemm` 0 or 1) in its default configuration. quantization: of its weights, on Xe GPUs;
     int8_rows: they are multiplied with rows that are int8, too."""
     (n, k), rows = model.gemms()[gemm], rows_of(model, tokens)
-    problem = GroupedGemmProblem(n, k, Dtype.i8 if int8_rows else dtype, dtype, layout, gathered=gathered and gemm == 0, quantization=quantization)
+    problem = GroupedGemmProblem(n, k, Dtype.i8 if int8_rows else dtype, dtype, layout, gathered=gathered and gemm == 0,
+                                 quantization=quantization)
     if device.architecture is None:
         isa = target_of(facts_of(queue_for(torch.device("cpu")))).isa
         config: TileConfig = choose_config(problem, Family.cpu, sum(rows), model.num_experts, device.xe_cores, isa=isa)

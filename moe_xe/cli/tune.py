@@ -76,14 +76,13 @@ def _runs(name, scale, dtype, weights_name, token_counts, device, training):
     from ..plan.formats import CHECKPOINTS
 
     family = block_models.scaled(block_models.FAMILIES[name], scale)
-    weights, int8_rows = block_models.make_weights(family, dtype, device, training), False
+    weights = block_models.make_weights(family, dtype, device, training)
     if weights_name != "dense":
         weights, _ = block_models.quantised(family, weights, CHECKPOINTS[weights_name])
-        int8_rows = CHECKPOINTS[weights_name].int8_rows
     for tokens in token_counts:
         with torch.inference_mode(not training):
             inputs = block_models.make_inputs(family, tokens, dtype, device, training)
-            out = block_models.run_fused(family, weights, inputs, Fusions(), autotune=True, int8_rows=int8_rows)
+            out = block_models.run_fused(family, weights, inputs, Fusions(), autotune=True)
             if training:
                 out.backward(torch.randn_like(out))
         yield tokens

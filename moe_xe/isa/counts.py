@@ -34,7 +34,8 @@ QUANTIZATIONS = {Codes.int4: Quantization(Codes.int4, ScaleType.f16, 1, 128), Co
                  Codes.int8: Quantization(Codes.int8, ScaleType.f16, 1, 128), Codes.e4m3: Quantization(Codes.e4m3, ScaleType.f32, 128, 128)}
 
 HEADER = """\
-# Instructions of one sub-group, bf16 rows, or i8 ones beside int8 weights, counted in machine code: target -> layout + fusions -> rows x columns -> counts.
+# Instructions of one sub-group, bf16, or i8: int8 rows and weights, counted in machine code:
+# target -> layout + fusions -> rows x columns -> counts.
 # step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of the loop over tiles outside that over K.
 # Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
 """

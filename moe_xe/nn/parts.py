@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ..ops import checks
+from ..ops.block.call import activations_of
 from ..ops.block.fused_moe import SharedExpert, fused_moe
 from ..plan.choice.block_config import MoeConfig
 from ..quantized.weight import QuantizedWeight
@@ -22,20 +23,22 @@ class Experts(nn.Module):
     """The routed experts' weights, and their MLPs as one `fused_moe`.
 
     gate_up_proj: [E, 2I, H], down_proj: [E, H, I]; if transposed, [E, H, 2I] and [E, I, H]. bias: adds gate_up_proj_bias
-    [E, 2I] and down_proj_bias [E, H]. Both weights may be quantised: `quantize` and `set_quantized`. activation, alpha, limit, interleaved, weight_on_input, y_dtype, config, autotune: as in
-    `fused_moe`.
+    [E, 2I] and down_proj_bias [E, H]. Both weights may be quantised: `quantize` and `set_quantized`. activation, alpha, limit, interleaved,
+    weight_on_input, y_dtype, activations, config, autotune: as in `fused_moe`.
     """
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, *, activation: str = "silu",
                  alpha: float = 1.702, limit: float | None = None, interleaved: bool = False, transposed: bool = False,
                  bias: bool = False, weight_on_input: bool = False, y_dtype: torch.dtype | None = None,
-                 config: MoeConfig | None = None, autotune: bool = False, device=None, dtype: torch.dtype | None = None):
+                 activations: str | None = None, config: MoeConfig | None = None, autotune: bool = False, device=None,
+                 dtype: torch.dtype | None = None):
         super().__init__()
         if dtype is not None:
             checks.check_dtype("dtype", dtype)
         self.activation, self.alpha, self.limit, self.interleaved = activation, alpha, limit, interleaved
         self.transposed, self.weight_on_input = transposed, weight_on_input
-        self.y_dtype, self.config, self.autotune = y_dtype, config, autotune
+        activations_of(activations)
+        self.y_dtype, self.activations, self.config, self.autotune = y_dtype, activations, config, autotune
         self.exchange: dict = {}        # what `ExpertParallel` says
 
         def parameter(*shape):
@@ -92,8 +95,8 @@ class Experts(nn.Module):
             hidden_states, *weights, topk_weights, topk_ids, activation=self.activation,
             interleaved=self.interleaved, alpha=self.alpha, limit=self.limit, b13=self.gate_up_proj_bias,
             b2=self.down_proj_bias, shared=shared, weight_on_input=self.weight_on_input,
-            weight_layout="ekn" if self.transposed else "enk", y_dtype=self.y_dtype, config=self.config,
-            autotune=self.autotune)
+            weight_layout="ekn" if self.transposed else "enk", y_dtype=self.y_dtype,
+            activations=self.activations, config=self.config, autotune=self.autotune)
 
 
 class GatedMLP(nn.Module):

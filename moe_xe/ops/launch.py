@@ -93,8 +93,8 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
         ranks=table_of(call.rows)[0], tf32=torch.get_float32_matmul_precision() != "highest", scattered=call.scattered, slots=call.slots,
         activation=call.activation, row_scale=call.row_scale, shared=0 if shared is None else shared.count,
         quantization=quantization_of(call.w))
-    operands = Operands(a=call.a.data_ptr(), a_scales=pointer_of(call.a_scales) or 0, **_addresses_of(call.w), d=out.data_ptr(), total_rows=call.total_rows,
-                        a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
+    operands = Operands(a=call.a.data_ptr(), a_scales=pointer_of(call.a_scales) or 0, **_addresses_of(call.w), d=out.data_ptr(),
+                        total_rows=call.total_rows, a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
                         w_stride=w_stride, w_expert_stride=w_expert_stride, d_stride=row_stride("out", out), d_rows=out.shape[0],
                         **({} if shared is None else {
                             "shared_w": shared.first.data_ptr(), "shared_up": 0 if shared.up is None else shared.up.data_ptr(),
@@ -125,7 +125,8 @@ def _with_columns(call: Call) -> Call:
     if call.w.shape[2]:
         return call
     dtype = torch.float32 if call.a.dtype == torch.int8 else call.a.dtype
-    return replace(call, a=call.a.new_zeros(call.a.shape[0], 1, dtype=dtype), w=call.a.new_zeros(*call.w.shape[:2], 1, dtype=dtype), a_scales=None)
+    a, w = (call.a.new_zeros(*shape, 1, dtype=dtype) for shape in (call.a.shape[:1], call.w.shape[:2]))
+    return replace(call, a=a, w=w, a_scales=None)
 
 
 def table_of(rows: torch.Tensor) -> tuple[int, int]:

@@ -41,10 +41,9 @@ def check_int8_weight(name: str, w: Weight, beside: str) -> None:
     if not isinstance(w, QuantizedWeight):
         raise TypeError(f"{name} must be a QuantizedWeight in int8 beside {beside}, got {type(w).__name__}")
     if w.transposed or not w.quantization.scales_rows(w.shape[2]):
-        zeros, order = (" with zeros" * (w.zeros is not None), "[E, K, N]" if w.transposed else "[E, N, K]")
+        zeros, order = " with zeros" * (w.zeros is not None), "[E, K, N]" if w.transposed else "[E, N, K]"
         raise ValueError(f"{name} must be int8 codes [E, N, K] without zeros, each row with one scale, beside {beside}; got {w.format} codes "
                          f"{order} in groups of {w.group}{zeros}")
-
     if w.shape[2] > INT8_MAX_K:
         raise ValueError(f"{name} must have at most K = {INT8_MAX_K} beside {beside}, got {list(w.shape)}")
 

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from moe_xe import QuantizedWeight
+from moe_xe import QuantizedWeight, fused_moe
 from moe_xe.nn import Experts, LoraExperts
 from tests.ops.block.case import assert_right, random_ids, reference
 
@@ -99,3 +99,12 @@ def test_state_dicts_of_other_dtypes_are_refused():
     for format, options in (("int4", dict(scale_dtype=BF16)), ("int8", {})):
         with pytest.raises(RuntimeError, match=r"gate_up_proj.(codes|scales) must be torch.(uint8|float32) for QuantizedWeight\(int4"):
             module.load_state_dict(experts().quantize(format, (1, 16), **options).state_dict())
+
+
+def test_int8_activations():
+    module = experts(activations="int8").quantize("int8", (1, 50))
+    x, weights, ids = torch.randn(400, 50).to(BF16), torch.rand(400, 3), random_ids(400, 3, 5)
+    w13, w2 = module.gate_up_proj.weight, module.down_proj.weight
+    assert torch.equal(module(x, weights, ids), fused_moe(x, w13, w2, weights, ids, activations="int8"))
+    with pytest.raises(ValueError, match="activations must be None or \"int8\", got 8"):
+        experts(activations=8)

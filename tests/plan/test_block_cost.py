@@ -9,6 +9,7 @@ from moe_xe.bench.published import block_comparisons, mean_speedup
 from moe_xe.plan.block.cost import BlockShape, block_launches, combine_seconds, predict_block
 from moe_xe.plan.block.one_launch import MOST_PAIRS
 from moe_xe.plan.block.token_sort import aligned_columns, combine_columns, default_y_dtype
+from moe_xe.plan.formats import CHECKPOINTS
 from moe_xe.plan.model.cost import LAUNCH_SECONDS, own_kernel, predict
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.problem import Dtype
@@ -49,6 +50,17 @@ def test_launches():
     assert block_launches(8192, 8) == 4 and block_launches(8192, 1) == 3
     assert block_launches(MOST_PAIRS // 8, 8) == block_launches(1, 1) == 1 and block_launches(MOST_PAIRS // 8 + 1, 8) == 4
     assert predict_block(QWEN3, 1, [1] * 8 + [0] * 120, B60).launches == 2
+
+
+def test_int8_rows_are_for_many_tokens():
+    """Two launches more, and half of the time in the matrix engines."""
+    shape = replace(QWEN3, quantization=CHECKPOINTS["w8a8"].quantization)
+    codes = replace(shape, int8_rows=True)
+    assert predict_block(codes, 128, [8] * 128, B60) == predict_block(shape, 128, [8] * 128, B60)
+    slow, fast = (predict_block(shape, 8192, ROWS, B60) for shape in (shape, codes))
+    assert fast.launches == slow.launches + 2 and fast.parts["quantize"] > 0 and "quantize" not in slow.parts
+    assert predict_block(replace(codes, num_experts=8, top_k=2), 512, [128] * 8, B60).parts["quantize"] > 0
+    assert 1.6 < (slow.parts["gate_up"] + slow.parts["down"]) / (fast.parts["gate_up"] + fast.parts["down"]) <= 2
 
 
 def test_the_default_type_of_rows():

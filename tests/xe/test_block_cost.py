@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from moe_xe.jit.quantize_rows_source import quantize_rows_source
 from moe_xe.jit.token_sort_source import combine_source, sort_source
 from moe_xe.ops.checks import DTYPES
-from moe_xe.plan.block.cost import combine_instructions, route_instructions, sort_instructions
+from moe_xe.plan.block.activate import QuantizeRowsProblem, activate_groups
+from moe_xe.plan.block.cost import combine_instructions, quantize_rows_instructions, route_instructions, sort_instructions
 from moe_xe.plan.block.routing import RoutingProblem
 from moe_xe.plan.block.token_sort import LANE_BYTES, CombineProblem, combine_groups, sort_groups
 from moe_xe.plan.problem import Dtype
@@ -55,3 +57,12 @@ def test_combine(hidden_size, top_k, dtype):
     total = executed(combine_source(problem, isa=None), combine_groups(problem, 4, is_cpu=False, cores=20),
                      [*rows(y), *ids(routing), *rows(out), np.int32(4), np.int32(128)])
     assert combine_instructions(hidden_size, top_k, DTYPES[dtype]) == pytest.approx(total / 4, rel=0.15)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("size", [768, 2048, 2880, 7168])
+def test_quantize_rows(size):
+    problem = QuantizeRowsProblem(size, Dtype.bf16, 8)
+    total = executed(quantize_rows_source(problem, isa=None), activate_groups(problem, 2, is_cpu=False, cores=20), [
+        np.zeros((2, size), "u2"), np.int64(size), np.zeros((2, size), "i1"), np.int64(size), np.zeros(2, "f4"), np.int64(2)])
+    assert quantize_rows_instructions(size) == pytest.approx(total / 2, rel=0.15)

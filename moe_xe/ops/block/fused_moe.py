@@ -45,7 +45,7 @@ def fused_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights
     bfloat16 for bfloat16; else float32, as float16 rows may overflow although their sum would not.
     activations: "int8": the rows of both GEMMs are quantised, with a scale each, and codes multiplied with codes: up to twice as fast on many
     tokens. w13 and w2 are int8 then, [E, N, K] with one scale a row and no zeros. A block of few tokens, which weights' bytes bound, is computed
-    as without. A shared expert is not quantised. Inference only.
+    as without it. A shared expert is not quantised. Inference only.
     config: of the two GEMMs and their gradients, instead of moe_xe's choice. autotune: as in `grouped_gemm`, for each of them.
 
     Differentiable in hidden_states, the weights (not quantised ones), biases, topk_weights and the shared expert; in training the shared expert

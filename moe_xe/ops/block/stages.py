@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from ...device import facts_of
-from ...plan.block.one_launch import few_pairs
+from ...plan.block.one_launch import few_pairs, gains_from_int8_rows
 from ...plan.block.token_sort import aligned_columns
 from ...plan.choice.choice import Choice
 from ...plan.launch import QUEUE_WORDS
@@ -132,13 +132,14 @@ class _Stages:
 
     def can_be_one_launch(self) -> bool:
         """As far as the fusions, the tuner, which measures GEMMs, and the number of pairs say."""
-        return (self.fusions == Fusions() and not self.call.choice.autotune and
+        return (self.fusions == Fusions() and not self.call.choice.autotune and not self.multiplies_codes() and
                 few_pairs(self.routing.num_tokens, self.routing.top_k))
 
     def multiplies_codes(self) -> bool:
-        """Where it gains: weights' bytes bound blocks of few tokens."""
-        few = self.fusions.launches and few_pairs(self.routing.num_tokens, self.routing.top_k)
-        return self.call.activations is not None and not few
+        """Where it is asked for and gains."""
+        routing = self.routing
+        gains = not self.fusions.launches or gains_from_int8_rows(routing.num_tokens, routing.top_k, routing.num_experts)
+        return self.call.activations is not None and gains
 
     def gemms(self, counts, pairs, scales, merged: int) -> tuple[Call, Call]:
         """The two GEMMs of the routed experts (behind those of `merged` shared ones) on the rows `pairs`, all fused; the second one's

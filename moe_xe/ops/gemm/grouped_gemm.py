@@ -28,9 +28,9 @@ __all__ = ["explain", "grouped_gemm"]
 def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
                  gather_indices: torch.Tensor | None = None, gather_divisor: int = 1,
                  scatter_indices: torch.Tensor | None = None, row_scales: torch.Tensor | None = None,
-                 a_scales: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
-                 schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None, autotune: bool = False,
-                 check: bool = False) -> torch.Tensor:
+                 a_scales: torch.Tensor | None = None, weight_layout: str = "enk", out_dtype: torch.dtype | None = None,
+                 out: torch.Tensor | None = None, schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None,
+                 autotune: bool = False, check: bool = False) -> torch.Tensor:
     """Multiplies each expert's rows with its weights, in one persistent kernel and without host synchronisation.
 
     a: [total_rows, K], sorted by expert; bfloat16, float16 or float32. With `gather_indices`, [tokens, K]. K = 0: sums are zero.
@@ -83,7 +83,8 @@ def grouped_gemm(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *,
 def explain(a: torch.Tensor, w: Weight, tokens_per_expert: torch.Tensor, *, bias: torch.Tensor | None = None,
             gather_indices: torch.Tensor | None = None, gather_divisor: int = 1, scatter_indices: torch.Tensor | None = None,
             row_scales: torch.Tensor | None = None, a_scales: torch.Tensor | None = None, weight_layout: str = "enk",
-            out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None, schedule: str = "dynamic", config: TileConfig | GemmConfigs | None = None) -> LaunchPlan:
+            out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None, schedule: str = "dynamic",
+            config: TileConfig | GemmConfigs | None = None) -> LaunchPlan:
     """What `grouped_gemm` would launch for these arguments, untuned: problem, configuration, work-groups. Raises as it does."""
     a, w = autocast(a, w)
     call = validate(a, logical_weights(w, weight_layout), tokens_per_expert, bias, gather_indices, out_dtype, out, schedule,

@@ -13,7 +13,7 @@ from ..model.devices import DeviceRecord
 from ..problem import Activation, Dtype, GroupedGemmProblem, RowScale, WeightLayout
 from ..xe.candidates import choose_xe_config
 from .activate import QuantizeRowsProblem, sub_groups
-from .one_launch import few_pairs
+from .one_launch import few_pairs, gains_from_int8_rows
 from .token_sort import LANE_BYTES, LANES, default_y_dtype
 
 
@@ -51,7 +51,7 @@ class BlockShape:
 
     def multiplies_codes(self, num_tokens: int) -> bool:
         """Whether rows are quantised before each GEMM."""
-        return self.int8_rows and not few_pairs(num_tokens, self.top_k)
+        return self.int8_rows and gains_from_int8_rows(num_tokens, self.top_k, self.num_experts)
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class BlockPrediction:
         return sum(self.parts.values())
 
 
-def block_launches(num_tokens: int, top_k: int) -> int:
+def block_launches(num_tokens: int, top_k: int, int8_rows: bool = False) -> int:
     """Kernels of a block with all fusions, without its routing: one for few pairs; else sort, two GEMMs and the sum over slots, which
-    one slot does not need."""
-    return 1 if few_pairs(num_tokens, top_k) else 3 + (top_k > 1)
+    one slot does not need. int8_rows: and one before each GEMM."""
+    return 1 if few_pairs(num_tokens, top_k) and not int8_rows else 3 + (top_k > 1) + 2 * int8_rows
 
 
 def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequence[int], device: DeviceRecord) -> BlockPrediction:
@@ -82,7 +82,7 @@ def predict_block(shape: BlockShape, num_tokens: int, tokens_per_expert: Sequenc
     gate_up, down = (predict(problem, tokens_per_expert, own_kernel(problem, config, device), device, launches=0)
                      for problem, config in zip(problems, configs))
     int8 = shape.multiplies_codes(num_tokens)
-    kernels = block_launches(num_tokens, shape.top_k) + shape.routing + 2 * int8
+    kernels = block_launches(num_tokens, shape.top_k, int8) + shape.routing
     parts = {"launches": kernels * LAUNCH_SECONDS, "route": route_seconds(shape, num_tokens, device) if shape.routing else 0.0,
              "sort": sort_seconds(shape, num_tokens, device), "gate_up": gate_up.seconds, "down": down.seconds,
              "combine": combine_seconds(shape, num_tokens, device, rows)}

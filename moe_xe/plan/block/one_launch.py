@@ -12,6 +12,7 @@ from .token_sort import CombineProblem, SortProblem
 # Routed pairs. One work-group sorts them with pairs x pairs / 512 steps of 9 instructions a lane: for 1024, 10 us of an Xe core at
 # 2.4 GHz, against 36 us of three launches. It also bounds the work-group's memory for their keys.
 MOST_PAIRS = 1024
+BUSY_ROWS = 64          # of an expert in the mean, from which on its products take longer than its weights' bytes, by the cost model
 BOARD_WORDS = 6         # of moe_block.cpp's Board, and one for each expert
 
 
@@ -41,6 +42,11 @@ class OneLaunch:
 def few_pairs(num_tokens: int, top_k: int) -> bool:
     """Whether one launch can be worth while, before anything else is known of the call."""
     return num_tokens * top_k <= MOST_PAIRS
+
+
+def gains_from_int8_rows(num_tokens: int, top_k: int, num_experts: int) -> bool:
+    """Whether a block of int8 weights is faster with int8 rows, which take several launches."""
+    return not few_pairs(num_tokens, top_k) or num_tokens * top_k >= BUSY_ROWS * num_experts
 
 
 @functools.lru_cache(maxsize=4096)

@@ -64,6 +64,12 @@ def test_few_tokens_are_computed_as_without(device):
     assert not torch.equal(several, without)
 
 
+def test_few_experts_have_many_rows(device):
+    """65 rows each are too few for several launches, but not for int8."""
+    arguments = block(130)
+    assert torch.equal(run(arguments, device), run(arguments, device, SEVERAL))
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("off", ["gather", "activation", "scatter"])
 def test_without_a_fusion(off, device):

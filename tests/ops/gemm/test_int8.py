@@ -71,6 +71,13 @@ def test_nothing_to_compute(device):
     assert (out == 1).all()
 
 
+def test_the_tuner_measures_them(device, fresh_tuner, launched):
+    arguments = make(device)
+    tuned = grouped_gemm(**arguments, autotune=True)
+    (line,) = launched()
+    assert line.origin == "tuned" and line.problem.startswith("i8->bf16 int8 weights") and agrees(tuned.cpu(), expected(arguments), K)
+
+
 def test_opcheck(device):
     arguments = make(device)
     inputs = Inputs(arguments["a"], arguments["w"], arguments["tokens_per_expert"], a_scales=arguments["a_scales"])

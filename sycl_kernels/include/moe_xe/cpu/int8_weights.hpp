@@ -28,9 +28,7 @@ class Int8Weights : public CodeWeights {
   using CodeWeights::CodeWeights;
 
   static Dwords chunk(const Column& column, int64 k) { return shifted(int8_chunk(column.codes + k)); }
-  static Dwords chunk(const Column& column, int64 k, int left) {
-    return shifted(int8_chunk(column.codes + k, left));
-  }
+  static Dwords chunk(const Column& column, int64 k, int left) { return shifted(int8_chunk(column.codes + k, left)); }
   float scale(const Column& column) const { return grid_value(column.scales, 0) * global_scale(); }
 
  private:

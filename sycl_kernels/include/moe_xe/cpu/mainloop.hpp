@@ -130,7 +130,8 @@ class Mainloop {
   }
 
   // One row of a panel's sums; `columns` of its output columns exist.
-  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from, const float* scales, const Packed* packed) const {
+  void finish_panel(int expert, const OutputRow& row, int64 column, int columns, const float* from, const float* scales,
+                    const Packed* packed) const {
     constexpr int outputs = paired ? panel_vectors / 2 : panel_vectors;   // vectors
 #pragma unroll
     for (int v = 0; v < outputs; ++v) {

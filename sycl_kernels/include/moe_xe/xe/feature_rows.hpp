@@ -69,7 +69,7 @@ template <int variant> class CodeRows {
         blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
-      rows[v].go_to(codes, weight_row<Part>(tile, first_feature, v * 16 + lane));
+      rows[v].go_to(codes, feature_of(v));
       rows[v].load(0);
     }
   }
@@ -115,7 +115,7 @@ template <int variant> class CodeRows {
   template <int columns> [[gnu::always_inline]] void spoil(vec<float, 8> (&sums)[Part::columns / 8][columns]) const {
     if (!no_numbers.any()) return;
     unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
-      const float factor = NoNumbers::factor_of(codes_of(args, tile.expert), weight_row<Part>(tile, first_feature, v * 16 + lane));
+      const float factor = NoNumbers::factor_of(codes_of(args, tile.expert), feature_of(v));
       unrolled<(Part::columns < 16 ? Part::columns : 16)>([&](auto row) __attribute__((always_inline)) {
         const float of_row = __spirv_GroupBroadcast(__spv::Scope::Subgroup, factor, unsigned(row));
         for (auto& block : sums[v * 2 + row / 8]) block[row % 8] *= of_row;
@@ -124,6 +124,7 @@ template <int variant> class CodeRows {
   }
 
  private:
+  [[gnu::always_inline]] int feature_of(int vector) const { return weight_row<Part>(tile, first_feature, vector * 16 + lane); }
   [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
     const WeightRun place = weight_run(args, tile, run);
     return Block(place.surface, 0, place.column + first_feature, block_bytes, load_rows, load_blocks);
