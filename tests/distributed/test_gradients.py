@@ -38,7 +38,8 @@ EVERYTHING = {"hidden_states", "topk_weights", "w13", "w2"}
 
 
 @pytest.mark.parametrize("trained", [[{"w13", "w2"}] * 4, [{"w13"}, set(), set(), {"hidden_states"}], [set(), EVERYTHING, set(), set()],
-                                     [{"topk_weights"}] * 4, [set()] * 4], ids=str)
+                                     [{"topk_weights"}] * 4, [set()] * 4],
+                         ids=["experts", "of two ranks", "on one rank", "weights", "nothing"])
 def test_what_is_trained(trained):
     arguments = block(TOKENS, EXPERTS)
     grad = torch.randn(sum(TOKENS), arguments["hidden_states"].shape[1])
