@@ -224,20 +224,26 @@ class CpuConfig(TileConfig):
 
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
-        bf16 = problem.input is Dtype.bf16
-        pairs = 2 if bf16 and self.isa == "avx512_bf16" else 1
+        bf16, tiled = problem.input is Dtype.bf16, self.isa == "amx"
         lane_elements = 8 if problem.quantization else 2 if bf16 else 1
         padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
-        packed_a = self.heights[0] * (padded_k // pairs + 16)
-        panel = min(self.k_block, padded_k) // pairs * self.micro_columns
-        sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
+        step, height = elements_per_step(problem.input, self.isa), _round_up(self.heights[0], TILE_SIDE if tiled else 1)
+        packed_a = height * (padded_k // step + 16)
+        panel = (min(self.k_block, padded_k) // step + (16 if tiled else 0)) * self.micro_columns
+        sums = height * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
 
 
 MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
 # dwords of a vector register, by the names of types.hpp's Isa
-VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
-VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}
+VECTOR_DWORDS = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+VECTOR_REGISTERS = {"amx": 64, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}    # of amx: four tiles of sums
+TILE_SIDE = 16         # of amx: rows of a tile, and dwords of a row
+
+
+def elements_per_step(dtype: Dtype, isa: str) -> int:
+    """Elements along K that one instruction multiplies and adds to a sum, at least: pairs of bf16 where the CPU has that."""
+    return 2 if dtype is Dtype.bf16 and isa in ("amx", "avx512_bf16") else 1
 
 
 def check_cpu_kernel(config) -> None:
@@ -247,6 +253,8 @@ def check_cpu_kernel(config) -> None:
     width, registers = VECTOR_DWORDS[config.isa], VECTOR_REGISTERS[config.isa]
     if config.micro_columns < width or config.micro_columns % width:
         raise ValueError(f"micro_columns must be a multiple of {width} with {config.isa}, got {config.micro_columns}")
+    if config.isa == "amx" and (config.micro_rows, config.micro_columns) != (2 * TILE_SIDE, 2 * TILE_SIDE):
+        raise ValueError(f"micro_rows x micro_columns must be 32 x 32 with amx, got {config.micro_rows} x {config.micro_columns}")
     if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
         raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
                          f"{config.micro_rows} x {config.micro_columns}")

@@ -100,9 +100,14 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
                          sub_group_rows=(8, 8, 4)[first:], sub_group_columns=((32, 32, 32) if problem.pairs else (32, 16, 16))[first:])
 
 
+def isa_for(dtype: Dtype, isa: str) -> str:
+    """AMX multiplies bf16 alone; what else the CPU multiplies is best done by FMA."""
+    return "avx512" if isa == "amx" and dtype is not Dtype.bf16 else isa
+
+
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 (docs/performance.md) and avx512 were measured; the
 # micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
-CPU_KERNELS = {"avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
+CPU_KERNELS = {"amx": (32, 32, 1024, 6, 3), "avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
 
 
 def fast_isa(isa: str, device_name: str) -> str:
@@ -130,6 +135,7 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
+    isa = isa_for(problem.input, isa)
     micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
     return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
                      micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,

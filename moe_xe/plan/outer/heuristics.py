@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from ..gemm.config import _round_up
-from ..gemm.heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits
+from ..gemm.heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits, isa_for
 from ..problem import Dtype
 from .config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
 
@@ -121,7 +121,7 @@ def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpu
 def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: Family, cores: int,
                         isa: str | None = None) -> OuterConfig:
     """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
-    config = (cpu_outer_config(isa or "baseline", cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
+    config = (cpu_outer_config(isa_for(problem.input, isa or "baseline"), cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
               xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem))
     splits = choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores)
     return config if splits == 1 else replace(config, splits=splits)

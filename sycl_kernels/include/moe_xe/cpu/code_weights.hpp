@@ -8,6 +8,7 @@ namespace moe_xe {
 class CodeWeights {
  public:
   static constexpr int chunk_elements = bf16_pairs ? 2 * width : width;
+  static constexpr bool are_tiles = false;
   // Whether vectors that begin at a multiple of their width are of one group each. Others are read one weight after the other.
   static constexpr bool whole_vectors = grid_columns == 1 || problem::group_columns % width == 0;
 

@@ -4,8 +4,10 @@
 
 namespace moe_xe {
 
+constexpr bool tiled = config::isa == Isa::amx;   // for bf16 alone: cpu/tile_kernel.hpp has the loop then
+
 // A step of the micro-kernel along K: one fp32 element, or a dword of two bf16.
-constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr bool bf16_pairs = config::isa >= Isa::avx512_bf16 && problem::input == Dtype::bf16;
 constexpr int elements_per_step = bf16_pairs ? 2 : 1;
 template <bool> struct PackedOf { using type = float; };
 template <> struct PackedOf<true> { using type = unsigned; };
@@ -14,6 +16,8 @@ using PackedVector = Vector<Packed>;
 
 constexpr int panel_vectors = config::micro_columns / width;
 constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
+
+inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
 
 inline Floats multiply_add(Floats sum, PackedVector a, PackedVector b) {
   if constexpr (bf16_pairs) {
