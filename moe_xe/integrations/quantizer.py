@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..nn.gates import first_projection
 from ..nn.quantized import QuantizedParameter, set_weight
+from ..quantized.checks import check_numbers, has_numbers_only
 from ..quantized.shards import Shards, natural
 from ..quantized.stored import SIZES, find_stored, method_of
 from ..quantized.weight import QuantizedWeight
@@ -79,7 +81,11 @@ class MoeXeQuantizer(HfQuantizer):
                                                     rf"({'|'.join(endings)}|(activation|input|output)(_global)?_scale)$"}
 
     def _process_model_after_weight_loading(self, model, **_):
-        if self.quantization_config.checkpoint is not None:
+        if self.quantization_config.checkpoint is None:
+            for module in model.modules():
+                if isinstance(module, QuantizedParameter) and module.device.type != "meta":
+                    module.finite = has_numbers_only(module.weight)
+        else:
             for full_name, target in logging.tqdm(self._targets.items(), desc="Loading quantised weights"):
                 self._fill(full_name, target)
             experts = [full_name for full_name, target in self._targets.items() if target.is_experts]
@@ -138,7 +144,10 @@ class MoeXeQuantizer(HfQuantizer):
     def _convert(self, name: str, parts: dict[str, torch.Tensor]) -> QuantizedWeight:
         try:
             weight = self._method.convert(parts, self.quantization_config.checkpoint)
-            return weight if weight.device.type == "meta" else weight.prepacked()
+            if weight.device.type == "meta":
+                return weight
+            check_numbers(weight)
+            return replace(weight, finite=True).prepacked()
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name} cannot be loaded: {error}") from error
 

@@ -96,6 +96,7 @@ def _quantization_constants(quantization: Quantization | None) -> list[str]:
         f"inline constexpr ScaleType scale_type = ScaleType::{q.scales.value};",
         f"inline constexpr int64 group_rows = {q.rows}, group_columns = {q.columns};",
         f"inline constexpr bool has_zeros = {bool_constant(q.zeros)}, has_global_scales = {bool_constant(q.global_scales)};",
+        f"inline constexpr bool finite_codes = {bool_constant(q.finite)};",
         f"inline constexpr float zero = {_float(q.zero)};",
     ]
 

@@ -21,11 +21,12 @@ class QuantizedParameter(nn.Module):
             raise TypeError(f"weight must be a QuantizedWeight, got {type(weight).__name__}")
         for name in weight.PARTS:
             self.register_buffer(name, getattr(weight, name))
-        self.format, self.group, self.transposed = weight.format, weight.group, weight.transposed
+        self.format, self.group, self.transposed, self.finite = weight.format, weight.group, weight.transposed, weight.finite
 
     @property
     def weight(self) -> QuantizedWeight:
-        return QuantizedWeight(self.codes, self.scales, self.zeros, self.global_scales, self.format, self.group, self.transposed)
+        return QuantizedWeight(self.codes, self.scales, self.zeros, self.global_scales, self.format, self.group, self.transposed,
+                               self.finite)
 
     @property
     def shape(self) -> torch.Size:
@@ -47,6 +48,8 @@ class QuantizedParameter(nn.Module):
             given = state_dict.get(prefix + name)
             if given is not None and given.dtype != own.dtype:      # which torch would cast, codes as if they were numbers
                 error_msgs.append(f"{prefix}{name} must be {own.dtype} for {self.weight}, got {given.dtype}")
+        if prefix + "codes" in state_dict:
+            self.finite = False
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:

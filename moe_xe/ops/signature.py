@@ -1,6 +1,7 @@
 """A frozen dataclass as the arguments of an op: its fields are the schema, and no argument list is written a second time."""
 from __future__ import annotations
 
+import ast
 import dataclasses
 import types
 import typing
@@ -37,7 +38,7 @@ class Signature:
 
     Fields of a nested dataclass become arguments beside the others. An optional dataclass is None where all of its are. A field may also
     be a tensor or a dataclass: then the dataclass's first field, a tensor too, is the argument of the field's name, and the others are None for a
-    tensor alone.
+    tensor alone. A dataclass's plain fields that it names in JOINED are one argument, a text: an op has 64 at most.
     """
 
     def __init__(self, cls: type):
@@ -90,8 +91,16 @@ def _is_nested(kind: type) -> bool:
     return dataclasses.is_dataclass(kind) and kind is not Choice
 
 
+def _own_fields(cls: type) -> Iterator[_Field]:
+    return (field for field in _fields(cls) if field.name not in _joined(cls))
+
+
+def _joined(cls: type) -> tuple[str, ...]:
+    return getattr(cls, "JOINED", ())
+
+
 def _leaves(cls: type, prefix: str, get: Callable[[object], object], optional: bool) -> Iterator[_Leaf]:
-    for field in _fields(cls):
+    for field in _own_fields(cls):
         place, mark, kind = prefix + field.name, "?" if optional or field.optional else "", field.kind
         read = _attribute(get, field.name)
         if field.or_tensor:
@@ -108,6 +117,9 @@ def _leaves(cls: type, prefix: str, get: Callable[[object], object], optional: b
             yield _Leaf(place, "str" + mark, read, lambda member: member.value, kind)
         else:
             yield _Leaf(place, _SCHEMA_TYPES[kind] + mark, read, None, None)
+    if joined := _joined(cls):
+        yield _Leaf(prefix + "plain", "str" + ("?" if optional else ""), get,
+                    lambda value: repr(tuple([getattr(value, name) for name in joined])), ast.literal_eval)
 
 
 def _attribute(get: Callable, name: str) -> Callable:
@@ -136,7 +148,9 @@ def _tensor_or(get: Callable, first: Callable) -> Callable:
 
 def _build(cls: type, values: Iterator, optional: bool = False, or_tensor: bool = False):
     fields = {field.name: _build(field.kind, values, field.optional, field.or_tensor) if _is_nested(field.kind) else next(values)
-              for field in _fields(cls)}
+              for field in _own_fields(cls)}
+    if _joined(cls) and (joined := next(values)) is not None:
+        fields |= zip(_joined(cls), joined)
     first, *others = fields.values()
     if or_tensor and all(value is None for value in others):
         return first

@@ -120,6 +120,7 @@ class Quantization:
 
     rows, columns: of one group, in the weights' own order in memory: columns are along the contiguous dimension. zero: of all codes, if there
     are no zeros. zeros: there is one for each group, in the scales' type. global_scales: a float32 for each expert.
+    finite: no code is NaN or infinite.
     """
     codes: Codes
     scales: ScaleType
@@ -128,6 +129,7 @@ class Quantization:
     zero: float = 0.0
     zeros: bool = False
     global_scales: bool = False
+    finite: bool = True
 
     @property
     def weight_bytes(self) -> float:

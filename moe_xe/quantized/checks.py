@@ -6,8 +6,8 @@ import torch
 from ..plan.formats import FORMATS, Codes, ScaleType, WeightFormat
 from .encoding import CODE_DTYPES, SCALE_DTYPES
 
-__all__ = ["check_dtype", "check_format", "check_group", "check_numbers", "check_shape", "check_tensor", "check_weight",
-           "is_contiguous_within_experts", "scale_type", "shape_of"]
+__all__ = ["all_numbers", "check_dtype", "check_format", "check_group", "check_numbers", "check_shape", "check_tensor", "check_weight",
+           "has_numbers_only", "is_contiguous_within_experts", "scale_type", "shape_of"]
 
 
 def shape_of(tensor: torch.Tensor) -> str:
@@ -73,22 +73,38 @@ def check_weight(weight) -> None:
         if weight.global_scales.dtype != torch.float32:
             raise TypeError(f"global_scales must be torch.float32, got {weight.global_scales.dtype}")
         _check_beside(codes, "global_scales", weight.global_scales, (num_experts,))
-    if not isinstance(weight.transposed, bool):
-        raise TypeError(f"transposed must be a bool, got {type(weight.transposed).__name__}")
+    for name in ("transposed", "finite"):
+        if not isinstance(getattr(weight, name), bool):
+            raise TypeError(f"{name} must be a bool, got {type(getattr(weight, name)).__name__}")
 
 
 def check_numbers(weight) -> None:
     """ValueError where codes are NaN or infinite, naming the first. Waits for the device."""
-    codes = FORMATS[weight.format].codes
-    if codes not in _NO_NUMBERS:
-        return
-    size, least = _NO_NUMBERS[codes]
+    if (place := _first_no_number(weight)) is not None:
+        expert, row, column = place
+        raise ValueError(f"codes must be finite numbers, but codes[{expert}, {row}, {column}] is "
+                         f"{int(weight.codes[expert].view(torch.uint8)[row, column]):#04x} in {weight.format}")
+
+
+def all_numbers(format: str) -> bool:
+    """Whether every code of the format is a finite number."""
+    return FORMATS[format].codes not in _NO_NUMBERS
+
+
+def has_numbers_only(weight) -> bool:
+    """Whether all codes are finite numbers. Waits for the device, unless the format has no others."""
+    return _first_no_number(weight) is None
+
+
+def _first_no_number(weight) -> tuple[int, int, int] | None:
+    if all_numbers(weight.format):
+        return None
+    size, least = _NO_NUMBERS[FORMATS[weight.format].codes]
     for expert in range(weight.num_experts):        # little memory is needed besides
         wrong = (weight.codes[expert].view(torch.uint8) & size) >= least
         if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
-            raise ValueError(f"codes must be finite numbers, but codes[{expert}, {row}, {column}] is "
-                             f"{int(weight.codes[expert].view(torch.uint8)[row, column]):#04x} in {weight.format}")
+            return expert, *wrong.nonzero()[0].tolist()
+    return None
 
 
 _NO_NUMBERS = {Codes.e4m3: (0x7F, 0x7F), Codes.e5m2: (0x7F, 0x7C)}     # the bits of a code's size, and the least that is none

@@ -55,7 +55,8 @@ def cat(cls, weights: Sequence, dim: int = 0):
                            for weight in weights], axis)
     codes = torch.cat([weight.codes for weight in weights], axis)
     scales = torch.cat([_divided(weight, weight.scales, group) for weight in weights], axis)
-    return cls(codes, scales, zeros, global_scales, first.format, group, first.transposed)
+    return cls(codes, scales, zeros, global_scales, first.format, group, first.transposed,
+               finite=all(weight.finite for weight in weights))
 
 
 def _kind(weight, axis: int) -> dict:

@@ -9,14 +9,13 @@ from torch.utils import _pytree as pytree
 
 from ..plan.formats import FORMATS, Quantization
 from . import checkpoints, compressed_tensors, join, torchao
-from .checks import check_format, check_group, check_numbers, check_weight, scale_type, shape_of
+from .checks import all_numbers, check_format, check_group, check_weight, has_numbers_only, scale_type, shape_of
 from .encoding import SCALE_DTYPES, decode, decode_scales, each
 from .quantize import quantize, usual_group
 
 __all__ = ["QuantizedWeight"]
 
 _ALIGNMENT = 64     # bytes
-_PLAIN = "format", "group", "transposed"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +31,8 @@ class QuantizedWeight:
     format: of `moe_xe.plan.formats.FORMATS`. group: (gn, gk), rows and columns of codes that share a scale; (1, 32) for mxfp4 and mxfp8,
     (1, 16) for nvfp4.
     transposed: the weight is [E, K, N], the transpose of what the codes say.
+    finite: whether all codes are known to be finite numbers; `quantize` and `prepacked` know, and so does each format without others. Where FP8
+    codes are not, Xe's kernels look for such as are no numbers (docs/quantised.md).
 
     All are contiguous, codes within an expert. A plain value: nothing is copied, and it is a node of torch's pytrees.
     Raises TypeError or ValueError naming the field.
@@ -43,13 +44,16 @@ class QuantizedWeight:
     format: str = ""
     group: tuple[int, int] | None = None
     transposed: bool = False
+    finite: bool = False
 
     PARTS: ClassVar[tuple[str, ...]] = ("codes", "scales", "zeros", "global_scales")    # what lies in memory
+    JOINED: ClassVar[tuple[str, ...]] = ("format", "group", "transposed", "finite")     # the rest
 
     def __post_init__(self):
         check_format(self.format)
         object.__setattr__(self, "group", check_group(self.format, self.group))
         check_weight(self)
+        object.__setattr__(self, "finite", self.finite or all_numbers(self.format))
 
     @property
     def shape(self) -> torch.Size:
@@ -76,7 +80,7 @@ class QuantizedWeight:
         """What a kernel is compiled for."""
         scheme = FORMATS[self.format]
         return Quantization(scheme.codes, scale_type(self.format, "scales", self.scales.dtype), *self.group, zero=scheme.zero,
-                            zeros=self.zeros is not None, global_scales=self.global_scales is not None)
+                            zeros=self.zeros is not None, global_scales=self.global_scales is not None, finite=self.finite)
 
     @property
     def mT(self) -> QuantizedWeight:
@@ -104,15 +108,14 @@ class QuantizedWeight:
         return self._map(torch.Tensor.contiguous)
 
     def prepacked(self) -> QuantizedWeight:
-        """The layout that kernels like best, for a weight that stays: contiguous, and aligned to 64 bytes. Itself, if it is so: kernels
-        read every layout as it lies, and no order of codes is better than the checkpoint's.
+        """What kernels like best, for a weight that stays: contiguous, aligned to 64 bytes, and `finite` if it is. Itself, if it is so:
+        kernels read every layout as it lies, and no order of codes is better than the checkpoint's.
 
-        Looks at the codes, once, and so waits for the device: ValueError for FP8 codes that are no numbers, which Xe's kernels do not keep
-        (docs/quantised.md)."""
-        check_numbers(self)
+        Looks at FP8 codes that are not known to be finite, and so waits for the device."""
+        looked = self if self.finite or not has_numbers_only(self) else replace(self, finite=True)
         if all(map(_is_aligned, self.tensors.values())):
-            return self
-        return self._map(lambda tensor: tensor if _is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format))
+            return looked
+        return looked._map(lambda tensor: tensor if _is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as a dense tensor of its shape, in float32, float16, bfloat16 or float64.
@@ -165,7 +168,7 @@ class QuantizedWeight:
             raise ValueError(f"symmetric must be True for {format}, which has no zeros, got False")
         scale_dtype = SCALE_DTYPES[scheme.scales[0]][0] if scale_dtype is None else scale_dtype
         scales = scale_type(format, "scale_dtype", scale_dtype)
-        return cls(**quantize(w, format, group, scales, scale_dtype, symmetric), format=format, group=group)
+        return cls(**quantize(w, format, group, scales, scale_dtype, symmetric), format=format, group=group, finite=True)
 
     # by the names of checkpoints' tensors
     from_gpt_oss = classmethod(checkpoints.from_gpt_oss)
@@ -187,7 +190,7 @@ class QuantizedWeight:
     def of_description(cls, description: dict, device: torch.device | str) -> QuantizedWeight:
         """A weight without values of what `description` returned."""
         tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype), device=device) for name, (dtype, shape) in description["tensors"].items()}
-        return cls(**tensors, **{name: description[name] for name in _PLAIN})
+        return cls(**tensors, **{name: description[name] for name in ("format", "group", "transposed")})
 
     def __repr__(self) -> str:
         more = "".join(f", {name}" for name in ("zeros", "global_scales") if getattr(self, name) is not None)
@@ -208,7 +211,7 @@ def _is_aligned(tensor: torch.Tensor) -> bool:
 
 
 def _flatten(weight: QuantizedWeight):
-    return [getattr(weight, name) for name in weight.PARTS], tuple(getattr(weight, name) for name in _PLAIN)
+    return [getattr(weight, name) for name in weight.PARTS], tuple(getattr(weight, name) for name in weight.JOINED)
 
 
 def _flatten_with_keys(weight: QuantizedWeight):
@@ -219,7 +222,7 @@ def _flatten_with_keys(weight: QuantizedWeight):
 def _unflatten(tensors, plain) -> QuantizedWeight:
     """Without checks: a pytree's leaves may be anything."""
     weight = object.__new__(QuantizedWeight)
-    for name, value in zip(weight.PARTS + _PLAIN, (*tensors, *plain)):
+    for name, value in zip(weight.PARTS + weight.JOINED, (*tensors, *plain)):
         object.__setattr__(weight, name, value)
     return weight
 

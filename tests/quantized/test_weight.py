@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import moe_xe
 from moe_xe.plan.formats import FORMATS as SCHEMES
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
+from moe_xe.quantized.checks import check_numbers
 
 from .reference import FORMATS, dense, random_weight, raw
 
@@ -144,13 +145,18 @@ def test_prepacked_and_contiguous():
 
 
 @pytest.mark.parametrize("format, byte", [("fp8_e4m3", 0xFF), ("mxfp8", 0x7F), ("fp8_e5m2", 0x7C), ("fp8_e5m2", 0xFE)])
-def test_prepacked_refuses_what_is_no_number(format, byte):
-    weight = moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), format, (1, 32))
-    assert weight.prepacked() is weight
-    weight.codes.view(torch.uint8)[2, 1, 7] = byte
+def test_who_knows_that_codes_are_finite(format, byte):
+    made = moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), format, (1, 32))
+    given = moe_xe.QuantizedWeight(made.codes, made.scales, format=format, group=(1, 32))
+    assert made.finite and made.prepacked() is made and made[1:].mT.finite
+    assert not given.finite and not given.quantization.finite and given.prepacked().finite
+    assert made.cat([made, made]).finite and not made.cat([made, given]).finite
+    given.codes.view(torch.uint8)[2, 1, 7] = byte
+    assert not given.prepacked().finite and given[:2].prepacked().finite
     with pytest.raises(ValueError, match=rf"codes must be finite numbers, but codes\[2, 1, 7\] is {byte:#04x} in {format}"):
-        weight.prepacked()
-    moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), "int8", (1, 32)).prepacked()
+        check_numbers(given)
+    int8 = moe_xe.QuantizedWeight.quantize(torch.randn(4, 3, 32), "int8", (1, 32))
+    assert moe_xe.QuantizedWeight(int8.codes, int8.scales, format="int8", group=(1, 32)).finite
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float32"])

@@ -14,7 +14,7 @@ from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmPr
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.xe.candidates import choose_xe_config
 
-from .case import EKN, ENK, Case, encode, missing, run
+from .case import EKN, ENK, Case, decode, encode, missing, run
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
@@ -115,6 +115,27 @@ def test_every_e8m0(input, least, largest):
     case.a[:], case.w[0, 9] = encode(np.ones(1, "f4"), input), 0x22       # 1 x 1 x NaN, which an infinity would not be
     case.launch(config_of(), 1)
     assert np.isnan(got[:, 9]).all()
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("format, byte", [("fp8 in blocks", 0x7F), ("fp8 e5m2", 0xFD)])
+@pytest.mark.parametrize("input", [BF16, F16])
+@pytest.mark.parametrize("layout", [ENK, EKN])
+def test_codes_that_are_no_numbers(layout, input, format, byte):
+    """Their outputs are NaN, whichever byte of a register they are, and all others as if they were not there: beside the greatest numbers, too."""
+    case = Case(problem_of(replace(FORMATS[format], finite=False), input, "rows, bias", layout), [20, 3])
+    codes = case.w if layout is ENK else case.w.transpose(0, 2, 1)      # [expert, N, K]
+    columns = range(0, case.problem.n, 37)
+    codes[:, ::3, ::2] = 0x7E if byte == 0x7F else 0xFB
+    case.launch(config_of(layout), 3)
+    before = decode(case.d, case.problem.output)[:, :case.problem.n].copy()
+    for i, n in enumerate(columns):
+        codes[0, n, i * 31 % case.problem.k] = byte ^ (i % 2 << 7)
+    case.launch(config_of(layout), 3)
+    after = decode(case.d, case.problem.output)[:, :case.problem.n]
+    assert np.isfinite(before).all()
+    before[:20, columns] = np.nan
+    assert np.array_equal(after, before, equal_nan=True)
 
 
 # A block of gpt-oss, and of Qwen3-30B as int4 and as FP8.

@@ -16,7 +16,7 @@ OTHER_REGISTERS = 16            # addresses and payloads, what a thread needs be
 THREADS_PER_ENGINE = 4          # with 256 registers each
 LINES = 32                      # of a block message, at most
 MOST_PADDING = 1.25             # of N, beside the width that pads least
-GATHERED_SUMS = 32 * 64         # of a sub-group that has no registers to spare (beside a shorter tile 192 to 256 bytes spill)
+MOST_SUMS = 32 * 64             # of a sub-group that has no registers to spare (beside a shorter tile 192 to 256 bytes spill)
 FOUR_LINES_ROWS = 4             # gathered rows that a sub-group prefetches four lines at a time (xe/k_loop.hpp)
 CODE_OPERANDS = 16              # registers of operands on the way
 SCALE_ROUND = 128               # elements of K whose scales load at once
@@ -132,7 +132,12 @@ def shape_spills(problem: GroupedGemmProblem, rows: int, columns: int, device: D
 
 def tile_spills(problem: GroupedGemmProblem, height: int, width: int, rows: int, columns: int) -> str | None:
     """Why a tile's sub-groups spill, although their shape need not."""
-    if problem.weights is WeightLayout.ekn or not problem.gathered or rows * columns < GATHERED_SUMS:
+    if problem.weights is WeightLayout.ekn or rows * columns < MOST_SUMS:
+        return None
+    quantization = problem.quantization
+    if quantization and not quantization.finite and problem.input is Dtype.f16 and quantization.scales is ScaleType.f32:
+        return "spills: looking for codes that are no numbers leaves no registers for two factors of each row"
+    if not problem.gathered:
         return None
     sub_groups = height // rows * (width // columns)
     if width // sub_groups > LINES:

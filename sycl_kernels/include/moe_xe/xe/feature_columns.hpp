@@ -2,6 +2,7 @@
 // of codes are written so.
 #pragma once
 #include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/no_numbers.hpp>
 #include <moe_xe/xe/scales.hpp>
 
 namespace moe_xe {
@@ -64,8 +65,9 @@ template <int variant> class CodeColumns {
   };
 
   [[gnu::always_inline]] CodeColumns(const Arguments& args, const Tile& tile, int first_feature, int lane)
-      : codes(codes_of(args, tile.expert)), lane(lane), offset((tile.column + first_feature) / int(problem::group_columns) * scale_bytes),
-        block(weight_run(args, tile, 0).surface, (tile.column + first_feature) * code_bits / 8, 0, block_bytes, step_elements, load_blocks) {
+      : codes(codes_of(args, tile.expert)), lane(lane), first_feature(tile.column + first_feature),
+        offset(this->first_feature / int(problem::group_columns) * scale_bytes),
+        block(weight_run(args, tile, 0).surface, this->first_feature * code_bits / 8, 0, block_bytes, step_elements, load_blocks) {
     load_scales();
   }
 
@@ -84,18 +86,33 @@ template <int variant> class CodeColumns {
   template <int half, int j> [[gnu::always_inline]] vec<int32, 8> operand(const Step& step) {
     constexpr int group_blocks = column_blocks / Rows::groups;
     if constexpr (j % group_blocks == 0) rows[half].template begin_group<j / group_blocks>();
-    return completed_columns(spread_rows<half * 2, j>(step), spread_rows<half * 2 + 1, j>(step), rows[half].factors);
+    const auto first = rows_of<half * 2, j>(step), second = rows_of<half * 2 + 1, j>(step);
+    if constexpr (watches_codes) {
+      no_numbers.watch(first);
+      no_numbers.watch(second);
+    }
+    return completed_columns(spread(first), spread(second), rows[half].factors);
   }
 
   template <int steps> [[gnu::always_inline]] void move() const { block.move_y(steps * step_elements); }
 
+  // Sums of codes that are no numbers become none.
+  template <int rows> [[gnu::always_inline]] void spoil(vec<float, 8> (&sums)[rows][column_blocks]) const {
+    if (!no_numbers.any()) return;
+    unrolled<column_blocks>([&](auto j) __attribute__((always_inline)) {
+      const int feature = first_feature + j * 16 + lane;
+      const float factor = NoNumbers::factor_of(codes, feature < int(problem::n) ? feature : int(problem::n) - 1);
+      for (auto& eight : sums) eight[j] *= factor;
+    });
+  }
+
  private:
   // 8 rows of a block.
-  template <int eight, int j> [[gnu::always_inline]] static vec<int32, 4> spread_rows(const Step& step) {
+  template <int eight, int j> [[gnu::always_inline]] static auto rows_of(const Step& step) {
     constexpr int at = (j % load_blocks * 4 + eight) * registers;
     const auto& loaded = step.codes[j / load_blocks];
-    if constexpr (code_bits == 4) return spread(int32(loaded[at]));
-    else return spread(slice<at / 2, 2>(loaded));
+    if constexpr (code_bits == 4) return int32(loaded[at]);
+    else return slice<at / 2, 2>(loaded);
   }
 
   [[gnu::always_inline]] void load_scales() {
@@ -107,9 +124,10 @@ template <int variant> class CodeColumns {
   }
 
   const ExpertCodes codes;
-  const int lane, offset;
+  const int lane, first_feature, offset;     // first_feature: of n
   Block block;
   Rows rows[2];
+  NoNumbers no_numbers;
   int next = 0;      // row of the step that comes next
 };
 

@@ -1,6 +1,7 @@
 // A sub-group's weights in [E, N, K] as dpas operands A, 8 features each: dense ones as they lie, or made of codes.
 #pragma once
 #include <moe_xe/xe/k_loop.hpp>
+#include <moe_xe/xe/no_numbers.hpp>
 #include <moe_xe/xe/scales.hpp>
 
 namespace moe_xe {
@@ -56,13 +57,11 @@ template <int variant> class CodeRows {
 
  public:
   [[gnu::always_inline]] CodeRows(const Arguments& args, const Tile& tile, int first_feature, int lane)
-      : blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
+      : args(args), tile(tile), first_feature(first_feature), lane(lane),
+        blocks{block(args, tile, 0, first_feature), block(args, tile, Part::runs - 1, first_feature)} {
     const ExpertCodes codes = codes_of(args, tile.expert);
     for (int v = 0; v < vectors; ++v) {
-      const int feature = v * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
-      const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
-      const int column = first + first_feature + feature;
-      rows[v].go_to(codes, column < int(problem::n) ? column : int(problem::n) - 1);
+      rows[v].go_to(codes, feature_of(v));
       rows[v].load(0);
     }
   }
@@ -90,11 +89,12 @@ template <int variant> class CodeRows {
       for (auto& row : rows) row.template begin_group<k / group_elements>();
   }
 
-  template <int ahead, int half, int i> [[gnu::always_inline]] vec<int32, 4> operand() const {
+  template <int ahead, int half, int i> [[gnu::always_inline]] vec<int32, 4> operand() {
     constexpr int at = ((ahead % load_steps * 2 + half) * eights + i % eights) * operand_registers;
     vec<int32, 4> words;
     if constexpr (code_bits == 4) words = spread(int32(codes[i / eights][at]));
     else words = spread(slice<at / 2, 2>(codes[i / eights]));
+    if constexpr (watches_codes) no_numbers.watch(slice<at / 2, 2>(codes[i / eights]));
     complete<i % 2>(words, rows[i / 2].factors);
     return words;
   }
@@ -103,15 +103,38 @@ template <int variant> class CodeRows {
     for (int run = 0; run < Part::runs; ++run) blocks[run].move_x(steps * code_step_bytes);
   }
 
+  // Sums of codes that are no numbers become none.
+  template <int columns> [[gnu::always_inline]] void spoil(vec<float, 8> (&sums)[Part::columns / 8][columns]) const {
+    if (!no_numbers.any()) return;
+    unrolled<vectors>([&](auto v) __attribute__((always_inline)) {
+      const float factor = NoNumbers::factor_of(codes_of(args, tile.expert), feature_of(v));
+      unrolled<(Part::columns < 16 ? Part::columns : 16)>([&](auto row) __attribute__((always_inline)) {
+        const float of_row = __spirv_GroupBroadcast(__spv::Scope::Subgroup, factor, unsigned(row));
+        for (auto& block : sums[v * 2 + row / 8]) block[row % 8] *= of_row;
+      });
+    });
+  }
+
  private:
+  // The lane's row of a vector's, the last one for those beyond.
+  [[gnu::always_inline]] int feature_of(int vector) const {
+    const int feature = vector * 16 + lane, run = Part::runs > 1 && feature >= Part::run_columns ? 1 : 0;
+    const int first = Part::runs > 1 ? tile.column / 2 + run * (int(out_n) - Part::run_columns) : tile.column;
+    const int column = first + first_feature + feature;
+    return column < int(problem::n) ? column : int(problem::n) - 1;
+  }
   [[gnu::always_inline]] static Block block(const Arguments& args, const Tile& tile, int run, int first_feature) {
     const WeightRun place = weight_run(args, tile, run);
     return Block(place.surface, 0, place.column + first_feature, block_bytes, load_rows, load_blocks);
   }
 
+  const Arguments& args;
+  const Tile& tile;
+  const int first_feature, lane;
   Block blocks[2];
   vec<int32, load_rows / 2> codes[Part::columns / load_rows];
   ScaledRows<round_elements> rows[vectors];
+  NoNumbers no_numbers;
   int next = 0;      // element of K where the next round begins
 };
 

@@ -120,6 +120,7 @@ template <int variant> class TokensByFeatures {
   // Sums become outputs, in place: output block j of the rows is column block j.
   [[gnu::always_inline]] void finish() {
     if constexpr (scales_sums) complete_sums(args, tile, sums);
+    if constexpr (watches_codes) weights.spoil(sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[vectors];
     for (int v = 0; v < vectors; ++v) {

@@ -123,6 +123,7 @@ template <int variant> class FeaturesByTokens {
   // Sums become outputs, in place: output f of a token is at feature f.
   [[gnu::always_inline]] void finish() {
     if constexpr (scales_sums) complete_sums(args, tile, sums);
+    if constexpr (watches_codes) weights.spoil(sums);
     if constexpr (!problem::has_bias && !paired && problem::act == Act::none && problem::row_scale == RowScale::none) return;
     float scales[token_blocks];
     unrolled<token_blocks>([&](auto j) __attribute__((always_inline)) {
