@@ -7,7 +7,7 @@ from ..model.schedule import cut_of
 from ..problem import GroupedGemmProblem
 from .config import LEAST_PART, MOST_PARTS, TileConfig
 
-__all__ = ["choose_splits", "evenly", "parts_reason", "possible_splits"]
+__all__ = ["choose_splits", "evenly", "num_tiles", "parts_reason", "possible_splits"]
 
 SPLITS = (2, 4, 8)
 

@@ -77,13 +77,13 @@ class Mainloop {
     packed_row = tile.row;
   }
 
-  // Sixteen at a time, as columns; rows past the last one repeat it.
-  void pack_rows_as_columns(const Tile& tile) {
+  // So many at a time, as columns; rows past the last one repeat it.
+  template <int side> void pack_rows_as_columns(const Tile& tile) {
     if (packed_row == tile.row) return;
 #pragma unroll 1
-    for (int row = 0; row < tile.rows; row += tile_side) {
-      const Input* from[tile_side];
-      for (int i = 0; i < tile_side; ++i) from[i] = row_of_a(tile.row + (row + i < tile.rows ? row + i : tile.rows - 1));
+    for (int row = 0; row < tile.rows; row += side) {
+      const Input* from[side];
+      for (int i = 0; i < side; ++i) from[i] = row_of_a(tile.row + (row + i < tile.rows ? row + i : tile.rows - 1));
       pack_columns(from, packed_a + row * packed_stride);
     }
     packed_row = tile.row;
@@ -112,7 +112,7 @@ class Mainloop {
   }
 
   void run_packed(const Tile& tile, int64 first_column, int columns) {
-    if constexpr (tokens_are_columns) pack_rows_as_columns(tile);
+    if constexpr (tokens_are_columns) pack_rows_as_columns<tile_side>(tile);
     else pack_rows(tile, [](const Input* from, Packed* to) { pack_row(from, to); });
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;

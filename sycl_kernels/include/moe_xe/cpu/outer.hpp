@@ -59,7 +59,7 @@ class OuterMainloop {
           const int count = lesser(rows - row, height);
           const SumsInMemory partial{sums + row * sums_stride + column, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
-          multiply_block(row, block, count, depth, panel, begin > tile.begin ? partial : SumsInMemory{}, last ? done : partial);
+          multiply_block(registers, row, block, count, depth, panel, begin > tile.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < count; ++i)
               finish_row(tile, row + i, column, columns - column, finished + i * config::micro_columns);
@@ -117,7 +117,7 @@ class OuterMainloop {
   }
 
   // `columns` columns of left from `column` on as rows of pairs.
-  void pack_left_as_rows(int64 begin, int64 end, int64 column, int columns) {
+  void pack_left_as_rows(int64 begin, int64 end, int64 column, int columns) const {
 #pragma unroll 1
     for (int64 sorted_row = begin; sorted_row < end; sorted_row += tile_k) {
       Step steps[width];
@@ -136,10 +136,11 @@ class OuterMainloop {
   }
 
   // `count` columns of left from `row` on, the block of that number, times a panel of right's, over `depth` sorted rows.
-  void multiply_block(int row, int block, int count, int depth, const Packed* panel, SumsInMemory from, SumsInMemory to) {
+  template <class Tiles>
+  void multiply_block(Tiles& tiles, int row, int block, int count, int depth, const Packed* panel, SumsInMemory from, SumsInMemory to) const {
     if constexpr (tiled) {
       const Packed* left = packed_left + row * left_row;
-      multiply<true>(registers, count, {left, left + tile_side * left_row, 4 * left_row, 4 * tile_side},
+      multiply<true>(tiles, count, {left, left + tile_side * left_row, 4 * left_row, 4 * tile_side},
                      {panel, panel + tile_side, 4 * right_step, 4 * right_step * tile_side}, (depth + tile_k - 1) / tile_k, 0, from, to);
     } else {
       multiply<config::micro_rows, 1, left_step>(count, packed_left + block * left_block, reinterpret_cast<const PackedVector*>(panel),
