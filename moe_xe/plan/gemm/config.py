@@ -179,8 +179,8 @@ class CpuConfig(TileConfig):
 
     isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
     k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
-    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead.
-    threads: work-groups of a launch; 0 for one a core.
+    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead panels are fetched,
+    prefetch_bytes: and those that are read in place. threads: work-groups of a launch; 0 for one a core.
     """
     isa: str
     micro_rows: int
@@ -189,6 +189,7 @@ class CpuConfig(TileConfig):
     unpacked_rows: int
     dot_rows: int
     prefetch_columns: int
+    prefetch_bytes: int = 4096
     threads: int = field(default=0, metadata=HOST_ONLY)
 
     def __post_init__(self):
@@ -224,11 +225,11 @@ class CpuConfig(TileConfig):
 
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
-        bf16, tiled = problem.input is Dtype.bf16, self.isa == "amx"
-        lane_elements = 8 if problem.quantization else 2 if bf16 else 1
-        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
+        tiled, padded_k = self.isa == "amx", _round_up(problem.k, 8 * VECTOR_DWORDS[self.isa])
         step, height = elements_per_step(problem.input, self.isa), _round_up(self.heights[0], TILE_SIDE if tiled else 1)
         packed_a = height * (padded_k // step + 16)
+        if problem.quantization and problem.quantization.zeros:     # sums of tokens, a vector for a few vectors
+            packed_a = max(packed_a, min(self.unpacked_rows, self.heights[0]) * (2 * padded_k + 4 * VECTOR_DWORDS[self.isa] + 16))
         panel = (min(self.k_block, padded_k) // step + (16 if tiled else 0)) * self.micro_columns
         sums = height * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))

@@ -68,10 +68,7 @@ class CodeWeights {
   template <class Read> static Dwords chunk_of(Read read) {
     const Floats first = read(0);
     if constexpr (!bf16_pairs) return __builtin_bit_cast(Dwords, first);
-    const Floats second = read(width);
-    Dwords pairs;
-    asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
-    return pairs;
+    return rounded_pairs(first, read(width));
   }
 
   // `width` weights of a row, all of one group.

@@ -22,6 +22,13 @@ template <Codes codes, int count> Several<float, count> floats_of_bytes(const vo
   }
 }
 
+// Rounded to bf16, in their order.
+inline Dwords rounded_pairs(Floats first, Floats second) {
+  Dwords pairs;
+  asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
+  return pairs;
+}
+
 // Elements of a row of scales or zeros.
 template <int count> Several<float, count> grid_values(const unsigned char* from) {
   using Values = Several<float, count>;

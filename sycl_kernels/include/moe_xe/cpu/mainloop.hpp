@@ -15,10 +15,12 @@ static_assert(k_block % chunk == 0 && config::micro_columns % width == 0);
 
 // A work-group's scratch, in dwords.
 constexpr int rows_at_once = tiled ? tile_side : 1;
-constexpr int64 packed_rows_most = round_up(tallest, rows_at_once);
-constexpr int64 packed_a_dwords = round_up(packed_rows_most * packed_stride, 16);
+constexpr int few_rows = tallest < config::unpacked_rows ? tallest : config::unpacked_rows;
+constexpr int64 most_rows = round_up(tallest, rows_at_once);
+constexpr int64 rows_dwords = most_rows * packed_stride, tokens_dwords = few_rows * token_stride;
+constexpr int64 packed_a_dwords = round_up(rows_dwords > tokens_dwords ? rows_dwords : tokens_dwords, 16);
 constexpr int64 panel_dwords = round_up((k_block / elements_per_step + (tiled ? 16 : 0)) * config::micro_columns, 16);
-constexpr int64 sums_dwords = k_blocks > 1 ? round_up(packed_rows_most * sums_stride, 16) : 0;
+constexpr int64 sums_dwords = k_blocks > 1 ? round_up(most_rows * sums_stride, 16) : 0;
 static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
 
 constexpr bool can_read_in_place = !quantised || !rows_are_n || lanes_have_a_group;
@@ -71,9 +73,9 @@ class Mainloop {
   }
 
   // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
-  template <class Pack> void pack_rows(const Tile& tile, Pack pack) {
+  template <class Pack> void pack_rows(const Tile& tile, int64 stride, Pack pack) {
     if (packed_row == tile.row) return;
-    for (int row = 0; row < tile.rows; ++row) pack(row_of_a(tile.row + row), packed_a + row * packed_stride);
+    for (int row = 0; row < tile.rows; ++row) pack(row_of_a(tile.row + row), packed_a + row * stride);
     packed_row = tile.row;
   }
 
@@ -113,7 +115,7 @@ class Mainloop {
 
   void run_packed(const Tile& tile, int64 first_column, int columns) {
     if constexpr (tokens_are_columns) pack_rows_as_columns<tile_side>(tile);
-    else pack_rows(tile, [](const Input* from, Packed* to) { pack_row(from, to); });
+    else pack_rows(tile, packed_stride, [](const Input* from, Packed* to) { pack_row(from, to); });
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
     const int height = int(round_up((tile.rows + blocks - 1) / blocks, rows_at_once));
@@ -160,15 +162,13 @@ class Mainloop {
   void run_few(const Tile& tile, int64 column, int columns) {
     FewRows few;
     few.count = tile.rows;
-    few.part = part_of(tile, chunk);
+    few.part = part_of(tile, rows_are_n ? span : chunk);
     for (int row = 0; row < tile.rows; ++row) {
       few.a[row] = row_of_a(tile.row + row);
-      const void* tokens = few.a[row];
-      if constexpr (spread_tokens) tokens = packed_a + row * packed_stride;
-      few.tokens[row] = static_cast<const Token*>(tokens);
+      few.tokens[row] = packed_a + row * token_stride;
       few.d[row] = output(tile, row, column);
     }
-    if constexpr (spread_tokens && rows_are_n) pack_rows(tile, [](const Input* from, Packed* to) { spread_row(from, to); });
+    if constexpr (rows_are_n) pack_rows(tile, token_stride, [](const Input* from, Packed* to) { spread_tokens(from, to); });
     const Weights w(args, tile.expert);
     if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
     else

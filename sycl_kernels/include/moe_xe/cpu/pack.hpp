@@ -12,8 +12,8 @@ using Weights = std::conditional_t<quantised, CodeWeights, DenseWeights>;
 constexpr int chunk = Weights::chunk_elements;
 constexpr int chunk_vectors = chunk / (elements_per_step * width);
 
-// Rows of 4-bit codes are read eight to a lane (cpu/dot_codes.hpp).
-constexpr int64 padded_k = round_up(problem::k, quantised ? 8 * width : chunk);
+// Weights that are read in place come in runs of up to so many elements (cpu/decode.hpp).
+constexpr int64 padded_k = round_up(problem::k, 8 * width);
 constexpr int64 k_block = config::k_block < padded_k ? config::k_block : padded_k;
 // Rows of packed A are 64 bytes more apart than they are long: a power of two would map all rows to the same cache sets.
 constexpr int64 packed_stride = padded_k / elements_per_step + 16;
