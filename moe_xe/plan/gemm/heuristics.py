@@ -150,9 +150,9 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
 
 
 def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, rows: Sequence[int], cores: int) -> CpuConfig:
-    """The widest tiles of which there are enough."""
+    """The widest tiles of which there are enough; the widest of all are for rows that are packed."""
     config = cpu_config(problem, isa, schedule)
-    widths = AMX_WIDTHS if config.isa == "amx" else CPU_WIDTHS
+    widths = AMX_WIDTHS if config.isa == "amx" and max(rows) > config.unpacked_rows else CPU_WIDTHS
     enough = (width for width in widths if num_tiles(problem, replace(config, tile_width=width), rows) >= CPU_TILES_A_CORE * cores)
     return replace(config, tile_width=next(enough, widths[-1]))
 
