@@ -102,7 +102,7 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
 
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 (docs/performance.md) and avx512 were measured; the
 # micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
-CPU_KERNELS = {"avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
+CPU_KERNELS = {"avx512_bf16": (14, 32, 512, 8, 4), "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4), "baseline": (6, 8, 256, 8, 4)}
 
 
 def fast_isa(isa: str, device_name: str) -> str:
