@@ -30,7 +30,8 @@ def cpu_configs(draw, isas=ISAS, pairs=False, splits=4):
     micro = draw(micro_kernels(isas, pairs))
     return CpuConfig(**draw(tiles(st.integers(1, 50), st.integers(1, 60).map(lambda half: 2 * half), splits)), **micro,
                      k_block=2 * VECTOR_DWORDS[micro["isa"]] * draw(st.integers(1, 4)), unpacked_rows=draw(st.integers(1, 12)),
-                     dot_rows=draw(st.integers(1, 5)), prefetch_columns=draw(st.integers(0, 20)), threads=draw(st.integers(0, 3)))
+                     dot_rows=draw(st.integers(1, 5)), prefetch_columns=draw(st.integers(0, 20)), prefetch_bytes=draw(st.integers(0, 8192)),
+                     threads=draw(st.integers(0, 3)))
 
 
 @st.composite

@@ -102,8 +102,8 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
 
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2, avx512 and amx were measured (docs/performance.md); the
 # micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators. Those of amx are four tiles.
-CPU_KERNELS = {"amx": (32, 32, 1024, 3, 3), "avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2),
-               "baseline": (6, 8, 256, 6, 2)}
+CPU_KERNELS = {"amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4), "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4),
+               "baseline": (6, 8, 256, 8, 4)}
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
 CPU_HEIGHT, AMX_HEIGHT = 168, 256

@@ -115,7 +115,8 @@ def test_scratch_grows_with_what_is_packed():
 
     assert scratch(XE) == scratch(GENERIC) == 0 < scratch(CPU) < scratch(replace(CPU, heights=(128,)))
     assert scratch(CPU, 300) - scratch(CPU, 256) > 4 * 64 * 128      # sums between two blocks of K
-    assert scratch(CPU, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32)) > scratch(CPU)      # eight codes a lane
+    zeros = Quantization(Codes.int4, ScaleType.f32, 1, 32, zeros=True)
+    assert scratch(replace(CPU, unpacked_rows=64), quantization=zeros) > scratch(CPU, quantization=zeros) == scratch(CPU)    # sums of rows
 
 
 def test_an_entry_of_the_list_has_room_for_the_sums_of_all_parts():

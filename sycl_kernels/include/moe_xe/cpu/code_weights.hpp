@@ -76,7 +76,7 @@ class CodeWeights {
     const int64 group = column / problem::group_columns;
     if (line.group != group) {
       line.group = group;
-      line.scale = grid_value(line.scales, group) * w.global_scale;
+      line.scale = grid_value(line.scales, group) * w.global_scale * code_unit;
       if constexpr (problem::has_zeros) line.zero = grid_value(line.zeros, group);
     }
     const Floats numbers = numbers_at(line.codes, column);

@@ -1,5 +1,5 @@
-// Dot products along K of one row of [N, K] weights with some rows of A. The weights are read as they lie, one row after the other: one
-// stream, which the CPU fetches ahead by itself.
+// Dot products along K of rows of [N, K] weights with some rows of A. For one row of A the weights are read as they lie, one row after the
+// other: that is the fastest way through memory. For more, a few rows of weights share what is loaded of A.
 #pragma once
 #include <moe_xe/cpu/decode.hpp>
 
@@ -43,40 +43,63 @@ inline void spread_tokens(const Input* from, Packed* to) {
   }
 }
 
-// `spans` of a row of weights times rows of A, from element k on of these.
-template <int rows> void multiply_spans(const Packed* const* a, int64 k, const unsigned char* w, int64 spans, Floats (&sums)[rows]) {
+// Rows of weights at once, as registers allow.
+constexpr int columns_for(int rows) {
+  if (rows == 1 || (quantised && !wide)) return 1;
+  return quantised || !wide || rows > 6 ? 2 : 4;
+}
+
+// `spans` of rows of weights times rows of A, from element k on of these.
+template <int rows, int columns>
+void multiply_spans(const Packed* const* a, int64 k, const unsigned char* const (&w)[columns], int64 spans, Floats (&sums)[rows][columns]) {
+  constexpr int vectors = quantised || columns == 1 ? number_vectors : chunk_vectors, bytes = span_bytes / number_vectors * vectors;
+  constexpr int64 ahead = columns == 1 ? config::prefetch_bytes : columns * (problem::k * span_bytes / span);
   // Sums enough to keep the FMA units busy.
-  constexpr int most = (summed > span && wide ? 8 : 4) / rows, some = summed > span || number_vectors == 1 ? number_vectors : number_vectors / 2;
-  constexpr int chains = most < 1 ? 1 : most < some ? most : some;
-  Floats parts[rows][chains];
+  constexpr int most = (wide ? 8 : 4) / (rows * columns), useful = summed > span || vectors == 1 ? vectors : vectors / 2;
+  constexpr int chains = most < 1 ? 1 : most < useful ? most : useful;
+  const Packed* tokens[rows];
+  const unsigned char* weights[columns];
+  Floats parts[rows][columns][chains];
 #pragma unroll
-  for (int row = 0; row < rows; ++row)
+  for (int column = 0; column < columns; ++column) weights[column] = w[column];
 #pragma unroll
-    for (int chain = 0; chain < chains; ++chain) parts[row][chain] = 0.f;
-  int64 at = k / elements_per_step;
+  for (int row = 0; row < rows; ++row) {
+    tokens[row] = a[row] + k / elements_per_step;
+#pragma unroll
+    for (int column = 0; column < columns; ++column)
+#pragma unroll
+      for (int chain = 0; chain < chains; ++chain) parts[row][column][chain] = 0.f;
+  }
+  const int64 end = spans * span_bytes;
 #pragma unroll 1
-  for (; spans > 0; --spans) {
-    Numbers numbers[number_vectors];
-    if constexpr (config::prefetch_bytes > 0)
+  for (int64 at = 0, token = 0; at < end; at += bytes, token += vectors * width) {
+    Numbers numbers[columns][vectors];
 #pragma unroll
-      for (int line = 0; line < span_bytes; line += 64) prefetch(w + config::prefetch_bytes + line);
-    decode(w, numbers);
+    for (int column = 0; column < columns; ++column) {
+#pragma unroll
+      for (int line = 0; line < bytes; line += 64) prefetch(weights[column] + at + ahead + line);
+      decode(weights[column] + at, numbers[column]);
+    }
 #pragma unroll
     for (int row = 0; row < rows; ++row)
 #pragma unroll
-      for (int i = 0; i < number_vectors; ++i) {
-        Floats& part = parts[row][i % chains];
-        part = multiply_add(part, load<Numbers>(a[row] + at + i * width), numbers[i]);
+      for (int i = 0; i < vectors; ++i) {
+        const Numbers elements = load<Numbers>(tokens[row] + token + i * width);
+#pragma unroll
+        for (int column = 0; column < columns; ++column) {
+          Floats& part = parts[row][column][i % chains];
+          part = multiply_add(part, elements, numbers[column][i]);
+        }
       }
-    at += span / elements_per_step;
-    w += span_bytes;
   }
 #pragma unroll
-  for (int row = 0; row < rows; ++row) {
-    sums[row] = parts[row][0];
+  for (int row = 0; row < rows; ++row)
 #pragma unroll
-    for (int chain = 1; chain < chains; ++chain) sums[row] += parts[row][chain];
-  }
+    for (int column = 0; column < columns; ++column) {
+      sums[row][column] = parts[row][column][0];
+#pragma unroll
+      for (int chain = 1; chain < chains; ++chain) sums[row][column] += parts[row][column][chain];
+    }
 }
 
 // The scales (or zeros) of a row's groups as floats, so many at a time.
@@ -110,46 +133,67 @@ template <class W> float unit_of(const W& weights) {
   else return 1.f;
 }
 
-// Lanes of sums[row]: row a[row] of A times a row of weights, over this part of K.
-template <int rows, class Column> void dot(const Packed* const* a, const Column& w, KRange part, Floats (&sums)[rows]) {
-  const unsigned char* weights;
-  if constexpr (quantised) weights = w.codes;
-  else weights = reinterpret_cast<const unsigned char*>(w);
-  Grid scales, zeros;
+// Lanes of sums[row][column]: row a[row] of A times the row w[column] of weights, over this part of K.
+template <int rows, int columns, class Column>
+void dot(const Packed* const* a, const Column (&w)[columns], KRange part, Floats (&sums)[rows][columns]) {
+  const unsigned char* weights[columns];
+  Grid scales[columns], zeros[columns];
+  const auto for_sums = [](auto work) {
 #pragma unroll
-  for (int row = 0; row < rows; ++row) sums[row] = 0.f;
-  // `spans` from element k on, of the grid's group or groups from `group` on.
-  const auto add = [&](int64 k, const unsigned char* from, int64 spans, int group, int64 sum) {
-    Floats parts[rows];
+    for (int row = 0; row < rows; ++row)
+#pragma unroll
+      for (int column = 0; column < columns; ++column) work(row, column);
+  };
+  for_sums([&](int row, int column) { sums[row][column] = 0.f; });
+#pragma unroll
+  for (int column = 0; column < columns; ++column) {
+    if constexpr (quantised) weights[column] = w[column].codes;
+    else weights[column] = reinterpret_cast<const unsigned char*>(w[column]);
+  }
+  // `spans` from element k on, of the grids' group or groups from `group` on.
+  const auto add = [&](int64 k, const unsigned char* const (&from)[columns], int64 spans, int group, int64 sum) {
+    Floats parts[rows][columns];
     multiply_spans(a, k, from, spans, parts);
-#pragma unroll
-    for (int row = 0; row < rows; ++row) {
-      if constexpr (quantised && problem::has_zeros) parts[row] -= zeros.at(group) * load<Floats>(a[row] + packed_stride + sum * width);
-      if constexpr (quantised) sums[row] = scales.at(group) * parts[row] + sums[row];
-      else sums[row] += parts[row];
-    }
+    for_sums([&](int row, int column) {
+      Floats part = parts[row][column];
+      if constexpr (quantised && problem::has_zeros) part -= zeros[column].at(group) * load<Floats>(a[row] + packed_stride + sum * width);
+      if constexpr (quantised) sums[row][column] = scales[column].at(group) * part + sums[row][column];
+      else sums[row][column] += part;
+    });
   };
   constexpr int64 block = one_group || !quantised ? problem::k : Grid::most * problem::group_columns;
   const int64 whole = part.end / span * span;
 #pragma unroll 1
   for (int64 begin = part.begin; begin < part.end; begin += block) {
-    if constexpr (quantised) scales.load_from(w.scales, begin / problem::group_columns);
-    if constexpr (quantised && problem::has_zeros) zeros.load_from(w.zeros, begin / problem::group_columns);
+    if constexpr (quantised)
+#pragma unroll 1
+      for (int column = 0; column < columns; ++column) {
+        scales[column].load_from(w[column].scales, begin / problem::group_columns);
+        if constexpr (problem::has_zeros) zeros[column].load_from(w[column].zeros, begin / problem::group_columns);
+      }
     const auto group = [=](int64 k) { return one_group ? 0 : int((k - begin) / problem::group_columns); };
     const int64 end = whole - begin < block ? whole : begin + block;
 #pragma unroll 1
     for (int64 k = begin; k < end; k += summed) {
+      const unsigned char* from[columns];
+#pragma unroll
+      for (int column = 0; column < columns; ++column) from[column] = weights[column] + k * span_bytes / span;
       const int64 left = end - k;
       const bool all = (whole_spans % summed == 0 && !split) || left >= summed;
-      add(k, weights + k * span_bytes / span, (all ? summed : left) / span, group(k), k / summed);
+      add(k, from, (all ? summed : left) / span, group(k), k / summed);
     }
     // Parts of K but the last one are whole spans.
     constexpr int rest_bytes = int(problem::k % span) * span_bytes / span;
     if constexpr (rest_bytes > 0)
       if (end == whole && whole < part.end && part.end - begin <= block) {
-        unsigned char rest[span_bytes] = {};
-        __builtin_memcpy(rest, weights + whole_spans * span_bytes / span, rest_bytes);
-        add(whole_spans, rest, 1, group(whole_spans), token_sums - 1);
+        unsigned char rest[columns][span_bytes] = {};
+        const unsigned char* from[columns];
+#pragma unroll
+        for (int column = 0; column < columns; ++column) {
+          __builtin_memcpy(rest[column], weights[column] + whole_spans * span_bytes / span, rest_bytes);
+          from[column] = rest[column];
+        }
+        add(whole_spans, from, 1, group(whole_spans), token_sums - 1);
       }
   }
 }

@@ -28,7 +28,7 @@ inline void finish_row(const Arguments& args, int expert, const OutputRow& row, 
 
 // [N, K] weights: `rows` rows times so many rows of weights as lie side by side.
 template <int rows> void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
-  constexpr int at_once = 64, runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
+  constexpr int at_once = 64, at_a_time = columns_for(rows), runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
   const float unit = unit_of(w);
 #pragma unroll 1
   for (int done = 0; done < columns; done += at_once) {
@@ -40,11 +40,19 @@ template <int rows> void run_dots(const Arguments& args, int expert, const FewRo
       for (int begin = 0; begin < each * count; begin += width) {
         Floats sums[rows][width] = {};
 #pragma unroll 1
-        for (int i = 0; i < width && begin + i < each * count; ++i) {
-          Floats lanes[rows];
-          dot(few.tokens + first, w.column(column + done + (begin + i) / each, each == 2 ? (begin + i) % 2 : run), few.part, lanes);
+        for (int i = 0; i < width && begin + i < each * count; i += at_a_time) {
+          Weights::Column rows_of_w[at_a_time];
 #pragma unroll
-          for (int row = 0; row < rows; ++row) sums[row][i] = lanes[row];
+          for (int next = 0; next < at_a_time; ++next) {
+            const int index = begin + i + next < each * count ? begin + i + next : each * count - 1;
+            rows_of_w[next] = w.column(column + done + index / each, each == 2 ? index % 2 : run);
+          }
+          Floats lanes[rows][at_a_time];
+          dot(few.tokens + first, rows_of_w, few.part, lanes);
+#pragma unroll
+          for (int row = 0; row < rows; ++row)
+#pragma unroll
+            for (int next = 0; next < at_a_time; ++next) sums[row][i + next] = lanes[row][next];
         }
 #pragma unroll
         for (int row = 0; row < rows; ++row) store(results[row] + run * at_once + begin, sums_of(sums[row]) * unit);
