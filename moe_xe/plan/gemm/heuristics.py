@@ -107,7 +107,7 @@ CPU_KERNELS = {"amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4), 
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
 CPU_HEIGHT, AMX_HEIGHT = 168, 256
-CPU_WIDTHS, AMX_WIDTHS = (192, 96), (384, 192, 96)
+CPU_WIDTHS, AMX_WIDTHS = (192, 96, 64), (384, 192, 96, 64)
 CPU_TILES_A_CORE = 16           # wider tiles pack rows less often; with fewer of them, cores wait for the last one
 
 

@@ -121,7 +121,7 @@ def test_amx_multiplies_bf16_alone():
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 
-@pytest.mark.parametrize("isa, rows, width", [("amx", 4096, 384), ("amx", 8, 192), ("amx", 1, 96), ("avx2", 4096, 192), ("avx2", 1, 96)])
+@pytest.mark.parametrize("isa, rows, width", [("amx", 4096, 384), ("amx", 8, 192), ("amx", 3, 96), ("amx", 1, 64), ("avx2", 4096, 192), ("avx2", 1, 64)])
 def test_tiles_are_as_wide_as_there_are_enough_of_them(isa, rows, width):
     problem = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16)
     assert h.choose_config(problem, h.Family.cpu, rows, 32, cores=8, isa=isa).tile_width == width
