@@ -68,7 +68,7 @@ def _measured_cpu(name: str, cores: int) -> DeviceRecord:
     target = torch.empty_like(block)
     copy = min(timed(lambda: target.copy_(block), device) for _ in range(5))
     isa = fast_isa(cpu_isa(), name)
-    units = _fma_tflops(VECTOR_DWORDS[isa], 24 if isa.startswith("avx512") else 12, cores)
+    units = _fma_tflops(VECTOR_DWORDS[isa], 24 if VECTOR_DWORDS[isa] == 16 else 12, cores)
     rates = {}
     for dtype, torch_dtype in ((Dtype.bf16, torch.bfloat16), (Dtype.f16, torch.float16), (Dtype.f32, torch.float32)):
         x, y = torch.randn(2, _MM_SIZE, _MM_SIZE, dtype=torch_dtype)

@@ -1,5 +1,6 @@
 """moe-xe devices: what moe_xe can run on here."""
 import json as jsonlib
+import os
 from typing import Annotated
 
 import typer
@@ -11,6 +12,19 @@ FIELDS = ("name", "kind", "backend", "architecture", "driver_version", "xe_cores
           "local_mem_bytes", "sub_group_sizes", "has_fp16", "has_matrix_engine", "has_system_memory")
 
 
+def _instructions(facts) -> dict[str, str | None]:
+    """Of a CPU: the vector instructions of its kernels, which may be the environment's choice, and the newest that it has."""
+    from ..plan.gemm.heuristics import ISA_VARIABLE, chosen_isa
+    from ..runtime import cpu_isa
+
+    if facts.kind != "cpu":
+        return {"isa": None, "best_isa": None}
+    try:
+        return {"isa": chosen_isa(cpu_isa(), facts.name, os.environ.get(ISA_VARIABLE, "")), "best_isa": cpu_isa()}
+    except ValueError as error:
+        raise typer.BadParameter(str(error))
+
+
 def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False):
     """List the SYCL devices that moe_xe can use; what failed is said on stderr."""
     from .. import runtime
@@ -19,7 +33,7 @@ def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of o
     for failed in (platform for platform in runtime.platforms() if platform.errors):
         stderr.print(f"{failed.name} ({failed.backend}) failed: {'; '.join(failed.errors)}", markup=False)
         stderr.print("  its devices are not used; moe-xe doctor shows its driver and its loader", markup=False)
-    found = [{field: getattr(facts, field) for field in FIELDS} for facts in runtime.devices()]
+    found = [{field: getattr(facts, field) for field in FIELDS} | _instructions(facts) for facts in runtime.devices()]
     if json:
         print(jsonlib.dumps(found, indent=1))
         return
@@ -28,6 +42,7 @@ def devices(json: Annotated[bool, typer.Option("--json", help="Print a list of o
         raise typer.Exit(1)
     for facts in found:
         table = new_table("name", facts["name"], text=("name", facts["name"]))
-        for field in FIELDS[1:]:
-            table.add_row(field, str(facts[field]))
+        for field, value in facts.items():
+            if field != "name" and value is not None:
+                table.add_row(field, str(value))
         print_table(table)

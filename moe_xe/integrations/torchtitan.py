@@ -80,7 +80,7 @@ class TokenDispatcher:
         """
         order, out = metadata.order, routed_output_RD
         if metadata.handle is None:
-            scores = metadata.scores.float().flatten()[order.pairs.clamp(min=0).long()]
+            scores = metadata.scores.float().flatten()[order.places.clamp(max=metadata.scores.numel() - 1)]
             out = order.sums(out.float() * scores[:, None]).to(x_TD.dtype)
         else:
             out = combine(out if order is None else order.sums(out), metadata.handle)
@@ -91,4 +91,6 @@ class TokenDispatcher:
 def _by_expert(ids: torch.Tensor, num_experts: int) -> tuple[SentRows, torch.Tensor]:
     """Of ids [n, k]: rows in order of experts, and how many each expert has."""
     found = sort_tokens(ids, num_experts)
-    return SentRows(found.row_pairs, ids, num_experts), found.tokens_per_expert
+    pairs = found.row_pairs.long()      # -1 behind the last row, which stands for none
+    places = torch.where(pairs < 0, ids.numel(), pairs)
+    return SentRows(places, pairs.clamp(min=0) // ids.shape[1], ids, num_experts), found.tokens_per_expert

@@ -7,7 +7,7 @@ from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, Xe
 from .gemm.heuristics import Family
 from .gemm.splits import parts_reason
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
-from .problem import INT32_MAX, MAX_COLUMNS, GroupedGemmProblem, WeightLayout
+from .problem import INT32_MAX, MAX_COLUMNS, Dtype, GroupedGemmProblem, WeightLayout
 from .xe.rules import check_xe_config, most_sub_groups
 
 __all__ = ["check_config", "check_outer_config", "check_outer_queue", "check_queue", "check_splits"]
@@ -35,7 +35,7 @@ def check_config(problem: GroupedGemmProblem, config: TileConfig, family: Family
     if isinstance(config, XeConfig):
         check_xe_config(problem, config)
     elif isinstance(config, CpuConfig):
-        _check_isa(config, cpu_isa)
+        _check_isa(problem, config, cpu_isa)
         _check_cpu(problem, config)
     else:
         _check_generic(config, zip(config.sub_group_rows, config.sub_group_columns), 2 * LANES if problem.pairs else LANES)
@@ -101,7 +101,7 @@ def check_outer_config(problem: OuterProblem, config: OuterConfig, family: Famil
     """The same for the weights' gradient."""
     _check_kind(config, _OUTER_KINDS[family], family)
     if isinstance(config, OuterCpuConfig):
-        _check_isa(config, cpu_isa)
+        _check_isa(problem, config, cpu_isa)
         _check_scratch(problem, config)
     elif isinstance(config, OuterGenericConfig):
         _check_generic(config, [(config.sub_group_rows, config.sub_group_columns)], LANES)
@@ -114,10 +114,12 @@ def _check_kind(config, kind: type, family: Family) -> None:
         _refuse(config, f"the {family.value} kernel computes this call and needs a {kind.__name__}")
 
 
-def _check_isa(config: CpuConfig | OuterCpuConfig, cpu_isa: str | None) -> None:
+def _check_isa(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig | OuterCpuConfig, cpu_isa: str | None) -> None:
     known = list(VECTOR_DWORDS)     # best first
     if cpu_isa is not None and known.index(config.isa) < known.index(cpu_isa):
         _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
+    if config.isa == "amx" and problem.input is not Dtype.bf16:
+        _refuse(config, f"amx multiplies bf16 alone, not {problem.input.value}")
 
 
 def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:

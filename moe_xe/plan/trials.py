@@ -58,8 +58,8 @@ def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, 
     for tile_width in _others(config.tile_width, (96, 192, 384, 768), n):
         yield replace(config, tile_width=tile_width)
     if most_rows <= config.unpacked_rows:
-        yield replace(config, prefetch_columns=2 * config.prefetch_columns)
-        yield replace(config, prefetch_columns=config.prefetch_columns // 2)
+        yield replace(config, prefetch_bytes=2 * config.prefetch_bytes)
+        yield replace(config, prefetch_bytes=config.prefetch_bytes // 2)
         if config.dot_rows > 1 and most_rows > 1:
             yield replace(config, dot_rows=config.dot_rows - 1)
         if active_experts < cores:

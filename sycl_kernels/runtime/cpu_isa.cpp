@@ -1,6 +1,8 @@
 #include "cpu_isa.hpp"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -28,6 +30,7 @@ constexpr bool has_all(std::uint64_t value, std::uint64_t bits) { return (value 
 
 constexpr std::uint64_t kSavesYmm = 0x06;  // XMM, YMM
 constexpr std::uint64_t kSavesZmm = 0xe6;  // and the masks and both halves of the ZMM registers
+constexpr std::uint64_t kSavesTiles = 0x60000;  // their configuration and their data
 
 // Leaf 1, ECX
 constexpr unsigned kOsXsave = 1u << 27, kFma = 1u << 12, kF16c = 1u << 29;
@@ -35,8 +38,16 @@ constexpr unsigned kOsXsave = 1u << 27, kFma = 1u << 12, kF16c = 1u << 29;
 constexpr unsigned kAvx2 = 1u << 5;
 constexpr unsigned kAvx512F = 1u << 16, kAvx512Dq = 1u << 17, kAvx512Bw = 1u << 30,
                    kAvx512Vl = 1u << 31;
+// Leaf 7, EDX
+constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
 // Leaf 7.1, EAX
 constexpr unsigned kAvx512Bf16 = 1u << 5;
+
+// Linux gives a process the tiles only if it asks, once for all of its threads.
+bool may_use_tiles() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, from 5.16 on
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 
 const char* detect() {
     const Registers basic = cpuid(1, 0);
@@ -47,7 +58,9 @@ const char* detect() {
     if (!has_all(saved, kSavesZmm) ||
         !has_all(extended.ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl))
         return "avx2";
-    return has_all(cpuid(7, 1).eax, kAvx512Bf16) ? "avx512_bf16" : "avx512";
+    if (!has_all(cpuid(7, 1).eax, kAvx512Bf16)) return "avx512";
+    const bool has_tiles = has_all(saved, kSavesTiles) && has_all(extended.edx, kAmxBf16 | kAmxTile);
+    return has_tiles && may_use_tiles() ? "amx" : "avx512_bf16";
 }
 
 }  // namespace

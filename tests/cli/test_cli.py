@@ -41,9 +41,14 @@ def test_rows_that_are_no_rows(tmp_path, text):
     assert result.exit_code == 2 and "rows.json" in unwrapped
 
 
-def test_devices():
+def test_devices(monkeypatch):
+    monkeypatch.setenv("MOE_XE_CPU_ISA", "baseline")
     found = json.loads(run("devices", "--json").output)
-    assert any(device["kind"] == "cpu" for device in found)
+    assert [device["isa"] for device in found if device["kind"] == "cpu"] == ["baseline"]
+    assert all((device["best_isa"] is None) == (device["kind"] == "gpu") for device in found)
+    monkeypatch.setenv("MOE_XE_CPU_ISA", "sse")
+    wrong = run("devices")
+    assert wrong.exit_code == 2 and "MOE_XE_CPU_ISA must be one of" in wrong.output
 
 
 def test_devices_says_which_platform_failed(tmp_path):

@@ -159,7 +159,7 @@ def test_instruction_sets(isa, layout, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_rows_that_are_read_in_place(kind):
     """1 to 7 rows are several instances of a kernel, of which the last one packs."""
-    make(kind, [1, 2, 3, 4, 5, 6, 7], n=35, k=600, dtype=F32).check(cpu(ISA, dot_rows=3))
+    make(kind, [1, 2, 3, 4, 5, 6, 7], n=35, k=600, dtype=F32).check(cpu(ISA, dot_rows=3, unpacked_rows=6))
 
 
 @pytest.mark.few(3)
@@ -184,6 +184,24 @@ def test_each_code_is_its_number(format, layout, in_place):
         a = torch.eye(rows)[first:first + (3 if in_place else rows)].contiguous()
         out = QuantisedCase(a, w, [a.shape[0]]).run(cpu(ISA))
         assert torch.equal(out, a @ numbers[0].T)
+
+
+@pytest.mark.skipif("avx512_bf16" not in USABLE_ISAS, reason="this CPU has no AVX512-BF16")
+@pytest.mark.parametrize("format, group", [("fp8_e4m3", 256), ("fp8_e5m2", 16), ("mxfp8", 32), ("int8", 32)])
+def test_bytes_as_pairs_of_bf16(format, group):
+    """All 256 codes, those that are no numbers, too, by whole runs and a rest."""
+    codes, k = FORMATS[format].codes, 88
+    kind = Kind(format, (1, group), F32 if codes is Codes.int8 else ScaleType.e8m0)
+    data = torch.arange(256, dtype=torch.uint8).repeat(11).reshape(1, 32, k)
+    scales = random_grid(kind, 1, 1, 1, 32, -(-k // group))
+    weight = QuantizedWeight(data.view(torch.int8) if codes is Codes.int8 else data, scales, format=format, group=kind.group)
+    numbers = dense(kind, weight)[0]
+    for column in (0, 15, 16, 33, 63, 64, 87):
+        a = torch.zeros(1, k, dtype=BF16)
+        a[0, column] = 1
+        out = QuantisedCase(a, weight, [1]).run(cpu("avx512_bf16"))
+        expected = torch.where(numbers.isfinite().all(1), numbers[:, column], torch.nan)
+        torch.testing.assert_close(out[0].double(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.few(2)

@@ -1,7 +1,7 @@
 """Configurations drawn at random, by kind; their classes take them all, `rules.py` not for every problem."""
 from hypothesis import strategies as st
 
-from moe_xe.plan.gemm.config import VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
+from moe_xe.plan.gemm.config import TILE_SIDE, VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
 from moe_xe.plan.outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 
 ISAS = list(VECTOR_DWORDS)
@@ -19,6 +19,8 @@ def tiles(draw, heights, widths, splits):
 def micro_kernels(draw, isas, pairs=False):
     """isa, micro_rows and micro_columns."""
     isa = draw(st.sampled_from(isas))
+    if isa == "amx":
+        return dict(isa=isa, micro_rows=2 * TILE_SIDE, micro_columns=2 * TILE_SIDE)
     vectors = draw(st.sampled_from([2, 4] if pairs else [1, 2, 3, 4]))
     return dict(isa=isa, micro_rows=draw(st.integers(1, VECTOR_REGISTERS[isa] // vectors)), micro_columns=vectors * VECTOR_DWORDS[isa])
 
@@ -28,7 +30,8 @@ def cpu_configs(draw, isas=ISAS, pairs=False, splits=4):
     micro = draw(micro_kernels(isas, pairs))
     return CpuConfig(**draw(tiles(st.integers(1, 50), st.integers(1, 60).map(lambda half: 2 * half), splits)), **micro,
                      k_block=2 * VECTOR_DWORDS[micro["isa"]] * draw(st.integers(1, 4)), unpacked_rows=draw(st.integers(1, 12)),
-                     dot_rows=draw(st.integers(1, 5)), prefetch_columns=draw(st.integers(0, 20)), threads=draw(st.integers(0, 3)))
+                     dot_rows=draw(st.integers(1, 5)), prefetch_columns=draw(st.integers(0, 20)), prefetch_bytes=draw(st.integers(0, 8192)),
+                     threads=draw(st.integers(0, 3)))
 
 
 @st.composite
@@ -50,8 +53,10 @@ def xe_configs():
 
 
 def outer_cpu_configs(isas=ISAS, splits=3):
-    return st.builds(lambda micro, rows, *rest: OuterCpuConfig(*rest, **micro, row_block=2 * rows), micro_kernels(isas), st.integers(1, 40),
-                     st.integers(1, 50), st.integers(1, 120), st.integers(1, splits))
+    def config(micro, blocks, *rest):
+        return OuterCpuConfig(*rest, **micro, row_block=blocks * (2 * TILE_SIDE if micro["isa"] == "amx" else 2))
+
+    return st.builds(config, micro_kernels(isas), st.integers(1, 40), st.integers(1, 50), st.integers(1, 120), st.integers(1, splits))
 
 
 @st.composite

@@ -27,10 +27,10 @@ from moe_xe.plan.rules import check_config, check_outer_config, check_outer_queu
 from moe_xe.plan.trials import trial_configs
 
 from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, outer_generic_configs
-from .gemm.test_config import CPU, GENERIC, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
+from .gemm.test_config import CPU, CPU_AMX, GENERIC, OUTER_AMX, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
 
 BF16, F32 = Dtype.bf16, Dtype.f32
-USABLE_ISAS = ISAS[ISAS.index(runtime.cpu_isa()):]
+USABLE_ISAS = [isa for isa in ISAS[ISAS.index(runtime.cpu_isa()):] if isa != "amx"]     # which not all problems here can have
 PROBLEM, OUTER = GroupedGemmProblem(256, 128, BF16, BF16), OuterProblem(256, 128, BF16, BF16)
 EKN, PAIRS = replace(PROBLEM, weights=WeightLayout.ekn), replace(PROBLEM, activation=Activation())
 
@@ -57,6 +57,15 @@ def test_rules_of_grouped_gemms(problem, config, family, message):
         return check_config(problem, config, family, "avx2")
     with pytest.raises(ValueError, match=f"config.*: .*{message}"):
         check_config(problem, config, family, "avx2")
+
+
+def test_amx_is_for_bf16():
+    check_config(PROBLEM, CPU_AMX, Family.cpu, "amx")
+    check_outer_config(OUTER, OUTER_AMX, Family.cpu, "amx")
+    with pytest.raises(ValueError, match="amx multiplies bf16 alone, not f32"):
+        check_config(replace(PROBLEM, input=F32), CPU_AMX, Family.cpu, "amx")
+    with pytest.raises(ValueError, match="amx multiplies bf16 alone, not f16"):
+        check_outer_config(replace(OUTER, input=Dtype.f16), OUTER_AMX, Family.cpu, "amx")
 
 
 @pytest.mark.parametrize("problem, config, family, message", [

@@ -179,8 +179,8 @@ class CpuConfig(TileConfig):
 
     isa: the CPU's vector instructions, see types.hpp. micro_rows x micro_columns: accumulators of a packed block.
     k_block: elements of K that a panel of weights is packed for at once. unpacked_rows: tiles of at most so many rows
-    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead.
-    threads: work-groups of a launch; 0 for one a core.
+    read [N, K] weights in place, dot_rows of them at a time. prefetch_columns: how many columns of weights ahead panels are fetched,
+    prefetch_bytes: and those that are read in place. threads: work-groups of a launch; 0 for one a core.
     """
     isa: str
     micro_rows: int
@@ -189,6 +189,7 @@ class CpuConfig(TileConfig):
     unpacked_rows: int
     dot_rows: int
     prefetch_columns: int
+    prefetch_bytes: int = 4096
     threads: int = field(default=0, metadata=HOST_ONLY)
 
     def __post_init__(self):
@@ -224,27 +225,28 @@ class CpuConfig(TileConfig):
 
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
-        bf16 = problem.input is Dtype.bf16
-        packed = packed_elements(problem.input, self.isa)
-        lane_elements = 8 if problem.quantization else 2 if bf16 else 1
-        padded_k = _round_up(problem.k, VECTOR_DWORDS[self.isa] * lane_elements)
-        packed_a = self.heights[0] * (padded_k // packed + 16)
-        panel = min(self.k_block, padded_k) // packed * self.micro_columns
-        sums = self.heights[0] * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
+        tiled, padded_k = self.isa == "amx", _round_up(problem.k, 8 * VECTOR_DWORDS[self.isa])
+        step, height = elements_per_step(problem.input, self.isa), _round_up(self.heights[0], TILE_SIDE if tiled else 1)
+        packed_a = height * (padded_k // step + 16)
+        if problem.quantization and problem.quantization.zeros:     # sums of tokens, a vector for a few vectors
+            packed_a = max(packed_a, min(self.unpacked_rows, self.heights[0]) * (2 * padded_k + 4 * VECTOR_DWORDS[self.isa] + 16))
+        panel = (min(self.k_block, padded_k) // step + (16 if tiled else 0)) * self.micro_columns
+        sums = height * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0
         return 4 * (_round_up(packed_a, 16) + _round_up(panel, 16) + _round_up(sums, 16))
-
-
-def packed_elements(input: Dtype, isa: str) -> int:
-    """Elements along K in a dword of packed operands (cpu/micro_kernel.hpp)."""
-    if input is Dtype.i8:
-        return {"avx512_bf16": 4, "baseline": 1}.get(isa, 2)
-    return 2 if input is Dtype.bf16 and isa == "avx512_bf16" else 1
 
 
 MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
 # dwords of a vector register, by the names of types.hpp's Isa
-VECTOR_DWORDS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
-VECTOR_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}
+VECTOR_DWORDS = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+VECTOR_REGISTERS = {"amx": 64, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}    # of amx: four tiles of sums
+TILE_SIDE = 16         # of amx: rows of a tile, and dwords of a row
+
+
+def elements_per_step(dtype: Dtype, isa: str) -> int:
+    """Elements along K in a dword of packed operands (cpu/micro_kernel.hpp), which one instruction multiplies and adds to a sum."""
+    if dtype is Dtype.i8:
+        return {"avx512_bf16": 4, "baseline": 1}.get(isa, 2)
+    return 2 if dtype is Dtype.bf16 and isa in ("amx", "avx512_bf16") else 1
 
 
 def check_cpu_kernel(config) -> None:
@@ -254,6 +256,8 @@ def check_cpu_kernel(config) -> None:
     width, registers = VECTOR_DWORDS[config.isa], VECTOR_REGISTERS[config.isa]
     if config.micro_columns < width or config.micro_columns % width:
         raise ValueError(f"micro_columns must be a multiple of {width} with {config.isa}, got {config.micro_columns}")
+    if config.isa == "amx" and (config.micro_rows, config.micro_columns) != (2 * TILE_SIDE, 2 * TILE_SIDE):
+        raise ValueError(f"micro_rows x micro_columns must be 32 x 32 with amx, got {config.micro_rows} x {config.micro_columns}")
     if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
         raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
                          f"{config.micro_rows} x {config.micro_columns}")

@@ -7,12 +7,12 @@ from dataclasses import replace
 from enum import Enum
 
 from ..model.devices import DeviceRecord
-from ..model.schedule import evenly, over_ranks
+from ..model.schedule import Rows, evenly, over_ranks, runs_of
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
 from ..xe.rules import SCALE_ROUND
 from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
-from .splits import choose_splits
+from .splits import choose_splits, num_tiles
 
 
 class Family(str, Enum):
@@ -101,16 +101,22 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
                          sub_group_rows=(8, 8, 4)[first:], sub_group_columns=((32, 32, 32) if problem.pairs else (32, 16, 16))[first:])
 
 
-# micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2 (docs/performance.md) and avx512 were measured; the
-# micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators.
-CPU_KERNELS = {"avx512_bf16": (14, 32, 512, 6, 3), "avx512": (14, 32, 512, 6, 3), "avx2": (6, 16, 256, 6, 2), "baseline": (6, 8, 256, 6, 2)}
+# micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2, avx512 and amx were measured (docs/performance.md); the
+# micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators. Those of amx are four tiles.
+CPU_KERNELS = {"amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4), "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4),
+               "baseline": (6, 8, 256, 8, 4)}
+AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
+AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
+CPU_HEIGHT, AMX_HEIGHT = 168, 256
+CPU_WIDTHS, AMX_WIDTHS = (192, 96, 64), (384, 192, 96, 64)
+CPU_TILES_A_CORE = 16           # wider tiles pack rows less often; with fewer of them, cores wait for the last one
 
 
 def fast_isa(isa: str, device_name: str) -> str:
     """The fastest of the vector instructions up to `isa` on this CPU.
 
     Intel's cores take longer for a vdpbf16ps than for the two FMAs that it replaces: packed blocks were measured at 1.6
-    times the time, dot products at the same.
+    times the time, dot products at the same. Where they have AMX, blocks need neither.
     """
     return "avx512" if isa == "avx512_bf16" and "intel" in device_name.lower() else isa
 
@@ -131,10 +137,27 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
+    """With the widest tiles. AMX multiplies bf16 alone: other floats are best multiplied by FMA."""
     micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
-    return CpuConfig(heights=(168,), tile_width=192, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
+    height, width = CPU_HEIGHT, CPU_WIDTHS[0]
+    if isa == "amx":
+        if problem.input is not Dtype.bf16:
+            others = "avx512_bf16" if problem.input is Dtype.i8 else "avx512"
+            return replace(cpu_config(problem, others, schedule), k_block=AMX_CORES_K_BLOCK)
+        height, width = AMX_HEIGHT, AMX_WIDTHS[0]
+        k_block = AMX_K_BLOCK_IN_PLACE if problem.weights is WeightLayout.enk and problem.quantization is None else k_block
+    return CpuConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
                      micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,
                      dot_rows=dot_rows, prefetch_columns=16)
+
+
+def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int) -> CpuConfig:
+    """The widest tiles of which there are enough; the widest of all are for rows that are packed."""
+    config = cpu_config(problem, isa, schedule)
+    packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
+    widths = AMX_WIDTHS if config.isa == "amx" and packed else CPU_WIDTHS
+    enough = (width for width in widths if num_tiles(problem, replace(config, tile_width=width), load) >= CPU_TILES_A_CORE * cores)
+    return replace(config, tile_width=next(enough, widths[-1]))
 
 
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
@@ -142,7 +165,8 @@ def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, 
     """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
     if family is Family.xe:
         return choose_xe_config(problem, total_rows, num_experts, record, schedule)
-    config = cpu_config(problem, isa or "baseline", schedule) if family is Family.cpu else generic_config(problem, total_rows, schedule)
     load = [over_ranks(rows, problem.ranks) for rows in evenly(total_rows, num_experts)]
+    config = (_cpu_tiles(problem, isa or "baseline", schedule, load, cores) if family is Family.cpu else
+              generic_config(problem, total_rows, schedule))
     splits = choose_splits(problem, config, load, cores)
     return config if splits == 1 else replace(config, splits=splits)

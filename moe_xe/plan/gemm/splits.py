@@ -7,7 +7,7 @@ from ..model.schedule import Rows, cut_of, num_rows
 from ..problem import GroupedGemmProblem
 from .config import LEAST_PART, MOST_PARTS, TileConfig
 
-__all__ = ["choose_splits", "parts_reason", "possible_splits"]
+__all__ = ["choose_splits", "num_tiles", "parts_reason", "possible_splits"]
 
 SPLITS = (2, 4, 8)
 

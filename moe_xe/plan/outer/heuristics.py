@@ -100,28 +100,36 @@ def generic_outer_config(problem: OuterProblem) -> OuterGenericConfig:
 
 
 CPU_TILES = ((336, 384), (168, 192))     # larger ones pack less, smaller ones share the work out better
+AMX_TILES = ((192, 384), (192, 192))
 CPU_TILES_A_CORE = 8
+CPU_ROW_BLOCK, AMX_ROW_BLOCK = 128, 256
 
 
-def cpu_tile(problem: OuterProblem, num_experts: int, cores: int) -> tuple[int, int]:
+def cpu_tile(problem: OuterProblem, isa: str, num_experts: int, cores: int) -> tuple[int, int]:
     """The largest tile of which there are enough."""
+    tiles = AMX_TILES if isa == "amx" else CPU_TILES
+
     def enough(tile: tuple[int, int]) -> bool:
         return num_experts * -(-problem.p // tile[0]) * -(-problem.q // tile[1]) >= CPU_TILES_A_CORE * cores
 
-    return next(filter(enough, CPU_TILES), CPU_TILES[-1])
+    return next(filter(enough, tiles), tiles[-1])
 
 
 @functools.lru_cache(maxsize=1024)
 def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpuConfig:
     """isa: the CPU's vector instructions."""
     micro_rows, micro_columns = CPU_KERNELS[isa][:2]
-    return OuterCpuConfig(*tile, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns, row_block=128)
+    return OuterCpuConfig(*tile, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns,
+                          row_block=AMX_ROW_BLOCK if isa == "amx" else CPU_ROW_BLOCK)
 
 
 def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: Family, cores: int,
                         isa: str | None = None) -> OuterConfig:
     """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
-    config = (cpu_outer_config(isa or "baseline", cpu_tile(problem, operands.num_experts, cores)) if family is Family.cpu else
-              xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem))
+    if family is Family.cpu:
+        isa = "avx512" if isa == "amx" and problem.input is not Dtype.bf16 else isa or "baseline"      # AMX multiplies bf16 alone
+        config = cpu_outer_config(isa, cpu_tile(problem, isa, operands.num_experts, cores))
+    else:
+        config = xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem)
     splits = choose_splits(problem, operands, config.tile_rows, config.tile_columns, cores)
     return config if splits == 1 else replace(config, splits=splits)

@@ -20,6 +20,8 @@ CPU = CpuConfig(**TILES, isa="avx2", micro_rows=6, micro_columns=16, k_block=256
 OUTER_XE = OuterXeConfig(**OUTER, **OUTER_PARTS, prefetch_distance=4)
 OUTER_GENERIC = OuterGenericConfig(**OUTER, **OUTER_PARTS)
 OUTER_CPU = OuterCpuConfig(**OUTER, isa="avx512", micro_rows=14, micro_columns=32, row_block=128)
+AMX = dict(isa="amx", micro_rows=32, micro_columns=32)
+CPU_AMX, OUTER_AMX = replace(CPU, **AMX), replace(OUTER_CPU, **AMX)
 ALL = [XE, GENERIC, CPU, OUTER_XE, OUTER_GENERIC, OUTER_CPU]
 
 FALLING, AT_LEAST_ONE = "heights must be positive and strictly falling", "must be at least 1"
@@ -36,7 +38,7 @@ WRONG = [
     *((config, dict(sub_group_columns=(64, 4)), "no more than the first") for config in (XE, GENERIC)),
     *((config, dict(sub_group_rows=(64, 64)), "at least one sub-group") for config in (XE, GENERIC)),
     *((config, dict(prefetch_distance=16), "prefetch_distance must be from 0 to 15, got 16") for config in (XE, OUTER_XE)),
-    *((config, dict(isa="avx9"), "isa must be one of avx512_bf16, avx512, avx2, baseline, got 'avx9'") for config in (CPU, OUTER_CPU)),
+    *((config, dict(isa="avx9"), "isa must be one of amx, avx512_bf16, avx512, avx2, baseline, got 'avx9'") for config in (CPU, OUTER_CPU)),
     *((CPU, dict(micro_columns=value), "micro_columns must be a multiple of 8 with avx2") for value in (0, 4, 20)),
     (OUTER_CPU, dict(micro_columns=24), "micro_columns must be a multiple of 16 with avx512"),
     *((CPU, dict(micro_rows=value), "in at most 16 registers of 8 dwords") for value in (0, 9)),
@@ -49,7 +51,9 @@ WRONG = [
     *((config, {name: 0}, f"{name} {AT_LEAST_ONE}") for config in (OUTER_XE, OUTER_GENERIC, OUTER_CPU) for name in OUTER),
     *((config, {name: 0}, "multiples of the sub-group's") for config in (OUTER_XE, OUTER_GENERIC) for name in OUTER_PARTS),
     *((config, {name: 48}, "multiples of the sub-group's") for config in (OUTER_XE, OUTER_GENERIC) for name in OUTER_PARTS),
-    *((OUTER_CPU, dict(row_block=value), "row_block must be an even number of rows") for value in (0, 7)),
+    *((OUTER_CPU, dict(row_block=value), "row_block must be a multiple of 2 rows with avx512") for value in (0, 7)),
+    *((config, dict(micro_rows=16), "must be 32 x 32 with amx, got 16 x 32") for config in (CPU_AMX, OUTER_AMX)),
+    (OUTER_AMX, dict(row_block=48), "row_block must be a multiple of 32 rows with amx"),
 ]
 
 
@@ -111,7 +115,8 @@ def test_scratch_grows_with_what_is_packed():
 
     assert scratch(XE) == scratch(GENERIC) == 0 < scratch(CPU) < scratch(replace(CPU, heights=(128,)))
     assert scratch(CPU, 300) - scratch(CPU, 256) > 4 * 64 * 128      # sums between two blocks of K
-    assert scratch(CPU, quantization=Quantization(Codes.int4, ScaleType.f32, 1, 32)) > scratch(CPU)      # eight codes a lane
+    zeros = Quantization(Codes.int4, ScaleType.f32, 1, 32, zeros=True)
+    assert scratch(replace(CPU, unpacked_rows=64), quantization=zeros) > scratch(CPU, quantization=zeros) == scratch(CPU)    # sums of rows
 
 
 def test_an_entry_of_the_list_has_room_for_the_sums_of_all_parts():

@@ -112,6 +112,21 @@ def test_intel_cpus_multiply_bf16_with_fma():
     assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
 
 
+def test_amx_multiplies_bf16_alone():
+    def config(dtype: Dtype, **fields):
+        return h.cpu_config(GroupedGemmProblem(512, 512, dtype, dtype, **fields), "amx")
+
+    assert h.fast_isa("amx", "Intel(R) Xeon(R) Processor") == config(Dtype.bf16).isa == "amx"
+    assert config(Dtype.f16).isa == config(Dtype.f32).isa == "avx512"
+    assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
+
+
+@pytest.mark.parametrize("isa, rows, width", [("amx", 4096, 384), ("amx", 8, 192), ("amx", 3, 96), ("amx", 1, 64), ("avx2", 4096, 192), ("avx2", 1, 64)])
+def test_tiles_are_as_wide_as_there_are_enough_of_them(isa, rows, width):
+    problem = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16)
+    assert h.choose_config(problem, h.Family.cpu, rows, 32, cores=8, isa=isa).tile_width == width
+
+
 def test_wanted_vector_instructions():
     assert h.chosen_isa("avx512_bf16", "AMD EPYC", "") == "avx512_bf16" and h.chosen_isa("avx512_bf16", "Intel", "") == "avx512"
     assert h.chosen_isa("avx512_bf16", "Intel", "avx512_bf16") == "avx512_bf16" and h.chosen_isa("avx512", "AMD", "baseline") == "baseline"

@@ -8,6 +8,7 @@ namespace moe_xe {
 class CodeWeights {
  public:
   static constexpr int chunk_elements = bf16_pairs ? 2 * width : width;
+  static constexpr bool are_tiles = false;
   // Whether vectors that begin at a multiple of their width are of one group each. Others are read one weight after the other.
   static constexpr bool whole_vectors = grid_columns == 1 || problem::group_columns % width == 0;
 
@@ -67,10 +68,7 @@ class CodeWeights {
   template <class Read> static Dwords chunk_of(Read read) {
     const Floats first = read(0);
     if constexpr (!bf16_pairs) return __builtin_bit_cast(Dwords, first);
-    const Floats second = read(width);
-    Dwords pairs;
-    asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
-    return pairs;
+    return rounded_pairs(first, read(width));
   }
 
   // `width` weights of a row, all of one group.
@@ -78,7 +76,7 @@ class CodeWeights {
     const int64 group = column / problem::group_columns;
     if (line.group != group) {
       line.group = group;
-      line.scale = grid_value(line.scales, group) * w.global_scale;
+      line.scale = grid_value(line.scales, group) * w.global_scale * code_unit;
       if constexpr (problem::has_zeros) line.zero = grid_value(line.zeros, group);
     }
     const Floats numbers = numbers_at(line.codes, column);

@@ -9,6 +9,7 @@ template <class T, int count> using Several = T __attribute__((ext_vector_type(c
 
 // 8-bit codes as floats; numbers are `code_unit` times as large.
 constexpr float code_unit = problem::codes == Codes::e4m3 ? 256.f : 1.f;
+static_assert(code_unit == 1.f || !problem::has_zeros, "zeros are in units of codes");
 template <Codes codes, int count> Several<float, count> floats_of_bytes(const void* from) {
   using Bits = Several<short, count>;
   using Numbers = Several<float, count>;
@@ -20,6 +21,13 @@ template <Codes codes, int count> Several<float, count> floats_of_bytes(const vo
     if constexpr (codes == Codes::e4m3) bits ^= (bits + short(0x80)) & short(0x4000);
     return __builtin_convertvector(__builtin_bit_cast(Several<_Float16, count>, bits), Numbers);
   }
+}
+
+// Rounded to bf16, in their order.
+inline Dwords rounded_pairs(Floats first, Floats second) {
+  Dwords pairs;
+  asm("vcvtne2ps2bf16 %2,%1,%0" : "=v"(pairs) : "v"(second), "v"(first));
+  return pairs;
 }
 
 // Elements of a row of scales or zeros.
@@ -79,7 +87,7 @@ inline Floats numbers_of(Dwords codes) {
   return common_zero == 0.f ? numbers : numbers - common_zero;
 }
 
-// Numbers of `width` codes from an even one on.
+// Numbers of `width` codes from an even one on, in units of code_unit.
 inline Floats numbers_at(const unsigned char* codes, int64 column) {
   if constexpr (code_bits == 4) {
     using Raw = std::conditional_t<width == 4, unsigned short, unsigned>;
@@ -92,7 +100,7 @@ inline Floats numbers_at(const unsigned char* codes, int64 column) {
     }
     return numbers_of(raw >> shift);
   } else {
-    const Floats numbers = floats_of_bytes<problem::codes, width>(codes + column) * code_unit;
+    const Floats numbers = floats_of_bytes<problem::codes, width>(codes + column);
     return common_zero == 0.f ? numbers : numbers - common_zero;
   }
 }

@@ -1,15 +1,33 @@
-// Runs of codes as numbers in registers, in the order in which they are cheapest to decode, and rows of A in the same order.
+// Runs of a row of [N, K] weights as numbers in registers, in the order in which they are cheapest to come by, and rows of A in the same.
 #pragma once
-#include <moe_xe/cpu/codes.hpp>
+#include <moe_xe/cpu/pack.hpp>
 
 namespace moe_xe {
 
-// Eight 4-bit codes lie in a lane and become as many vectors: lane l of vector i is number 8 * l + i. vdpbf16ps takes two of a lane at
-// once, numbers 8 * l + i and 8 * l + i + 4. 8-bit codes stay in their own order.
-constexpr bool code_pairs = bf16_pairs && code_bits == 4;
-constexpr int span = code_bits == 4 ? 8 * width : 16;    // codes that are decoded at once
-constexpr int number_vectors = code_pairs ? 4 : span / width;
-using Numbers = Vector<std::conditional_t<code_pairs, unsigned, float>>;
+// 4-bit codes: eight lie in a lane and become as many vectors, lane l of vector i is number 8 * l + i. vdpbf16ps takes two of a lane at
+// once, numbers 8 * l + i and 8 * l + i + 4.
+constexpr bool nibbles = quantised && code_bits == 4;
+// FP8 as pairs of bf16: two tables of bytes, which are interleaved.
+constexpr bool byte_tables = bf16_pairs && (problem::codes == Codes::e4m3 || problem::codes == Codes::e5m2);
+
+constexpr bool one_group = problem::group_columns >= problem::k;
+constexpr int vector_elements = width * elements_per_step;
+
+// The longest run of a group's 8-bit codes.
+constexpr int run_of_bytes(int longest, int shortest) {
+  int run = longest;
+  while (run > shortest && !one_group && problem::group_columns % run != 0) run /= 2;
+  return run;
+}
+
+// Elements of K that are decoded at once.
+constexpr int span = nibbles       ? 8 * width
+                     : !quantised  ? 4 * vector_elements
+                     : byte_tables ? 64
+                                   : run_of_bytes(width < 8 ? 32 : 64, bf16_pairs ? 32 : 16);
+constexpr int number_vectors = span / vector_elements;
+constexpr int span_bytes = quantised ? span * code_bits / 8 : span * int(sizeof(Input));
+using Numbers = PackedVector;
 
 // bf16 bits of the number of a 4-bit code.
 inline unsigned number_bits(int code) {
@@ -61,58 +79,106 @@ inline void decode_bytes(Dwords raw, Floats (&numbers)[8]) {
   }
 }
 
-template <int vectors> void decode(const unsigned char* codes, Numbers (&numbers)[vectors]) {
-  if constexpr (code_bits == 8) {
-    const Several<float, span> all = floats_of_bytes<problem::codes, span>(codes);
-    __builtin_memcpy(numbers, &all, sizeof numbers);
-  } else if constexpr (config::isa == Isa::avx2) decode_bytes(load<Dwords>(codes), numbers);
+// The two bytes of all bf16 numbers of FP8 codes without a sign.
+struct ByteTables {
+  unsigned char low[128], high[128];
+};
+constexpr ByteTables byte_tables_of() {
+  ByteTables tables{};
+  for (unsigned code = 0; code < 128; ++code) {
+    const unsigned bits = __builtin_bit_cast(unsigned, number_of<problem::codes>(code)) >> 16;
+    tables.low[code] = bits & 255u;
+    tables.high[code] = bits >> 8;
+  }
+  return tables;
+}
+inline constexpr ByteTables fp8_bytes = byte_tables_of();
+
+// Looks at seven bits of each byte. VBMI: all CPUs with AVX512-BF16 have it, but for Cooper Lake.
+inline Dwords look_up_128(const unsigned char* table, Dwords codes) {
+  Dwords bytes;
+  asm("vpermi2b %3,%2,%0" : "=v"(bytes) : "0"(codes), "v"(load<Dwords>(table)), "v"(load<Dwords>(table + 64)));
+  return bytes;
+}
+
+inline void decode_fp8(Dwords codes, Numbers (&numbers)[2]) {
+  const Dwords low = look_up_128(fp8_bytes.low, codes), high = look_up_128(fp8_bytes.high, codes) | (codes & 0x80808080u);
+  asm("vpunpcklbw %2,%1,%0" : "=v"(numbers[0]) : "v"(low), "v"(high));
+  asm("vpunpckhbw %2,%1,%0" : "=v"(numbers[1]) : "v"(low), "v"(high));
+}
+
+template <int vectors> void decode(const unsigned char* from, Numbers (&numbers)[vectors]) {
+  if constexpr (!quantised) {
+#pragma unroll
+    for (int i = 0; i < vectors; ++i)
+      numbers[i] = packed(DenseWeights::chunk(reinterpret_cast<const Input*>(from), i / chunk_vectors * chunk), i % chunk_vectors);
+  } else if constexpr (byte_tables) decode_fp8(load<Dwords>(from), numbers);
+  else if constexpr (!nibbles) {
+    constexpr int piece = span < 2 * width ? span : 2 * width;
+#pragma unroll
+    for (int i = 0; i < span; i += piece) {
+      const Several<float, piece> floats = floats_of_bytes<problem::codes, piece>(from + i);
+      Floats parts[piece / width];
+      __builtin_memcpy(parts, &floats, sizeof parts);
+      if constexpr (bf16_pairs) numbers[i / piece] = rounded_pairs(parts[0], parts[1]);
+      else __builtin_memcpy(numbers + i / width, parts, sizeof parts);
+    }
+  } else if constexpr (config::isa == Isa::avx2) decode_bytes(load<Dwords>(from), numbers);
   else {
-    const Dwords raw = load<Dwords>(codes);
+    const Dwords raw = load<Dwords>(from);
 #pragma unroll
     for (int i = 0; i < vectors; ++i) {
-      if constexpr (code_pairs) numbers[i] = decode_words(raw >> 4 * i);
+      if constexpr (bf16_pairs) numbers[i] = decode_words(raw >> 4 * i);
       else numbers[i] = numbers_of(raw >> 4 * i);
     }
   }
 }
 
-// Rows of A for `decode`'s numbers. 8-bit codes take them as they lie.
-constexpr bool spread_tokens = code_bits == 4;
-using Token = std::conditional_t<spread_tokens, Packed, Input>;
+// Numbers of FP8 codes are so many times too large.
+constexpr float number_unit = quantised && code_bits == 8 && !byte_tables ? code_unit : 1.f;
 
-template <class Token> Numbers tokens_at(const Token* row, int64 k, int i) {
-  if constexpr (spread_tokens) return load<Numbers>(row + k / elements_per_step + i * width);
-  else return load_floats<problem::input>(row + k + i * width);
+// Deals elements out like cards: element i of every run of `vectors` elements goes to vector i.
+template <int vectors> void deal(Floats (&cards)[vectors]) {
+#pragma unroll
+  for (int round = 1; round < vectors; round *= 2) {
+    Floats dealt[vectors];
+#pragma unroll
+    for (int i = 0; i < vectors; i += 2) unweave(cards[i], cards[i + 1], dealt[i / 2], dealt[(vectors + i) / 2]);
+    __builtin_memcpy(cards, dealt, sizeof cards);
+  }
 }
 
-template <class Numbers> Floats add_products(Floats sum, Numbers tokens, Numbers numbers) {
-  if constexpr (code_pairs) return multiply_add(sum, tokens, numbers);
-  else return tokens * numbers + sum;
-}
-inline Numbers ones() {
-  if constexpr (code_pairs) return Numbers(0x3f803f80u);
-  else return Numbers(1);
-}
-
-// A row for 4-bit codes, with zeros up to a whole span.
+// A row of A in the order of `decode`, with zeros up to a whole span.
 inline void spread_row(const Input* from, Packed* to) {
+  constexpr bool whole_pairs = bf16_pairs && !nibbles;
+  constexpr int dealt = nibbles ? 8 : !quantised && !bf16_pairs ? chunk_vectors : 1;
 #pragma unroll 1
-  for (int64 k = 0; k < problem::k; k += span) {
+  for (int64 k = 0; k < problem::k; k += span, to += span / elements_per_step) {
     const int left = problem::k - k < span ? int(problem::k - k) : span;
-    Input elements[span] = {};
-#pragma unroll 1
-    for (int i = 0; i < left; ++i) elements[i] = from[k + i];
-    if constexpr (code_pairs) {
-      auto* words = reinterpret_cast<unsigned short*>(to + k / 2);
-#pragma unroll 1
-      for (int lane = 0; lane < width; ++lane)
+    if constexpr (whole_pairs) {
+      Dwords pairs[number_vectors];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) words[2 * (i % 4 * width + lane) + i / 4] = elements[8 * lane + i];
+      for (int i = 0; i < number_vectors; ++i) pairs[i] = DenseWeights::chunk(from + k, i * vector_elements, left - i * vector_elements);
+      if constexpr (byte_tables) {
+        store(to, shuffle<Lanes<0>>(pairs[0], pairs[1]));
+        store(to + width, shuffle<Lanes<1>>(pairs[0], pairs[1]));
+      } else {
+        __builtin_memcpy(to, pairs, sizeof pairs);
+      }
     } else {
-#pragma unroll 1
-      for (int lane = 0; lane < width; ++lane)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) to[k + i * width + lane] = widened<problem::input>(elements[8 * lane + i]);
+      for (int first = 0; first < span; first += dealt * width) {
+        Floats elements[dealt];
+#pragma unroll
+        for (int i = 0; i < dealt; ++i)
+          elements[i] = load_floats<problem::input>(from + k + first + i * width, left - first - i * width);
+        deal(elements);
+#pragma unroll
+        for (int i = 0; i < dealt / elements_per_step; ++i) {
+          if constexpr (bf16_pairs) store(to + i * width, DenseWeights::pairs(elements[i], elements[i + dealt / 2]));
+          else store(to + first + i * width, elements[i]);
+        }
+      }
     }
   }
 }

@@ -1,11 +1,9 @@
 // One expert's weights as they lie in memory, a vector at a time.
 #pragma once
 #include <moe_xe/operands/expert_weights.hpp>
-#include <moe_xe/cpu/micro_kernel.hpp>
+#include <moe_xe/cpu/tile_kernel.hpp>
 
 namespace moe_xe {
-
-inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
 
 class DenseWeights {
  public:
@@ -28,6 +26,13 @@ class DenseWeights {
   }
   static bool begins_line(int64) { return true; }
   void prefetch_ahead(Column column, int64 k) const { prefetch(column + k + config::prefetch_columns * step); }
+
+  // [N, K] weights as tiles, where all of the panel's columns exist.
+  static constexpr bool are_tiles = tiled && problem::weights == WeightLayout::enk && problem::k % tile_k == 0;
+  TilePair tiles_at(int64 output, int64 k) const {
+    return {column(output, 0) + k, (paired ? column(output, 1) : column(output + tile_side, 0)) + k, step * int64(sizeof(Input)), 4 * tile_side};
+  }
+  int64 bytes_of_columns(int count) const { return count * step * int64(sizeof(Input)); }
 
   // [K, N] weights: neighbours in row k, from so many weights behind a column on, of which `count` exist.
   static bool has_whole_vectors(Column) { return true; }

@@ -1,17 +1,143 @@
-// Dot products along K, for tiles of so few rows that packing the weights would cost more than it saves.
+// Dot products along K of rows of [N, K] weights with some rows of A. For one row of A the weights are read as they lie, one row after the
+// other: that is the fastest way through memory. For more, a few rows of weights share what is loaded of A.
 #pragma once
-#include <moe_xe/cpu/pack.hpp>
+#include <moe_xe/cpu/decode.hpp>
 
 namespace moe_xe {
 
-// Lane `column` of result[row]: row a[row] of A times the weights of w[column], both as they lie in memory, over this part of K.
+// A span is of one group, or of several, each in lanes of its own; other groups' rows are packed.
+constexpr bool spans_have_a_group = one_group || problem::group_columns % span == 0;
+constexpr int lane_elements = nibbles ? 8 : byte_tables ? 16 : span;    // neighbours in one lane, or in four
+constexpr bool lanes_have_a_group =
+    spans_have_a_group || (span % problem::group_columns == 0 && problem::group_columns % lane_elements == 0);
+constexpr int span_groups = lanes_have_a_group && !spans_have_a_group ? int(span / problem::group_columns) : 1;
+
+// Elements of K that are summed before their sum is multiplied with a scale, or added to a total.
+constexpr int most_summed = 16 * span;
+constexpr int summed = !quantised                                                ? summed_steps * vector_elements
+                       : !spans_have_a_group                                     ? span
+                       : one_group || problem::group_columns % most_summed == 0 ? most_summed
+                       : problem::group_columns < most_summed                    ? int(problem::group_columns)
+                                                                                 : span;
+
+// Rows of A in the order of `decode`; behind each, where codes have zeros, the sums of its elements that are summed at once.
+constexpr int64 whole_spans = problem::k / span * span;
+constexpr int64 token_sums = quantised && problem::has_zeros ? (whole_spans + summed - 1) / summed + 1 : 0;
+constexpr int64 token_stride = packed_stride + token_sums * width;
+
+// A row of A as `dot` takes it.
+inline void spread_tokens(const Input* from, Packed* to) {
+  spread_row(from, to);
+  if constexpr (token_sums > 0) {
+    auto* sums = reinterpret_cast<float*>(to + packed_stride);
+    const Numbers ones = bf16_pairs ? Numbers(0x3f803f80u) : Numbers(1);
+#pragma unroll 1
+    for (int64 k = 0, left; k < problem::k; k += left) {
+      left = k < whole_spans ? whole_spans - k < summed ? whole_spans - k : summed : span;
+      Floats sum = 0.f;
+#pragma unroll 1
+      for (int64 at = k; at < k + left; at += vector_elements) sum = multiply_add(sum, load<Numbers>(to + at / elements_per_step), ones);
+      store(sums, sum);
+      sums += width;
+    }
+  }
+}
+
+// Rows of weights at once, as registers allow.
+constexpr int columns_for(int rows) {
+  if (rows == 1 || (quantised && !wide)) return 1;
+  return quantised || !wide || rows > 6 ? 2 : 4;
+}
+
+// `spans` of rows of weights times rows of A, from element k on of these.
 template <int rows, int columns>
-inline void dot(const Input* const* a, const DenseWeights& weights, const Input* const* w, KRange part, Floats (&result)[rows]) {
-  static_assert(columns <= width);
-  constexpr int64 summed = summed_steps / chunk_vectors * chunk;   // elements along K
-  constexpr bool two_levels = problem::k / chunk * chunk > summed;
-  const int64 whole = part.end / chunk * chunk;
-  Floats sums[rows][columns], totals[rows][columns];
+void multiply_spans(const Packed* const* a, int64 k, const unsigned char* const (&w)[columns], int64 spans, Floats (&sums)[rows][columns]) {
+  constexpr int vectors = quantised || columns == 1 ? number_vectors : chunk_vectors, bytes = span_bytes / number_vectors * vectors;
+  constexpr int64 ahead = columns == 1 ? config::prefetch_bytes : columns * (problem::k * span_bytes / span);
+  // Sums enough to keep the FMA units busy.
+  constexpr int most = (wide ? 8 : 4) / (rows * columns), useful = summed > span || vectors == 1 ? vectors : vectors / 2;
+  constexpr int chains = most < 1 ? 1 : most < useful ? most : useful;
+  const Packed* tokens[rows];
+  const unsigned char* weights[columns];
+  Floats parts[rows][columns][chains];
+#pragma unroll
+  for (int column = 0; column < columns; ++column) weights[column] = w[column];
+#pragma unroll
+  for (int row = 0; row < rows; ++row) {
+    tokens[row] = a[row] + k / elements_per_step;
+#pragma unroll
+    for (int column = 0; column < columns; ++column)
+#pragma unroll
+      for (int chain = 0; chain < chains; ++chain) parts[row][column][chain] = 0.f;
+  }
+  const int64 end = spans * span_bytes;
+#pragma unroll 1
+  for (int64 at = 0, token = 0; at < end; at += bytes, token += vectors * width) {
+    Numbers numbers[columns][vectors];
+#pragma unroll
+    for (int column = 0; column < columns; ++column) {
+#pragma unroll
+      for (int line = 0; line < bytes; line += 64) prefetch(weights[column] + at + ahead + line);
+      decode(weights[column] + at, numbers[column]);
+    }
+#pragma unroll
+    for (int row = 0; row < rows; ++row)
+#pragma unroll
+      for (int i = 0; i < vectors; ++i) {
+        const Numbers elements = load<Numbers>(tokens[row] + token + i * width);
+#pragma unroll
+        for (int column = 0; column < columns; ++column) {
+          Floats& part = parts[row][column][i % chains];
+          part = multiply_add(part, elements, numbers[column][i]);
+        }
+      }
+  }
+#pragma unroll
+  for (int row = 0; row < rows; ++row)
+#pragma unroll
+    for (int column = 0; column < columns; ++column) {
+      sums[row][column] = parts[row][column][0];
+#pragma unroll
+      for (int chain = 1; chain < chains; ++chain) sums[row][column] += parts[row][column][chain];
+    }
+}
+
+// The scales (or zeros) of a row's groups as floats, so many at a time.
+struct Grid {
+  static constexpr int most = 64;
+  float values[most];
+
+  void load_from(const unsigned char* row, int64 group) {
+    const int count = grid_columns - group < most ? int(grid_columns - group) : most;
+    row += group * size_of(problem::scale_type);
+#pragma unroll 1
+    for (int i = 0; i < count; i += width) store(values + i, grid_values(row + i * size_of(problem::scale_type), count - i));
+  }
+
+  // Each lane's, for the span that begins in this group.
+  Floats at(int group) const {
+    const float* from = values + group;
+    if constexpr (spans_have_a_group) return *from;
+    else return in_lanes(load<Several<float, span_groups>>(from), std::make_integer_sequence<int, width>{});
+  }
+
+ private:
+  template <int... lane> static Floats in_lanes(Several<float, span_groups> some, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(some, some, (lane * span_groups / width)...);
+  }
+};
+
+// What sums are to be multiplied with at last.
+template <class W> float unit_of(const W& weights) {
+  if constexpr (quantised) return weights.global_scale() * number_unit;
+  else return 1.f;
+}
+
+// Lanes of sums[row][column]: row a[row] of A times the row w[column] of weights, over this part of K.
+template <int rows, int columns, class Column>
+void dot(const Packed* const* a, const Column (&w)[columns], KRange part, Floats (&sums)[rows][columns]) {
+  const unsigned char* weights[columns];
+  Grid scales[columns], zeros[columns];
   const auto for_sums = [](auto work) {
 #pragma unroll
     for (int row = 0; row < rows; ++row)
@@ -19,49 +145,57 @@ inline void dot(const Input* const* a, const DenseWeights& weights, const Input*
       for (int column = 0; column < columns; ++column) work(row, column);
   };
   for_sums([&](int row, int column) { sums[row][column] = 0.f; });
-  if constexpr (two_levels) for_sums([&](int row, int column) { totals[row][column] = 0.f; });
-  const auto add = [&](auto tokens_of, auto weights_of) {
-    Dwords loaded[columns];
 #pragma unroll
-    for (int column = 0; column < columns; ++column) loaded[column] = weights_of(column);
-#pragma unroll
-    for (int row = 0; row < rows; ++row) {
-      const Dwords tokens = tokens_of(row);
-#pragma unroll
-      for (int half = 0; half < chunk_vectors; ++half)
-#pragma unroll
-        for (int column = 0; column < columns; ++column)
-          sums[row][column] = multiply_add(sums[row][column], packed(tokens, half), packed(loaded[column], half));
-    }
+  for (int column = 0; column < columns; ++column) {
+    if constexpr (quantised) weights[column] = w[column].codes;
+    else weights[column] = reinterpret_cast<const unsigned char*>(w[column]);
+  }
+  // `spans` from element k on, of the grids' group or groups from `group` on.
+  const auto add = [&](int64 k, const unsigned char* const (&from)[columns], int64 spans, int group, int64 sum) {
+    Floats parts[rows][columns];
+    multiply_spans(a, k, from, spans, parts);
+    for_sums([&](int row, int column) {
+      Floats part = parts[row][column];
+      if constexpr (quantised && problem::has_zeros) part -= zeros[column].at(group) * load<Floats>(a[row] + packed_stride + sum * width);
+      if constexpr (quantised) sums[row][column] = scales[column].at(group) * part + sums[row][column];
+      else sums[row][column] += part;
+    });
   };
+  constexpr int64 block = one_group || !quantised ? problem::k : Grid::most * problem::group_columns;
+  const int64 whole = part.end / span * span;
 #pragma unroll 1
-  for (int64 k = part.begin; k < whole;) {
-    const int64 end = whole - k > summed ? k + summed : whole;
+  for (int64 begin = part.begin; begin < part.end; begin += block) {
+    if constexpr (quantised)
 #pragma unroll 1
-    for (; k < end; k += chunk) {
+      for (int column = 0; column < columns; ++column) {
+        scales[column].load_from(w[column].scales, begin / problem::group_columns);
+        if constexpr (problem::has_zeros) zeros[column].load_from(w[column].zeros, begin / problem::group_columns);
+      }
+    const auto group = [=](int64 k) { return one_group ? 0 : int((k - begin) / problem::group_columns); };
+    const int64 end = whole - begin < block ? whole : begin + block;
+#pragma unroll 1
+    for (int64 k = begin; k < end; k += summed) {
+      const unsigned char* from[columns];
 #pragma unroll
-      for (int column = 0; column < columns; ++column) weights.prefetch_ahead(w[column], k);
-      add([=](int row) { return DenseWeights::chunk(a[row], k); }, [=](int column) { return DenseWeights::chunk(w[column], k); });
+      for (int column = 0; column < columns; ++column) from[column] = weights[column] + k * span_bytes / span;
+      const int64 left = end - k;
+      const bool all = (whole_spans % summed == 0 && !split) || left >= summed;
+      add(k, from, (all ? summed : left) / span, group(k), k / summed);
     }
-    if constexpr (two_levels)
-      for_sums([&](int row, int column) {
-        totals[row][column] += sums[row][column];
-        sums[row][column] = 0.f;
-      });
-  }
-  // The last elements by way of memory, in loops: a copy for each vector is slow to compile.
-  if (problem::k % chunk != 0 && whole < part.end) {
-    const int left = int(part.end - whole);
-    Dwords tokens[rows], loaded[columns];
-#pragma unroll 1
-    for (int row = 0; row < rows; ++row) tokens[row] = DenseWeights::chunk(a[row], whole, left);
-#pragma unroll 1
-    for (int column = 0; column < columns; ++column) loaded[column] = DenseWeights::chunk(w[column], whole, left);
-    add([&](int row) { return tokens[row]; }, [&](int column) { return loaded[column]; });
-  }
-  if constexpr (two_levels) for_sums([&](int row, int column) { sums[row][column] += totals[row][column]; });
+    // Parts of K but the last one are whole spans.
+    constexpr int rest_bytes = int(problem::k % span) * span_bytes / span;
+    if constexpr (rest_bytes > 0)
+      if (end == whole && whole < part.end && part.end - begin <= block) {
+        unsigned char rest[columns][span_bytes] = {};
+        const unsigned char* from[columns];
 #pragma unroll
-  for (int row = 0; row < rows; ++row) result[row] = sums_of(sums[row]);
+        for (int column = 0; column < columns; ++column) {
+          __builtin_memcpy(rest[column], weights[column] + whole_spans * span_bytes / span, rest_bytes);
+          from[column] = rest[column];
+        }
+        add(whole_spans, from, 1, group(whole_spans), token_sums - 1);
+      }
+  }
 }
 
 }  // namespace moe_xe

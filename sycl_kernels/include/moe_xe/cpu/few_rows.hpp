@@ -1,40 +1,64 @@
 // Tiles of so few rows that packing the weights would cost more than it saves: weights are read in place, once.
 #pragma once
 #include <moe_xe/cpu/dot.hpp>
-#include <moe_xe/cpu/dot_codes.hpp>
 #include <moe_xe/cpu/epilogue.hpp>
 
 namespace moe_xe {
 
-// Up to config::unpacked_rows rows of A and where their results go. tokens: the rows for dot products over codes.
+// Up to config::unpacked_rows rows of A and where their results go. tokens: the rows in the order of cpu/decode.hpp.
 struct FewRows {
   const Input* a[config::unpacked_rows];
-  const Token* tokens[config::unpacked_rows];
+  const Packed* tokens[config::unpacked_rows];
   OutputRow d[config::unpacked_rows];
   int count;
   KRange part;
 };
 
-// [N, K] weights: dot products along K of `rows` rows with as many weights at a time as registers allow.
-template <int rows>
-void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
-  // One row is bound by memory: more columns, more streams. With more rows, or codes, the registers are the limit.
-  constexpr int weights = rows == 1 && !quantised ? width : width / 2, step = paired ? weights / 2 : weights;
+// A row's sums become results: gates with their up values in every second place, or `second` behind them.
+inline void finish_row(const Arguments& args, int expert, const OutputRow& row, const float* sums, int second, int64 column, int columns) {
+  constexpr bool alternate = problem::pairs == Pairs::interleaved;
 #pragma unroll 1
-  for (int done = 0; done < columns; done += step) {
-    const int count = columns - done < step ? columns - done : step;
-    Weights::Column at[weights];
+  for (int done = 0; done < columns; done += width) {
+    const float* from = sums + (alternate ? 2 * done : done);
+    Floats gate = load<Floats>(from), up = paired ? load<Floats>(from + (alternate ? width : second)) : gate;
+    if constexpr (alternate) unweave(gate, up, gate, up);
+    finish(args, expert, row, column + done, columns - done, gate, up);
+  }
+}
+
+// [N, K] weights: `rows` rows times so many rows of weights as lie side by side.
+template <int rows> void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
+  constexpr int at_once = 64, at_a_time = columns_for(rows), runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
+  const float unit = unit_of(w);
+#pragma unroll 1
+  for (int done = 0; done < columns; done += at_once) {
+    const int count = columns - done < at_once ? columns - done : at_once;
+    float results[rows][runs * each * at_once];
+#pragma unroll 1
+    for (int run = 0; run < runs; ++run)
+#pragma unroll 1
+      for (int begin = 0; begin < each * count; begin += width) {
+        Floats sums[rows][width] = {};
+#pragma unroll 1
+        for (int i = 0; i < width && begin + i < each * count; i += at_a_time) {
+          Weights::Column rows_of_w[at_a_time];
 #pragma unroll
-    for (int i = 0; i < weights; ++i) at[i] = w.column(column + done + (i % step < count ? i % step : count - 1), i < step ? 0 : 1);
-    Floats result[rows];
-    if constexpr (quantised) dot<rows, weights>(few.tokens + first, w, at, result);
-    else dot<rows, weights>(few.a + first, w, at, few.part, result);
+          for (int next = 0; next < at_a_time; ++next) {
+            const int index = begin + i + next < each * count ? begin + i + next : each * count - 1;
+            rows_of_w[next] = w.column(column + done + index / each, each == 2 ? index % 2 : run);
+          }
+          Floats lanes[rows][at_a_time];
+          dot(few.tokens + first, rows_of_w, few.part, lanes);
 #pragma unroll
-    for (int i = 0; i < rows; ++i) {
-      float values[2 * width] = {};   // gates in the low lanes, up values behind them
-      if constexpr (paired) store(values, result[i]);
-      finish(args, expert, few.d[first + i], column + done, count, result[i], load<Floats>(values + step));
-    }
+          for (int row = 0; row < rows; ++row)
+#pragma unroll
+            for (int next = 0; next < at_a_time; ++next) sums[row][i + next] = lanes[row][next];
+        }
+#pragma unroll
+        for (int row = 0; row < rows; ++row) store(results[row] + run * at_once + begin, sums_of(sums[row]) * unit);
+      }
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) finish_row(args, expert, few.d[first + row], results[row], at_once, column + done, count);
   }
 }
 
@@ -124,18 +148,11 @@ struct StreamedSums {
 
 inline void run_streamed(const Arguments& args, int expert, const FewRows& few, const Weights& w, int64 column, int columns) {
   StreamedSums streamed;
-  constexpr int second = woven ? width : int(round_up(config::tile_width / 2, width));   // from a gate's sum to its up value's
+  constexpr int second = int(round_up(config::tile_width / 2, width));   // from a gate's sum to its up value's
   streamed.add(few, w, w.column(column, 0), 0, woven ? 2 * columns : columns);
   if constexpr (paired && !woven) streamed.add(few, w, w.column(column, 1), second, columns);
 #pragma unroll 1
-  for (int row = 0; row < few.count; ++row)
-#pragma unroll 1
-    for (int done = 0; done < columns; done += width) {
-      const float* from = streamed.totals(row) + (woven ? 2 * done : done);
-      Floats gate = load<Floats>(from), up = paired ? load<Floats>(from + second) : gate;
-      if constexpr (woven) unweave(gate, up, gate, up);
-      finish(args, expert, few.d[row], column + done, columns - done, gate, up);
-    }
+  for (int row = 0; row < few.count; ++row) finish_row(args, expert, few.d[row], streamed.totals(row), second, column, columns);
 }
 
 }  // namespace moe_xe

@@ -4,19 +4,23 @@
 #pragma once
 #include <moe_xe/cpu/few_rows.hpp>
 #include <moe_xe/cpu/team.hpp>
+#include <moe_xe/cpu/tile_pack.hpp>
 
 namespace moe_xe {
 
 constexpr int tallest = config::heights[0];
-constexpr int64 k_block = config::k_block < padded_k ? config::k_block : padded_k;
 constexpr int64 k_blocks = (problem::k + k_block - 1) / k_block;
 constexpr int sums_stride = int(round_up(config::tile_width, config::micro_columns));
 static_assert(k_block % chunk == 0 && config::micro_columns % width == 0);
 
 // A work-group's scratch, in dwords.
-constexpr int64 packed_a_dwords = round_up(tallest * packed_stride, 16);
-constexpr int64 panel_dwords = round_up(k_block / elements_per_step * config::micro_columns, 16);
-constexpr int64 sums_dwords = k_blocks > 1 ? round_up(tallest * sums_stride, 16) : 0;
+constexpr int rows_at_once = tiled ? tile_side : 1;
+constexpr int few_rows = tallest < config::unpacked_rows ? tallest : config::unpacked_rows;
+constexpr int64 most_rows = round_up(tallest, rows_at_once);
+constexpr int64 rows_dwords = most_rows * packed_stride, tokens_dwords = few_rows * token_stride;
+constexpr int64 packed_a_dwords = round_up(rows_dwords > tokens_dwords ? rows_dwords : tokens_dwords, 16);
+constexpr int64 panel_dwords = round_up((k_block / elements_per_step + (tiled ? 16 : 0)) * config::micro_columns, 16);
+constexpr int64 sums_dwords = k_blocks > 1 ? round_up(most_rows * sums_stride, 16) : 0;
 static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
 
 constexpr bool can_read_in_place = !quantised || !rows_are_n || lanes_have_a_group;
@@ -69,17 +73,52 @@ class Mainloop {
   }
 
   // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
-  template <class Pack> void pack_rows(const Tile& tile, Pack pack) {
+  template <class Pack> void pack_rows(const Tile& tile, int64 stride, Pack pack) {
     if (packed_row == tile.row) return;
-    for (int row = 0; row < tile.rows; ++row) pack(row_of_a(tile.row + row), packed_a + row * packed_stride);
+    for (int row = 0; row < tile.rows; ++row) pack(row_of_a(tile.row + row), packed_a + row * stride);
     packed_row = tile.row;
   }
 
+  // So many at a time, as columns; rows past the last one repeat it.
+  template <int side> void pack_rows_as_columns(const Tile& tile) {
+    if (packed_row == tile.row) return;
+#pragma unroll 1
+    for (int row = 0; row < tile.rows; row += side) {
+      const Input* from[side];
+      for (int i = 0; i < side; ++i) from[i] = row_of_a(tile.row + (row + i < tile.rows ? row + i : tile.rows - 1));
+      pack_columns(from, packed_a + row * packed_stride);
+    }
+    packed_row = tile.row;
+  }
+
+  // A panel of weights: packed, or where it lies.
+  auto panel_of(const Weights& w, int64 output, int columns, int64 first, int depth) const {
+    if constexpr (tiled) return panel_tiles(w, output, columns, first, depth, panel);
+    else {
+      if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, output, columns, first, depth, panel);
+      else pack_panel_ekn(w, output, columns, first, depth, panel);
+      return panel;
+    }
+  }
+
+  // `rows` packed rows from `row` on times a panel, over `depth` elements of K from k on.
+  template <class Panel>
+  void multiply_block(int row, int rows, const Panel& weights, int64 k, int depth, SumsInMemory from, SumsInMemory to) {
+    const Packed* a = packed_a + row * packed_stride;
+    if constexpr (tiled)
+      multiply<!tokens_are_columns>(registers, rows, packed_rows(a, k), weights.tiles, (depth + tile_k - 1) / tile_k,
+                                    row == 0 ? weights.ahead : 0, from, to);
+    else
+      multiply<config::micro_rows, packed_stride, 1>(rows, a + k / elements_per_step, weights,
+                                                     (depth + elements_per_step - 1) / elements_per_step, from, to);
+  }
+
   void run_packed(const Tile& tile, int64 first_column, int columns) {
-    pack_rows(tile, [](const Input* from, Packed* to) { pack_row(from, to); });
+    if constexpr (tokens_are_columns) pack_rows_as_columns<tile_side>(tile);
+    else pack_rows(tile, packed_stride, [](const Input* from, Packed* to) { pack_row(from, to); });
     // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
     const int blocks = (tile.rows + config::micro_rows - 1) / config::micro_rows;
-    const int height = (tile.rows + blocks - 1) / blocks;
+    const int height = int(round_up((tile.rows + blocks - 1) / blocks, rows_at_once));
     constexpr int panel_columns = paired ? config::micro_columns / 2 : config::micro_columns;
     float finished[config::micro_rows * config::micro_columns], scales[config::micro_columns];
     const Weights w(args, tile.expert);
@@ -90,8 +129,7 @@ class Mainloop {
       const int depth = int(left < k_block ? left : k_block);
 #pragma unroll 1
       for (int column = 0; column < columns; column += panel_columns) {
-        if constexpr (problem::weights == WeightLayout::enk) pack_panel_enk(w, first_column + column, columns - column, k, depth, panel);
-        else pack_panel_ekn(w, first_column + column, columns - column, k, depth, panel);
+        const auto weights = panel_of(w, first_column + column, columns - column, k, depth);
         if constexpr (int8_steps) load_scales(w, first_column + column, columns - column, scales);
         const int first_sum = column / panel_columns * config::micro_columns;
 #pragma unroll 1
@@ -100,9 +138,7 @@ class Mainloop {
           const SumsInMemory partial{sums + row * sums_stride + first_sum, sums_stride};
           const SumsInMemory done{finished, config::micro_columns};
           const bool last = depth == left;
-          multiply<config::micro_rows, packed_stride, 1>(rows, packed_a + row * packed_stride + k / elements_per_step, panel,
-                                                         (depth + elements_per_step - 1) / elements_per_step,
-                                                         k > part.begin ? partial : SumsInMemory{}, last ? done : partial);
+          multiply_block(row, rows, weights, k, depth, k > part.begin ? partial : SumsInMemory{}, last ? done : partial);
           if (last)
             for (int i = 0; i < rows; ++i)
               finish_panel(tile.expert, output(tile, row + i, first_column), first_column + column, columns - column,
@@ -145,15 +181,13 @@ class Mainloop {
   void run_few(const Tile& tile, int64 column, int columns) {
     FewRows few;
     few.count = tile.rows;
-    few.part = part_of(tile, chunk);
+    few.part = part_of(tile, rows_are_n ? span : chunk);
     for (int row = 0; row < tile.rows; ++row) {
       few.a[row] = row_of_a(tile.row + row);
-      const void* tokens = few.a[row];
-      if constexpr (spread_tokens) tokens = packed_a + row * packed_stride;
-      few.tokens[row] = static_cast<const Token*>(tokens);
+      few.tokens[row] = packed_a + row * token_stride;
       few.d[row] = output(tile, row, column);
     }
-    if constexpr (spread_tokens && rows_are_n) pack_rows(tile, [](const Input* from, Packed* to) { spread_row(from, to); });
+    if constexpr (rows_are_n) pack_rows(tile, token_stride, [](const Input* from, Packed* to) { spread_tokens(from, to); });
     const Weights w(args, tile.expert);
     if constexpr (problem::weights == WeightLayout::ekn) run_streamed(args, tile.expert, few, w, column, columns);
     else
@@ -164,6 +198,7 @@ class Mainloop {
 
   const Arguments& args;
   const Team& team;
+  [[no_unique_address]] Registers registers;
   Packed* packed_a;
   PackedVector* panel;
   float* sums;

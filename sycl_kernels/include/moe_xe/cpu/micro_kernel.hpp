@@ -5,9 +5,11 @@
 
 namespace moe_xe {
 
+constexpr bool tiled = config::isa == Isa::amx;   // for bf16 alone: cpu/tile_kernel.hpp has the loop then
+
 // A step of the micro-kernel along K: one fp32 element, or a dword of two bf16, or, of int8 codes, of two 16-bit integers or four bytes,
 // whose sums are int32.
-constexpr bool bf16_pairs = config::isa == Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr bool bf16_pairs = config::isa >= Isa::avx512_bf16 && problem::input == Dtype::bf16;
 constexpr bool int8_steps = problem::input == Dtype::i8 && config::isa != Isa::baseline;
 constexpr bool int8_quads = int8_steps && config::isa == Isa::avx512_bf16;
 constexpr int elements_per_step = int8_quads ? 4 : bf16_pairs || int8_steps ? 2 : 1;
@@ -19,6 +21,8 @@ using Sums = Vector<std::conditional_t<int8_steps, int, float>>;
 
 constexpr int panel_vectors = config::micro_columns / width;
 constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
+
+inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }
 
 template <class Sum> Sum multiply_add(Sum sum, PackedVector a, PackedVector b) {
   if constexpr (int8_quads) {

@@ -6,7 +6,7 @@
 
 namespace moe_xe {
 
-constexpr bool wide = config::isa == Isa::avx512 || config::isa == Isa::avx512_bf16;
+constexpr bool wide = config::isa >= Isa::avx512;
 constexpr int width = wide ? 16 : config::isa == Isa::avx2 ? 8 : 4;   // dwords of a vector register
 
 template <class T> using Vector = T __attribute__((ext_vector_type(width)));

@@ -32,7 +32,7 @@ inline ExpertCodes codes_of(const Arguments& args, int expert) {
 }
 
 // The number that a code stands for. No number on the way is a denormal, which a device may take for zero.
-template <Codes codes> float number_of(unsigned code) {
+template <Codes codes> constexpr float number_of(unsigned code) {
   if constexpr (codes == Codes::int4) return float(int(code << 28) >> 28);
   else if constexpr (codes == Codes::uint4) return float(code);
   else if constexpr (codes == Codes::int8) return float(static_cast<signed char>(code));

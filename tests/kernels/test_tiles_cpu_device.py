@@ -1,0 +1,107 @@
+"""AMX's tiles on the CPU device: on a CPU that has them; on one with AVX-512 alone, everything around their instructions."""
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_xe import runtime
+from moe_xe.isa import spirv
+from moe_xe.jit import sources_dir
+from moe_xe.jit.source import generate
+from moe_xe.ops import launch
+from moe_xe.ops.calls import known_calls
+from moe_xe.ops.gemm import grouped_outer
+from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale
+
+from . import test_fused_epilogues_cpu_device as fused
+from . import test_mainloops_cpu_device as mainloops
+from . import test_outer_cpu_device as outer
+from . import test_quantised_cpu_device as quantised
+
+STAND_IN = Path(__file__).parent / "software_tiles"
+HEADER = STAND_IN / "moe_xe" / "cpu" / "tile_registers.hpp"
+COUNTS = [5, 0, 1, 47, 2, 16, 33]      # read in place, one tile of rows, two, a rest
+
+
+def use_stand_in(monkeypatch):
+    options = f"-I{STAND_IN}", f"-DMOE_XE_STAND_IN=0x{hashlib.sha256(HEADER.read_bytes()).hexdigest()[:16]}"
+    for module, name in ((launch, "grouped_gemm_source"), (grouped_outer, "grouped_outer_source")):
+        source = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, source=source: replace(source(*args), options=options))
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    if runtime.cpu_isa() == "avx512_bf16":
+        use_stand_in(monkeypatch)
+    elif runtime.cpu_isa() != "amx":
+        pytest.skip("this CPU has no AMX, and not what is around it either: avx512_bf16")
+
+
+def config(**changes):
+    """Several tiles of rows and blocks of K; one row is read in place."""
+    return mainloops.cpu("amx", **{"heights": (40,), "unpacked_rows": 1, **changes})
+
+
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_stand_in_is_as_the_registers(layout, monkeypatch):
+    """But for the order in which two products are added."""
+    if runtime.cpu_isa() != "amx":
+        pytest.skip("this CPU has no AMX")
+    case = mainloops.make(COUNTS, 96, 160, layout=layout, out_dtype=torch.float32)
+    found = case.run(config())
+    known_calls().clear()
+    use_stand_in(monkeypatch)
+    torch.testing.assert_close(found, case.run(config()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("n, k", [(101, 149), (96, 160)], ids=["packed", "as they lie"])
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_everything_at_once(layout, n, k, tiles):
+    mainloops.make(COUNTS, n, k, layout=layout, gathered=True, bias=torch.float32, gap=3).check(config())
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", fused.FIRST)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_first_gemm(layout, name, tiles):
+    fused.make(layout, torch.bfloat16, counts=COUNTS, k=160, **fused.FIRST[name]).check(config())
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_second_gemm_with_k_in_parts(layout, tiles):
+    fused.make(layout, torch.bfloat16, counts=[3, 0, 1, 9, 0], k=1120, scattered=True, out_dtype=torch.float32,
+               row_scale=RowScale.outputs).check(config(tile_width=64, splits=4))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", quantised.MAIN_KINDS, ids=str)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_codes(layout, kind, tiles):
+    quantised.make(kind, COUNTS, layout=layout).check(config())
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_long_sums(layout, tiles):
+    """More elements of K than a register sums."""
+    mainloops.make([20], n=64, k=4129, layout=layout).check(config(k_block=4160))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("gathered", ["none", "left", "right"])
+def test_gradient_of_weights(gathered, tiles):
+    outer.make(counts=[5, 0, 1, 47, 2, 33, 70], gathered=gathered, accumulate=gathered == "left", gap=3).check(
+        outer.cpu("amx", tile_rows=40, row_block=32))
+
+
+def test_kernels_compile():
+    """Also where no CPU could run them."""
+    problem = GroupedGemmProblem(100, 160, Dtype.bf16, Dtype.bf16)
+    image = spirv.compile_to_spirv(generate(problem, cpu_config(problem, "amx")), [f"-I{sources_dir()}/include", f"-I{sources_dir()}"])
+    assert all(instruction in image for instruction in (b"ldtilecfg", b"tileloadd", b"tdpbf16ps", b"tilestored", b"tilerelease"))
