@@ -38,6 +38,8 @@ constexpr unsigned kOsXsave = 1u << 27, kFma = 1u << 12, kF16c = 1u << 29;
 constexpr unsigned kAvx2 = 1u << 5;
 constexpr unsigned kAvx512F = 1u << 16, kAvx512Dq = 1u << 17, kAvx512Bw = 1u << 30,
                    kAvx512Vl = 1u << 31;
+// Leaf 7, ECX: of bytes, which kernels for bf16 use beside it
+constexpr unsigned kAvx512Vbmi = 1u << 1, kAvx512Vnni = 1u << 11;
 // Leaf 7, EDX
 constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
 // Leaf 7.1, EAX
@@ -58,7 +60,7 @@ const char* detect() {
     if (!has_all(saved, kSavesZmm) ||
         !has_all(extended.ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl))
         return "avx2";
-    if (!has_all(cpuid(7, 1).eax, kAvx512Bf16)) return "avx512";
+    if (!has_all(cpuid(7, 1).eax, kAvx512Bf16) || !has_all(extended.ecx, kAvx512Vbmi | kAvx512Vnni)) return "avx512";
     const bool has_tiles = has_all(saved, kSavesTiles) && has_all(extended.edx, kAmxBf16 | kAmxTile);
     return has_tiles && may_use_tiles() ? "amx" : "avx512_bf16";
 }

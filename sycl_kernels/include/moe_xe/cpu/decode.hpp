@@ -94,7 +94,7 @@ constexpr ByteTables byte_tables_of() {
 }
 inline constexpr ByteTables fp8_bytes = byte_tables_of();
 
-// Looks at seven bits of each byte. VBMI: all CPUs with AVX512-BF16 have it, but for Cooper Lake.
+// Looks at seven bits of each byte. An instruction of VBMI, which all CPUs with AVX512-BF16 have but Cooper Lake.
 inline Dwords look_up_128(const unsigned char* table, Dwords codes) {
   Dwords bytes;
   asm("vpermi2b %3,%2,%0" : "=v"(bytes) : "0"(codes), "v"(load<Dwords>(table)), "v"(load<Dwords>(table + 64)));

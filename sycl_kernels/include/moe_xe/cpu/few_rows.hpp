@@ -27,8 +27,10 @@ inline void finish_row(const Arguments& args, int expert, const OutputRow& row, 
 }
 
 // [N, K] weights: `rows` rows times so many rows of weights as lie side by side.
-template <int rows> void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
-  constexpr int at_once = 64, at_a_time = columns_for(rows), runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
+template <int rows>
+void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
+  constexpr int at_once = 64, at_a_time = columns_for(rows);
+  constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
   const float unit = unit_of(w);
 #pragma unroll 1
   for (int done = 0; done < columns; done += at_once) {
