@@ -21,7 +21,8 @@ OTHER = {"n": 97, "k": 65, "input": Dtype.f16, "output": Dtype.bf16, "weights": 
 OTHER_OUTER = {"p": 97, "q": 65, "input": Dtype.f16, "output": Dtype.bf16, "rows_format": RowsFormat.ends, "rows_bits": 64,
                "gathered": Gathered.left, "slots": 2, "accumulate": True, "ranks": 2}
 CODES = Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32)
-OTHER_CODES = {"codes": Codes.int4, "scales": ScaleType.f16, "rows": 2, "columns": 16, "zero": 8.0, "zeros": True, "global_scales": True}
+OTHER_CODES = {"codes": Codes.int4, "scales": ScaleType.f16, "rows": 2, "columns": 16, "zero": 8.0, "zeros": True, "global_scales": True,
+               "finite": False}
 OTHER_ACTIVATION = {"kind": ActivationKind.gelu, "gated": False, "interleaved": True, "alpha": 1.5, "limit": None}
 
 
