@@ -45,10 +45,11 @@ def test_what_is_trained(trained):
     grad = torch.randn(sum(TOKENS), arguments["hidden_states"].shape[1])
     want = expected(arguments, grad)
     for rank, gradients in enumerate(ranks(4).run(on_rank, arguments, grad, trained)):
-        check_gradients(rank, gradients, want, trained[rank] if EXPERTS[rank] else trained[rank] - {"w13", "w2"})
+        check_gradients(rank, gradients, want, trained[rank])
 
 
 def check_gradients(rank, gradients, want, names):
+    """Of a rank without experts those of weights are there, too, and empty: DTensors' collectives wait for them."""
     assert {name for name, gradient in gradients.items() if gradient is not None} == names
     for name in names:
         spread = EXPERTS if name in ("w13", "w2") or name.startswith("lora") else TOKENS
@@ -61,7 +62,7 @@ def test_adapters_alone():
     grad, names = torch.randn(sum(TOKENS), 50), {"lora13.a", "lora13.b", "lora2.a", "lora2.b"}
     want = expected(arguments, grad)
     for rank, gradients in enumerate(ranks(4).run(on_rank, arguments, grad, [names] * 4)):
-        check_gradients(rank, gradients, want, names if EXPERTS[rank] else set())
+        check_gradients(rank, gradients, want, names)
 
 
 def test_checkpointed():
@@ -69,7 +70,7 @@ def test_checkpointed():
     grad = torch.randn(sum(TOKENS), 50)
     want = expected(arguments, grad)
     for rank, gradients in enumerate(ranks(4).run(on_rank, arguments, grad, [EVERYTHING] * 4, True)):
-        check_gradients(rank, gradients, want, EVERYTHING if EXPERTS[rank] else EVERYTHING - {"w13", "w2"})
+        check_gradients(rank, gradients, want, EVERYTHING)
 
 
 def backward_twice(rank, arguments):

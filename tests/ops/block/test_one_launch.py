@@ -104,7 +104,7 @@ def test_experts_of_other_ranks(top_k, device, launches):
     ids=["plain", "interleaved"])
 def test_k_in_parts(options, launches, launched, monkeypatch):
     """On so many cores that both GEMMs' K is shared out; again and again, since who comes last differs."""
-    target = replace(launch.target_of(facts_of(queue_for(torch.device("cpu")))), cores=160)
+    target = replace(launch.target_of(facts_of(queue_for(torch.device("cpu")))), cores=600)
     for module in (launch, stages):
         monkeypatch.setattr(module, "target_of", lambda facts: target)
     block = make(2, hidden=525, intermediate=1030, **options)
