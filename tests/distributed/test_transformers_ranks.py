@@ -105,6 +105,7 @@ FULL = pytest.mark.full
     pytest.param("GptOss", "auto", dict(fsdp_size=2, tp_size=2, ep_size=2), marks=FULL),
     pytest.param("Qwen3Moe", "auto", dict(tp_size=2, ep_size=2), marks=FULL),
 ])
+@pytest.mark.few(3)
 def test_model_equals_one_process(name, implementation, sizes, prompts):
     """With moe_xe's own exchange, and with its experts under Transformers' ones."""
     check(name, random_state(name), prompts, implementation, **sizes)

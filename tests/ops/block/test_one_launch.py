@@ -61,6 +61,7 @@ def test_equals_four_launches(name, tokens, experts, device, launches):
     assert_right(compare(block, device, launches), reference(**block))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size", [pytest.param(INTERMEDIATE, marks=pytest.mark.full), 2 * INTERMEDIATE])
 def test_shared_experts(size, device, launches):
     for tokens in (1, 31):

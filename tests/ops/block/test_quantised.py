@@ -110,6 +110,7 @@ def test_gradients_of_what_is_not_quantised(formats, recompute, device):
         assert (got - want).norm() <= 1e-5 * want.norm(), name
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("format", ["mxfp4", pytest.param("int8", marks=pytest.mark.full)])
 def test_adapters_on_quantised_weights(format, device):
     """lora_moe: the result, and the gradients of adapters and input."""

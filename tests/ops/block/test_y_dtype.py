@@ -28,6 +28,7 @@ def rows_summed(block: dict, device, y_dtype: torch.dtype) -> torch.Tensor:
     return combine(y, ids, w13.shape[0], out_dtype=x.dtype)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("y_dtype", [None, BF16, F32])
 def test_rows_have_the_type_that_is_asked_for(y_dtype, device):
     """An activation may be rounded otherwise by torch: a few elements differ. With the other type two of three would."""

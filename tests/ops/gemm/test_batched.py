@@ -88,6 +88,7 @@ def test_outer(device):
     assert torch.equal(moe_xe.grouped_outer(left, right, counts), expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients(scaled, device):
     n, k, places = 11, 13, PLACES.to(device)

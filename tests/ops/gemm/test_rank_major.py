@@ -114,6 +114,7 @@ def test_quantised_weights(device):
     assert_right(out, a, q.dequantize(torch.bfloat16))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients(scaled, device):
     n, k, order = 11, 13, ORDER.to(device)
