@@ -1,11 +1,13 @@
 """Counts the K loops of sub-group shapes from Intel's offline compiler: the table behind plan/model/cost.py.
 
-    python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
+    python -m moe_xe.isa.counts moe_xe/plan/model/data/instructions
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from ..jit.shipped_sources import sources_dir
 from ..jit.source import KERNEL_NAME, generate
@@ -34,10 +36,9 @@ QUANTIZATIONS = {Codes.int4: Quantization(Codes.int4, ScaleType.f16, 1, 128), Co
                  Codes.int8: Quantization(Codes.int8, ScaleType.f16, 1, 128), Codes.e4m3: Quantization(Codes.e4m3, ScaleType.f32, 128, 128)}
 
 HEADER = """\
-# Instructions of one sub-group, bf16, or i8: int8 rows and weights, counted in machine code:
-# target -> layout + fusions -> rows x columns -> counts.
+# Instructions of one sub-group, bf16, or i8: int8 rows and weights, counted in machine code: layout + fusions -> rows x columns -> counts.
 # step: dpas, messages and other instructions for each 64 bytes along K; tile: instructions of the loop over tiles outside that over K.
-# Written by: python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml
+# Written by: python -m moe_xe.isa.counts moe_xe/plan/model/data/instructions
 """
 
 # What is counted for both layouts: plain and gathered rows, and the two GEMMs of a block.
@@ -81,21 +82,21 @@ def count(problem: GroupedGemmProblem, shape: tuple[int, int], targets: tuple[st
                "tile": round(loop.around - loop.instructions * (K * 2 // STEP_BYTES % steps if _converts(problem) else OTHER_STEPS) / steps)}
 
 
-def main() -> None:
+def main(folder: Path) -> None:
+    """Writes a file for each target."""
     table: dict[str, dict[str, dict[str, dict]]] = {target: {} for target in TARGETS}
     for problem in problems():
         for shape in shapes(problem):
             if sub_group_reason(problem, *shape) is None:
                 for target, entry in zip(TARGETS, count(problem, shape)):
                     table[target].setdefault(variant_of(problem), {})["{}x{}".format(*shape)] = entry
-    print(HEADER, end="")
     for target, variants in table.items():
-        print(f"{target}:")
+        lines = []
         for variant, shapes in variants.items():
-            print(f"  {variant}:")
-            for shape, entry in shapes.items():
-                print(f"    {shape}: {{{', '.join(f'{name}: {value:g}' for name, value in entry.items())}}}")
+            lines += [f"{variant}:", *(f"  {shape}: {{{', '.join(f'{name}: {value:g}' for name, value in entry.items())}}}"
+                                       for shape, entry in shapes.items())]
+        (folder / f"{target}.yaml").write_text(HEADER + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -85,12 +85,13 @@ def overlapped(*parts: float) -> float:
 
 @functools.cache
 def counted_instructions() -> dict:
-    """plan/model/data/instructions.yaml: target -> variant -> shape -> counts."""
-    return yaml.safe_load(files(__package__).joinpath("data/instructions.yaml").read_text())
+    """plan/model/data/instructions: target -> variant -> shape -> counts."""
+    tables = files(__package__).joinpath("data/instructions").iterdir()
+    return {table.name.removesuffix(".yaml"): yaml.safe_load(table.read_text()) for table in tables if table.name.endswith(".yaml")}
 
 
 def variant_of(problem: GroupedGemmProblem) -> str:
-    """The kernel that instructions were counted for, in plan/model/data/instructions.yaml."""
+    """The kernel that instructions were counted for, in plan/model/data/instructions."""
     fused = " gathered" * problem.gathered + " pairs" * (problem.gathered and problem.pairs) + " scattered" * problem.scattered
     codes = " i8" if problem.input is Dtype.i8 else f" {COUNTED_CODES[problem.quantization.codes].value}" if problem.quantization else ""
     return problem.weights.value + fused + codes

@@ -214,7 +214,7 @@ def test_a_device_with_a_record_and_stand_ins():
     ("enk gathered pairs e2m1", (64, 32)), pytest.param("ekn gathered", (8, 16), marks=pytest.mark.full),
     pytest.param("ekn int8", (32, 64), marks=pytest.mark.full)])
 def test_the_counted_instructions_are_those_of_the_listing(variant, shape):
-    """To a tenth: if this fails, the kernels have changed. python -m moe_xe.isa.counts > moe_xe/plan/model/data/instructions.yaml."""
+    """To a tenth: if this fails, the kernels have changed. python -m moe_xe.isa.counts moe_xe/plan/model/data/instructions."""
     table = cost_model.counted_instructions()
     problem, = (problem for problem in counts.problems() if cost_model.variant_of(problem) == variant)
     for target, entry in zip(counts.TARGETS, counts.count(problem, shape)):
