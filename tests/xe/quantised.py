@@ -4,7 +4,17 @@ from __future__ import annotations
 import numpy as np
 
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
+from moe_xe.plan.problem import Activation, ActivationKind, Dtype, RowScale
 
+COUNTS = [70, 0, 1, 15]      # rows: of the first height whole and in part, and of the second
+OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=0.7)
+KINDS = {
+    "rows, bias": dict(bias=Dtype.bf16),
+    "gathered": dict(gathered=True, slots=3),
+    "gathered, halves": dict(gathered=True, activation=Activation(), slots=2),
+    "gathered, interleaved, bias": dict(gathered=True, activation=OAI, slots=4, bias=Dtype.f32),
+    "scattered": dict(scattered=True, row_scale=RowScale.outputs),
+}
 PITCH, ROWS = 16, 4        # a row's bytes and an expert's rows are multiples, as block messages ask
 
 

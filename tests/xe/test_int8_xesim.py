@@ -9,23 +9,15 @@ from moe_xe.isa import kernels
 from moe_xe.isa.listing import summarize
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm.config import GenericConfig, Schedule, XeConfig
-from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
 from .case import Case, config_of, missing, run
+from .quantised import COUNTS, KINDS
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
-BF16, F32 = Dtype.bf16, Dtype.f32
-COUNTS = [70, 0, 1, 15]
+F32 = Dtype.f32
 N, K = 204, 336              # tails of tiles and of a step of 64
-OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=0.7)
-KINDS = {
-    "rows, bias": dict(bias=BF16),
-    "gathered": dict(gathered=True, slots=3),
-    "gathered, halves": dict(gathered=True, activation=Activation(), slots=2),
-    "gathered, interleaved, bias": dict(gathered=True, activation=OAI, slots=4, bias=F32),
-    "scattered": dict(scattered=True, row_scale=RowScale.outputs),
-}
 
 
 def problem_of(kind: str, n: int = N, k: int = K, scales=ScaleType.f32, rows: int = 1, **more) -> GroupedGemmProblem:

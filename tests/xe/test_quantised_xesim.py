@@ -10,25 +10,17 @@ from moe_xe.isa import kernels
 from moe_xe.isa.listing import summarize
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm.config import Schedule, XeConfig
-from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
+from moe_xe.plan.problem import Activation, Dtype, GroupedGemmProblem
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.xe.candidates import choose_xe_config
 
 from .case import EKN, ENK, Case, decode, encode, missing, run
+from .quantised import COUNTS, KINDS, OAI
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
 BF16, F16, F32 = Dtype.bf16, Dtype.f16, Dtype.f32
-COUNTS = [70, 0, 1, 15]      # of the first height whole and in part, and of the second
 N, K = 204, 328              # tails of tiles, of rounds of 128 and of groups
-OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=0.7)
-KINDS = {
-    "rows, bias": dict(bias=BF16),
-    "gathered": dict(gathered=True, slots=3),
-    "gathered, halves": dict(gathered=True, activation=Activation(), slots=2),
-    "gathered, interleaved, bias": dict(gathered=True, activation=OAI, slots=4, bias=F32),
-    "scattered": dict(scattered=True, row_scale=RowScale.outputs),
-}
 SHAPES = {ENK: ((64, 16), (32, 64)), EKN: ((32, 8), (64, 64))}      # rows and columns of sub-groups
 
 

@@ -31,8 +31,8 @@ def lora_moe(hidden_states: torch.Tensor, w13: Weight, w2: Weight, topk_weights:
     lora13: a [E, r, H], b [E, 2I or I, r]. lora2: a [E, r, I], b [E, H, r]. b's rows are in the order of the weights' rows,
     interleaved ones too; weight_layout says nothing about adapters. Any rank, also two different ones; bfloat16, float16 or
     float32, cast to hidden_states' dtype.
-    All else as in `fused_moe`, whose result comes without adapters; activations must be None beside adapters; shared experts are torch's linear layers, and
-    weight_on_input multiplies a copy of hidden_states for each of a token's experts.
+    All else as in `fused_moe`, whose result comes without adapters; activations must be None beside adapters; shared experts are torch's
+    linear layers, and weight_on_input multiplies a copy of hidden_states for each of a token's experts.
 
     Differentiable in hidden_states, the adapters, topk_weights, the weights, biases and the shared expert; what does not
     require a gradient, such as a frozen base, costs none. recompute: backward computes the first GEMM and its adapter again

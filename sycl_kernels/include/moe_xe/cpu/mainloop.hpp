@@ -131,7 +131,8 @@ class Mainloop {
 #pragma unroll 1
       for (int column = 0; column < columns; column += panel_columns) {
         const auto weights = panel_of(w, first_column + column, columns - column, k, depth);
-        if constexpr (int8_steps) load_scales(w, first_column + column, columns - column, scales);
+        if constexpr (int8_steps)
+          if (depth == left) load_scales(w, first_column + column, columns - column, scales);
         const int first_sum = column / panel_columns * config::micro_columns;
 #pragma unroll 1
         for (int row = 0; row < tile.rows; row += height) {
