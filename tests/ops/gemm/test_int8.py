@@ -38,6 +38,23 @@ def test_any_shape(counts, n, k, group_rows, device):
     assert agrees(out.cpu(), expected(arguments, counts), k)
 
 
+def test_rows_by_rank_and_in_batches(device):
+    """Rows of two ranks, and of the batched layout, are the rows of plain counts in other places."""
+    arguments = make(device)
+    plain, table = grouped_gemm(**arguments), torch.tensor([[2, 0, 5, 0], [1, 0, 6, 1]], dtype=torch.int32)
+    experts = torch.arange(4).repeat(2).repeat_interleave(table.flatten().long())
+    order = experts.argsort(stable=True).to(device)     # the sorted rows' places among those by rank
+    places = order.argsort()
+    by_rank = {name: arguments[name][places] for name in ("a", "a_scales")}
+    assert torch.equal(grouped_gemm(**arguments | by_rank | dict(tokens_per_expert=table.to(device)))[order], plain)
+    batched = {name: arguments[name].new_zeros(4, 13, *arguments[name].shape[1:]) for name in ("a", "a_scales")}
+    for name, values in batched.items():
+        for part, rows in zip(values, arguments[name].split(COUNTS)):
+            part[:len(rows)] = rows
+    out = grouped_gemm(**arguments | batched)
+    assert torch.equal(torch.cat([part[:count] for part, count in zip(out, COUNTS)]), plain)
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("scale_dtype", [BF16, torch.float16, F32], ids=str)
 def test_fusions(scale_dtype, device):
