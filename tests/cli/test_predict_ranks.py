@@ -56,7 +56,8 @@ def test_chunks():
 
 def test_from_where_on_communication_hides(monkeypatch):
     monkeypatch.setattr(predictions.LayerPrediction, "hidden", property(lambda layer: 0.5 if layer.seconds > least else 0.4))
-    layers = predictions.Layers(workloads.MODELS["tiny"], record_named("b60"), Dtype.bf16, WeightLayout.enk, None, False, LINKS["pcie5x8"], NETWORKS["ib400"])
+    layers = predictions.Layers(workloads.MODELS["tiny"], record_named("b60"), Dtype.bf16, WeightLayout.enk, quantization=None, int8_rows=False,
+                                link=LINKS["pcie5x8"], network=NETWORKS["ib400"])
     least = layers.predict(4, 32, 1).seconds
     assert layers.hidden_from(4, 1) == 64
     least = layers.predict(4, 256, 1).seconds

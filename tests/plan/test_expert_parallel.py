@@ -103,7 +103,7 @@ def test_links():
 @pytest.mark.full
 @pytest.mark.parametrize("name, ranks", [("qwen3-30b-a3b", 8), ("mixtral-8x7b", 4), ("deepseek-v3", 2), ("deepseek-v3", 8)])
 def test_chunks_by_default_are_nearly_the_best(name, ranks):
-    layers = Layers(MODELS[name], B60, Dtype.bf16, WeightLayout.enk, None, PCIE, SHARED)
+    layers = Layers(MODELS[name], B60, Dtype.bf16, WeightLayout.enk, quantization=None, int8_rows=False, link=PCIE, network=SHARED)
     for tokens in (64, 1024, 4096, 16384):
         best = min(layers.predict(ranks, tokens, chunks).seconds for chunks in (1, 2, 4, 8))
         assert layers.predict(ranks, tokens).seconds <= 1.2 * best
