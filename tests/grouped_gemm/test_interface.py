@@ -35,7 +35,7 @@ def assert_close(actual, expected, dtype):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("topk", [1, 3])
+@pytest.mark.parametrize("topk", [3, 1])
 def test_permutations(dtype, topk):
     x, w, ids, weights, m_sizes, indices = make(37, topk, 6, N, K, dtype)
     expected = choices_product(x, w, ids)
@@ -51,11 +51,11 @@ def test_permutations(dtype, topk):
     assert_close(weighted, expected * weights.double().view(-1, 1), dtype)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(settings.get_profile("compiling"))
 @given(st.data())
 def test_any_shape(data):
-    topk, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 9))
-    tokens, n = data.draw(st.integers(0, 40)), data.draw(st.sampled_from([1, N]))      # a kernel is compiled for each n
+    topk, num_experts = data.draw(st.sampled_from([3, 1, 2])), data.draw(st.integers(4, 9))
+    tokens, n = data.draw(st.integers(0, 40)), data.draw(st.sampled_from([N, 1]))      # kernels are compiled for each n and topk
     x, w, ids, weights, m_sizes, indices = make(tokens, topk, num_experts, n, K)
     expected = torch.zeros(0, n, dtype=torch.float64) if tokens == 0 else choices_product(x, w, ids)
     y = grouped_gemm_forward(x[indices.long() // topk], w, m_sizes, topk, indices, permute_y=True,
@@ -242,20 +242,21 @@ def test_bad_input_of_dX(case):
 @pytest.mark.parametrize("outside", [-1, 5, 99, 2**32 + 1, -(2**32) + 1])
 def test_an_index_outside(outside):
     """With permute_y the product is not written, and what it was made of has no gradient; 64 bits are not cut to 32."""
-    x, w, weights = torch.randn(2, 8, requires_grad=True), torch.randn(1, 9, 8, requires_grad=True), torch.rand(2, requires_grad=True)
-    sizes, indices = torch.tensor([2]), torch.tensor([1, outside])
+    x, w, weights = torch.randn(2, K, requires_grad=True), torch.randn(1, N, K, requires_grad=True), torch.rand(2, requires_grad=True)
+    sizes, indices = torch.tensor([2], dtype=torch.int32), torch.tensor([1, outside])
     y = grouped_gemm(x, w, sizes, 1, indices, permute_y=True, topk_weights=weights, fuse_mul_post=True)
     torch.testing.assert_close(y[1], weights[1] * (w[0] @ x[0]))
-    dy = torch.stack([torch.full((9,), float("nan")), torch.randn(9)])      # row 0 was not written
+    dy = torch.stack([torch.full((N,), float("nan")), torch.randn(N)])      # row 0 was not written
     y.backward(dy)
-    torch.testing.assert_close(x.grad, torch.stack([weights[1] * dy[1] @ w[0], torch.zeros(8)]))
+    torch.testing.assert_close(x.grad, torch.stack([weights[1] * dy[1] @ w[0], torch.zeros(K)]))
     torch.testing.assert_close(w.grad[0], weights[1] * torch.outer(dy[1], x[0]))
     assert weights.grad[0] == 0 and weights.grad[1].isfinite()
-    assert torch.equal(grouped_gemm_dX(dy, w, sizes, 1, indices, permute_y=True)[1], torch.zeros(8))
+    assert torch.equal(grouped_gemm_dX(dy, w, sizes, 1, indices, permute_y=True)[1], torch.zeros(K))
     torch.testing.assert_close(grouped_gemm_dW(x, dy, sizes, 1, indices, permute_y=True)[0], torch.outer(dy[1], x[0]))
 
 
 def test_gradients_of_parameters():
     """A weight that requires a gradient is as good as one that does not."""
-    plain = grouped_gemm_dX(DY, W, SIZES, 2)
-    assert torch.equal(grouped_gemm_dX(DY, W.clone().requires_grad_(), SIZES, 2), plain)
+    dy, w = torch.randn(20, N), torch.randn(4, N, K)
+    plain = grouped_gemm_dX(dy, w, SIZES, 2)
+    assert torch.equal(grouped_gemm_dX(dy, w.requires_grad_(), SIZES, 2), plain)

@@ -48,7 +48,8 @@ def test_qwen3(options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("top_k, norm_topk_prob, shape", [(1, False, (1, 1)), pytest.param(2, False, (3, 5), marks=pytest.mark.full), (7, True, (1, 40))])
+@pytest.mark.parametrize("top_k, norm_topk_prob, shape", [
+    pytest.param(1, False, (1, 1), marks=pytest.mark.full), pytest.param(2, True, (3, 5), marks=pytest.mark.full), (7, False, (1, 40))])
 def test_qwen3_routings(top_k, norm_topk_prob, shape, monkeypatch):
     monkeypatch.setattr(tuned, "trial_configs", lambda *arguments: trial_configs(*arguments)[:1])
     block = qwen3(top_k, norm_topk_prob)

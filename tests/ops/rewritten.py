@@ -1,11 +1,10 @@
 """Calls moe_xe while another thread rewrites what the kernels read: results may be wrong, but nothing outside is touched.
 
 Memory behind what a kernel writes is a canary; a wilder access ends the process. Prints "intact".
-Arguments: sort, gemms, block, and gpu for its kernels, on the CPU device.
 """
-import sys
 import threading
 import time
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +14,7 @@ from moe_xe.ops.routing import token_sort
 from moe_xe.ops.submission import Submission
 
 SECONDS = 0.3
-EXPERTS, TOKENS, TOP_K = 5, 20001, 4
+EXPERTS, TOKENS, TOP_K = 5, 20001, 3
 CANARY = 1 << 16
 
 
@@ -51,7 +50,7 @@ def while_rewritten(values: torch.Tensor, others: list[torch.Tensor], call) -> N
         thread.join()
 
 
-def sort():
+def sort(gpu: bool = False):
     ids = torch.zeros(TOKENS, TOP_K, dtype=torch.int32)
     # all valid, so that a row too many would be behind the last one
     some = [torch.randint(0, EXPERTS, ids.shape, dtype=torch.int32), torch.full_like(ids, EXPERTS - 1), torch.zeros_like(ids)]
@@ -64,7 +63,7 @@ def sort():
         with Submission(queue, ids.device) as submission:
             token_sort.launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(),
                                    row_scales=scales.data_ptr())
-        if "gpu" not in sys.argv:   # one snapshot of the ids, whichever
+        if not gpu:     # one snapshot of the ids, whichever
             total = int(counts.sum())
             assert (counts >= 0).all() and total <= routing.num_pairs, counts
             assert torch.equal(pairs[:total].unique(), pairs[:total].sort().values) and (pairs[total:] == -1).all()
@@ -72,8 +71,15 @@ def sort():
     while_rewritten(ids, some, call)
 
 
+def sort_of_gpu():
+    """The GPU's kernel, on the CPU device."""
+    target_of = token_sort.target_of
+    token_sort.target_of = lambda facts: replace(target_of(facts), is_cpu=False, isa=None)
+    sort(gpu=True)
+
+
 def gemms():
-    rows, n, k = 97, 40, 64
+    rows, n, k = 97, 102, 75
     a, w = torch.randn(rows, k), torch.randn(EXPERTS, n, k)
     out = guarded([rows, n], torch.float32)
     counts = torch.zeros(EXPERTS, dtype=torch.int32)
@@ -101,12 +107,6 @@ def block():
 
 
 memories: list[tuple[torch.Tensor, int]] = []
-if "gpu" in sys.argv:
-    from dataclasses import replace
-
-    target_of = token_sort.target_of
-    token_sort.target_of = lambda facts: replace(target_of(facts), is_cpu=False, isa=None)
-for what in (sort, gemms, block):
-    if what.__name__ in sys.argv:
-        what()
+for what in (sort, gemms, block, sort_of_gpu):
+    what()
 print("intact" if intact() else "overwritten")

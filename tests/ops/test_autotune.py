@@ -115,7 +115,8 @@ def test_the_tuners_choice_is_used(device, monkeypatch, launched, fresh_tuner):
 
 
 def test_what_is_added_to_is_added_to_once(device, runs):
-    left, right, rows = torch.randn(ROWS, N, device=device), torch.randn(ROWS, K, device=device), torch.tensor(COUNTS, device=device)
+    right, _, rows = operands(device)
+    left = torch.randn(ROWS, N, device=device)
     before = torch.randn(E, N, 2 * K, device=device)
     out = before.clone()
     grouped_outer(left, right, rows, out=out[..., :K], accumulate=True, autotune=True)
@@ -236,7 +237,8 @@ def test_opcheck(rows_format, device):
     rows = rows if rows_format == "counts" else rows.cumsum(0).int()
     arguments = INPUTS.flatten(Inputs(a, w, rows))
     torch.library.opcheck(torch.ops.moe_xe.grouped_gemm, (*arguments, torch.float32, rows_format, "dynamic", "autotune", False))
-    torch.library.opcheck(torch.ops.moe_xe.grouped_outer, (a, a, rows, None, None, 1, rows_format, "autotune", torch.float32))
+    torch.library.opcheck(torch.ops.moe_xe.grouped_outer, (torch.randn(ROWS, N, device=device), a, rows, None, None, 1, rows_format, "autotune",
+                                                           torch.float32))
     with pytest.raises(ValueError, match="a configuration must be JSON"):
         torch.ops.moe_xe.grouped_gemm(*arguments, torch.float32, rows_format, "dynamic", "tuned", False)
     with pytest.raises(ValueError, match="isa must be one of"):
@@ -262,4 +264,5 @@ def test_what_is_proposed_is_measured_without_a_warning(device, monkeypatch):
     monkeypatch.setattr(tuned, "trial_configs", trial_configs)
     a, w, rows = operands(device)
     close(grouped_gemm(a, w, rows, autotune=True), grouped_gemm(a, w, rows))
-    close(grouped_outer(a, a, rows, autotune=True), grouped_outer(a, a, rows))
+    y = torch.randn(ROWS, N, device=device)
+    close(grouped_outer(y, a, rows, autotune=True), grouped_outer(y, a, rows))

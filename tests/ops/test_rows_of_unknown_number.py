@@ -5,9 +5,9 @@ import torch
 import moe_xe
 from moe_xe.nn import Experts
 
-from .every_op import E, H, I, K
+from .block.case import HIDDEN as H, INTERMEDIATE as I
 
-T = 9
+T, E, K = 9, 3, 3
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def arguments(device):
         return torch.randn(shape, device=device)
 
     return dict(x=values(T, H), w13=values(E, 2 * I, H), w2=values(E, H, I), weights=torch.rand(T, K, device=device),
-                ids=torch.randint(E, (T, K), device=device), logits=values(T, 8), counts=torch.tensor([1, 0, 3], device=device),
+                ids=torch.randint(E, (T, K), dtype=torch.int32, device=device), logits=values(T, 8), counts=torch.tensor([1, 0, 3], device=device),
                 experts=Experts(E, H, I, device=device, dtype=torch.float32))
 
 

@@ -6,7 +6,7 @@ import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.ops.calls import known_calls
 
-from .test_gradients import assert_same_derivatives
+from .test_gradients import K, N, assert_same_derivatives
 from .test_grouped_gemm import DTYPES
 
 EXPERTS, MOST = 5, 71
@@ -48,39 +48,38 @@ def test_matches_the_reference(dtype, layout, bits, device):
 
 
 def test_explain(device):
-    a, w, counts = make(24, 48, torch.bfloat16, device)
-    for out in (None, poisoned(24, torch.bfloat16, device)):
+    a, w, counts = make(N, K, torch.bfloat16, device)
+    for out in (None, poisoned(N, torch.bfloat16, device)):
         assert moe_xe.explain(a, w, counts, out=out).problem.rows_format.value == "batched"
 
 
 def test_row_scales(device):
-    a, w, counts = make(24, 48, torch.float32, device)
+    a, w, counts = make(N, K, torch.float32, device)
     scales = torch.rand(EXPERTS, MOST, device=device) + 0.5
-    out = moe_xe.grouped_gemm(a, w, counts, row_scales=scales, out=poisoned(24, torch.float32, device))
+    out = moe_xe.grouped_gemm(a, w, counts, row_scales=scales, out=poisoned(N, torch.float32, device))
     assert_right(out / scales[..., None], a, w)
 
 
 def test_counts_beyond_the_room_are_cut(device):
-    a, w, counts = make(24, 48, torch.float32, device)
+    a, w, counts = make(N, K, torch.float32, device)
     counts[2] = 2**31 - 1
     counts[1] = -4
-    assert_right(moe_xe.grouped_gemm(a, w, counts, out=poisoned(24, torch.float32, device)), a, w)
+    assert_right(moe_xe.grouped_gemm(a, w, counts, out=poisoned(N, torch.float32, device)), a, w)
 
 
 def test_a_known_call(device):
     """Also of the public function: new results of the batched shape."""
-    a, w, counts = make(24, 48, torch.float32, device)
+    a, w, counts = make(N, K, torch.float32, device)
     results = [moe_xe.grouped_gemm(a, w, counts) for _ in range(4)]
     places = PLACES.to(device)
     for result in results:
-        assert result.shape == (EXPERTS, MOST, 24) and torch.equal(result.flatten(0, 1)[places], results[0].flatten(0, 1)[places])
+        assert result.shape == (EXPERTS, MOST, N) and torch.equal(result.flatten(0, 1)[places], results[0].flatten(0, 1)[places])
     assert len({result.data_ptr() for result in results}) == 4
     assert len(known_calls()) == 2      # of the op and of the function
 
 
 def test_outer(device):
-    left, right, counts = make(24, 45, torch.bfloat16, device)[0], *make(24, 101, torch.bfloat16, device)[::2]
-    right[:, 40:] = right[:, 40:].nan_to_num()
+    left, right, counts = make(K, N, torch.float32, device)[0], *make(N, K, torch.float32, device)[::2]
     places = PLACES.to(device)
     expected = moe_xe.grouped_outer(left.flatten(0, 1)[places], right.flatten(0, 1)[places], counts)
     for x in (left, right):
@@ -88,12 +87,11 @@ def test_outer(device):
     assert torch.equal(moe_xe.grouped_outer(left, right, counts), expected)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.parametrize("scaled", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_gradients(scaled, device):
-    n, k, places = 11, 13, PLACES.to(device)
+    places = PLACES.to(device)
     experts = torch.arange(EXPERTS).repeat_interleave(torch.tensor(COUNTS)).to(device)
-    tensors = [torch.randn(shape, device=device) for shape in ((EXPERTS, MOST, k), (EXPERTS, n, k), (EXPERTS, n), (EXPERTS, MOST))]
+    tensors = [torch.randn(shape, device=device) for shape in ((EXPERTS, MOST, K), (EXPERTS, N, K), (EXPERTS, N), (EXPERTS, MOST))]
     counts = torch.tensor(COUNTS, dtype=torch.int32, device=device)
 
     def ours(a, w, bias, scales=None):
@@ -102,7 +100,7 @@ def test_gradients(scaled, device):
     def eager(a, w, bias, scales=None):
         y = torch.einsum("rk,rnk->rn", a.flatten(0, 1)[places], w[experts]) + bias[experts]
         y = y if scales is None else y * scales.flatten()[places, None]
-        return y.new_zeros(EXPERTS * MOST, n).index_put((places,), y)
+        return y.new_zeros(EXPERTS * MOST, N).index_put((places,), y)
 
     assert_same_derivatives(ours, eager, tensors[:4 if scaled else 3], PLACES.tolist())
 
@@ -116,11 +114,11 @@ def test_second_derivatives_of_the_outer_product(device):
         return torch.stack([x.T @ y for x, y in zip(left.split(COUNTS), right.split(COUNTS))])
 
     assert_same_derivatives(lambda left, right: moe_xe.grouped_outer(left, right, counts), eager,
-                            [torch.randn(EXPERTS, MOST, columns, device=device) for columns in (7, 9)])
+                            [torch.randn(EXPERTS, MOST, columns, device=device) for columns in (N, K)])
 
 
 def test_compile(device):
-    a, w, counts = make(24, 48, torch.float32, device)
+    a, w, counts = make(N, K, torch.float32, device)
     a.requires_grad_(), w.requires_grad_()
     places = PLACES.to(device)
 

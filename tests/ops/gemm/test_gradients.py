@@ -47,8 +47,8 @@ def assert_same_derivatives(ours, eager, tensors, mask=None):
 GATHER, SCATTER = [0, 7, 30, 30, 2, 5, 18, 24, 9, -1, 99, -7], [3, 0, -1, 11, 5, 12, 7, 1, 99, 2, 4, 6]
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("case", ["bias", pytest.param("gathered", marks=pytest.mark.full), "gathered and scaled", "scattered and scaled"])
+@pytest.mark.parametrize("case", [*(pytest.param(case, marks=pytest.mark.full) for case in ("bias", "gathered", "gathered and scaled")),
+                                  "scattered and scaled"])
 def test_grouped_gemm(case, device):
     rows, options, more = ints(COUNTS, device), {}, {}
     if "gathered" in case:
@@ -81,7 +81,7 @@ def test_grouped_mm(form, device):
                             [torch.randn(a_shape, device=device), torch.randn(b_shape, device=device)])
 
 
-@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("side", [None, "left", pytest.param("right", marks=pytest.mark.full)])
 def test_grouped_outer(side, device):
     rows, indices = ints(COUNTS, device), ints(GATHER, device)
     options = {} if side is None else {f"gather_indices_{side}": indices, "gather_divisor": 3}
@@ -95,7 +95,7 @@ def test_grouped_outer(side, device):
     assert_same_derivatives(lambda left, right: moe_xe.grouped_outer(left, right, rows, **options), eager, operands)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full)])
 @pytest.mark.parametrize("op", ["grouped_gemm", "grouped_mm", "grouped_outer"])
 def test_a_second_derivative_by_hand(op, dtype, device):
     """a = 1, w = 2, y = aw: y's, and the square's of 2aw^2, the gradient of y^2: w + 8aw^4."""
@@ -113,7 +113,7 @@ def leaves(device, *shapes):
 
 
 @pytest.mark.parametrize("outside", [-1, 2, 99])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_scatter_index_outside_has_no_gradient(outside, scaled, device):
     a, w, scales, bias = leaves(device, (2, 1), (1, 1, 1), (2,), (1, 1))
     out = moe_xe.grouped_gemm(a, w, ints([2], device), bias=bias, scatter_indices=ints([1, outside], device),
@@ -125,16 +125,16 @@ def test_a_scatter_index_outside_has_no_gradient(outside, scaled, device):
 
 
 @pytest.mark.parametrize("outside", [-1, 3, 99, 2**31 - 1, -(2**31)])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_gather_index_outside_is_the_last_row(outside, scaled, device):
     a = torch.tensor([[1.0], [2.0], [4.0]], device=device, requires_grad=True)
-    w, scales = leaves(device, (1, 1, 1), (2,))
-    out = moe_xe.grouped_gemm(a, w, ints([2], device), gather_indices=ints([0, outside], device), row_scales=scales if scaled else None)
-    assert out.tolist() == [[1], [4]]
+    w, scales, bias = leaves(device, (1, 1, 1), (2,), (1, 1))
+    out = moe_xe.grouped_gemm(a, w, ints([2], device), bias=bias, gather_indices=ints([0, outside], device), row_scales=scales if scaled else None)
+    assert out.tolist() == [[2], [5]]
     out.sum().backward()
-    assert a.grad.tolist() == [[1], [0], [1]] and w.grad.item() == 5
+    assert a.grad.tolist() == [[1], [0], [1]] and w.grad.item() == 5 and bias.grad.item() == 2
     if scaled:
-        assert scales.grad.tolist() == [1, 4]
+        assert scales.grad.tolist() == [2, 5]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -150,12 +150,12 @@ def test_grouped_outer_with_an_index_outside(side, device):
 
 def test_a_dropped_id(device):
     """sort_tokens puts its row beyond the counts, with pair -1."""
-    a, w = leaves(device, (2, 1), (1, 1, 1))
+    a, w, bias = leaves(device, (2, 1), (1, 1, 1), (1, 1))
     tokens_per_expert, pairs, _ = moe_xe.sort_tokens(torch.tensor([[0], [5]], device=device), 1)
-    out = moe_xe.grouped_gemm(a, w, tokens_per_expert, gather_indices=pairs)
-    assert out[0].item() == 1
+    out = moe_xe.grouped_gemm(a, w, tokens_per_expert, bias=bias, gather_indices=pairs)
+    assert out[0].item() == 2
     out.sum().backward()
-    assert a.grad.tolist() == [[1], [0]] and w.grad.item() == 1
+    assert a.grad.tolist() == [[1], [0]] and w.grad.item() == bias.grad.item() == 1
 
 
 def test_a_gradient_of_rows_that_are_not_computed_is_not_looked_at(device):
@@ -182,8 +182,8 @@ def test_no_k(device):
     assert bias.grad.tolist() == [[1] * 3, [5] * 3] and scales.grad.tolist() == [3, 12, 12, 0]
     into = torch.full((4, 3), 7.0, device=device)
     with torch.no_grad():
-        moe_xe.grouped_gemm(a, w, rows, out=into)
-    assert into.tolist() == [[0] * 3] * 3 + [[7] * 3]
+        moe_xe.grouped_gemm(a, w, rows, bias=bias, row_scales=scales, out=into)
+    assert into.tolist() == [*out[:3].tolist(), [7] * 3]
     assert moe_xe.explain(a, w, rows).problem.n == 3
 
 

@@ -28,7 +28,7 @@ def expected(arguments: dict, counts=COUNTS, bias=None) -> torch.Tensor:
     return reference_grouped_gemm(a.double() * a_scales[:, None].double(), w.dequantize(torch.float64), counts, bias)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(settings.get_profile("compiling"), suppress_health_check=list(HealthCheck))
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=9), n=st.integers(1, 70), k=st.integers(1, 180),
        group_rows=st.sampled_from([1, 3, 128]))
 def test_any_shape(counts, n, k, group_rows, device):
@@ -55,7 +55,7 @@ def test_rows_by_rank_and_in_batches(device):
     assert torch.equal(torch.cat([part[:count] for part, count in zip(out, COUNTS)]), plain)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scale_dtype", [BF16, torch.float16, F32], ids=str)
 def test_fusions(scale_dtype, device):
     arguments = make(device, scale_dtype=scale_dtype)
@@ -71,11 +71,11 @@ def test_fusions(scale_dtype, device):
 
 
 def test_quantised_rows_come_near_the_rows(device):
-    x = torch.randn(15, K, device=device)
+    x = torch.randn(15, K, dtype=BF16, device=device)
     codes, scales = quantize_rows(x)
     arguments = make(device)
     near = grouped_gemm(**arguments | dict(a=codes, a_scales=scales), out_dtype=F32)
-    exact = grouped_gemm(x, arguments["w"], arguments["tokens_per_expert"])
+    exact = grouped_gemm(x, arguments["w"], arguments["tokens_per_expert"], out_dtype=F32)
     error = (near - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 1e-3 < error < 2e-2
 

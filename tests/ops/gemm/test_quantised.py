@@ -13,7 +13,7 @@ from moe_xe.bench.numerics import agrees, reference_grouped_gemm
 from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 from moe_xe.plan.formats import FORMATS
 
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+BF16, F32 = torch.bfloat16, torch.float32
 COUNTS = [3, 0, 11, 1]
 K = 70
 
@@ -110,17 +110,20 @@ def test_fake_and_meta_tensors():
 
 
 def test_two_runs_are_equal(device):
-    a, w, rows = make(F16, "mxfp8", n=200, k=512, counts=[40, 7], device=device)
+    a, w, rows = make(counts=[400, 7], device=device)
     assert torch.equal(moe_xe.grouped_gemm(a, w, rows), moe_xe.grouped_gemm(a, w, rows, schedule="static"))
 
 
-def test_numbers_that_are_none(device):
-    """A code or scale that is NaN is NaN in the columns that it belongs to, and nowhere else."""
-    for format, kind in (("fp8_e4m3", torch.float8_e4m3fn), ("mxfp8", torch.float8_e4m3fn)):
-        a, w, rows = make(format=format, device=device)
-        w.codes.view(torch.uint8)[2, 5, 9] = 0x7F
-        out = moe_xe.grouped_gemm(a, w, rows)
-        assert out[3:14, 5].isnan().all() and int(out.isnan().sum()) == 11
+@pytest.mark.parametrize("format", ["fp8_e4m3", pytest.param("mxfp8", marks=pytest.mark.full)])
+def test_a_code_that_is_no_number(format, device):
+    """It is NaN in the column that it belongs to, and nowhere else."""
+    a, w, rows = make(format=format, device=device)
+    w.codes.view(torch.uint8)[2, 5, 9] = 0x7F
+    out = moe_xe.grouped_gemm(a, w, rows)
+    assert out[3:14, 5].isnan().all() and int(out.isnan().sum()) == 11
+
+
+def test_a_scale_that_is_no_number(device):
     a, w, rows = make(format="mxfp4", device=device)
     w.scales.view(torch.uint8)[0, 36, 1] = 255
     out = moe_xe.grouped_gemm(a, w, rows)
