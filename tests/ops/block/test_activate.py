@@ -153,12 +153,13 @@ def test_gradients(kind, kernels, device, rows, gap, unused):
     check(kind, arguments, run(kind, **arguments, gap=gap))
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[13], KINDS[2]], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.full), pytest.param(KINDS[13], marks=pytest.mark.full), KINDS[2]], ids=str)
 def test_without_scales_and_pairs(kind, kernels, device):
     arguments = make(kind, 31, scales=False, device=device)
     check(kind, arguments, run(kind, **arguments))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS[::2], ids=str)
 def test_forward(kind, device):
     arguments = make(kind, 40, gap=1, unused=0.3, device=device)
@@ -170,6 +171,7 @@ def test_forward(kind, device):
     assert_close(h[used], wanted[used])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("want", [("dz",), ("hs",), ("dscale",), ("hs", "dz"), ["dscale", "hs"], {"dz", "dscale"}], ids=lambda want: "-".join(sorted(want)))
 def test_wanted(want, device):
     kind = KINDS[4]
@@ -193,7 +195,7 @@ def test_repeatable(kernels, device):
     assert all(torch.equal(one[77:78], other) for one, other in zip(first, alone)), "depends on other rows"
 
 
-@pytest.mark.parametrize("kind", [KINDS[1], KINDS[12], KINDS[6]], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[1], marks=pytest.mark.full), KINDS[12], pytest.param(KINDS[6], marks=pytest.mark.full)], ids=str)
 def test_special_values_stay_in_their_row(kind, kernels, device):
     arguments = make(kind, 12, device=device)
     clean = run(kind, **arguments)
@@ -207,7 +209,7 @@ def test_special_values_stay_in_their_row(kind, kernels, device):
     assert torch.equal(got.hs[5], clean.hs[5]) and not got.dscale[5].isfinite()
 
 
-@pytest.mark.parametrize("kind", [KINDS[5], KINDS[7], KINDS[3]], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[5], marks=pytest.mark.full), KINDS[7], pytest.param(KINDS[3], marks=pytest.mark.full)], ids=str)
 def test_in_place(kind, kernels, device):
     kind = Kind(kind.kind, kind.layout, kind.size, kind.z, kind.z, kind.z, kind.z, kind.limit)
     arguments = make(kind, 25, gap=3, device=device)
@@ -227,7 +229,7 @@ def test_nothing(device):
         assert [tuple(x.shape) for x in activate_backward(z, g, activation)] == [(0, size), (0, 3), (0,)]
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[13]], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.full), KINDS[13]], ids=str)
 def test_opcheck(kind, device):
     arguments = make(kind, 12, device=device)
     z, g, flat = arguments["z"], arguments["g"], module._flat(kind.activation)
@@ -294,13 +296,14 @@ def test_misaligned_memory():
         activate(z, Activation())
 
 
-@pytest.mark.parametrize("kind", [KINDS[1], KINDS[7]], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[1], marks=pytest.mark.full), KINDS[7]], ids=str)
 def test_gradient(kind, device):
     """Of the op on its own; rows that are not used have none."""
     gated, _ = kind.layout
     z = torch.randn(13, 2 * kind.size if gated else kind.size, device=device).to(kind.z).requires_grad_()
     pairs = torch.randperm(13, device=device).int() - 3
-    h = activate(z, kind.activation, row_pairs=pairs, out_dtype=kind.hs)
+    forward = lambda z: activate(z, kind.activation, row_pairs=pairs, out_dtype=kind.hs)
+    h = forward(z)
     gradient = torch.randn(h.shape, device=device).to(h.dtype)
     h.backward(gradient)
     reference = z.detach().double().requires_grad_()
@@ -308,6 +311,6 @@ def test_gradient(kind, device):
     activated(reference, kind.kind, *kind.layout, act.alpha, act.limit).backward(torch.where(pairs[:, None] < 0, 0, gradient.double()))
     assert z.grad.dtype == z.dtype and (z.grad[pairs < 0] == 0).all()
     torch.testing.assert_close(z.grad.double(), reference.grad, rtol=1e-2 if kind.z != F32 else 1e-4, atol=1e-2 if kind.z != F32 else 1e-4)
-    dz, = torch.autograd.grad(activate(z, kind.activation).sum(), z, create_graph=True)
+    dz, = torch.autograd.grad(forward(z).sum(), z, create_graph=True)
     with pytest.raises(RuntimeError, match="activate has no second derivatives"):
         dz.sum().backward()

@@ -21,7 +21,7 @@ ALL_OFF = Fusions(gather=False, activation=False, scatter=False, shared=False)
 BIASES = (F32, F32)
 
 
-# an activation is the same code in both layouts, what pairs are is not
+# an activation is the same code in both layouts, what pairs are is not; that of gpt-oss is in test_one_launch.py, too
 ACTIVATIONS = {
     "gelu": dict(activation="gelu"),
     "gelu_tanh": dict(activation="gelu_tanh", weight_layout="ekn", bias=BIASES),
@@ -34,32 +34,31 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "swiglu_oai"))) for name in ACTIVATIONS])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name, device):
     check(make(**ACTIVATIONS[name]), device)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)        # test_one_launch.py has float16, and bfloat16 in the other layout
 @pytest.mark.parametrize("dtype, bias, layout", [
-    (BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), pytest.param(F16, (F16, F32), "enk", marks=pytest.mark.full),
-    (F16, None, "ekn"), pytest.param(F32, (BF16, F16), "ekn", marks=pytest.mark.full)], ids=str)
+    (BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), (F16, (F16, F32), "enk"), (F16, None, "ekn"), (F32, (BF16, F16), "ekn")], ids=str)
 def test_types(dtype, bias, layout, device):
     check(make(dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=dtype), device)
 
 
 @pytest.mark.parametrize("top_k, weights, ids", [
-    (1, BF16, torch.int64), pytest.param(2, F16, torch.int32, marks=pytest.mark.full), pytest.param(8, F32, torch.int64, marks=pytest.mark.full),
+    pytest.param(1, BF16, torch.int64, marks=pytest.mark.full), pytest.param(2, F16, torch.int32, marks=pytest.mark.full), pytest.param(8, F32, torch.int64, marks=pytest.mark.full),
     (10, BF16, torch.int32)])
 def test_experts_per_token(top_k, weights, ids, device):
     check(make(top_k=top_k, experts=12, weights_dtype=weights, ids_dtype=ids, weight_layout="ekn"), device)
 
 
 @pytest.mark.few(3)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens, experts", [(1, 6), (3, 1), (31, 64), (250, 3), (90, 512)])
-def test_sizes_at_run_time(tokens, experts, device):
-    for layout in LAYOUTS:
-        check(make(tokens, experts, weight_layout=layout), device)
+def test_sizes_at_run_time(tokens, experts, layout, device):
+    check(make(tokens, experts, weight_layout=layout), device)
 
 
 def test_one_expert_has_all_tokens(device):
@@ -88,7 +87,7 @@ def test_a_new_result(device):
 def test_weights_as_transposed_views(device):
     """The layout in memory counts, not the view: the kernels are those of the other layout."""
     for layout in LAYOUTS:
-        block = make(weight_layout=layout)
+        block = make(weight_layout=layout, bias=BIASES)
         expected = reference(**block)
         other = {"enk": "ekn", "ekn": "enk"}[layout]
         views = dict(w13=block["w13"].transpose(1, 2), w2=block["w2"].transpose(1, 2), weight_layout=other)
@@ -145,15 +144,13 @@ SHARED = {
 }
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.full] * ("ekn" in name or "no gate" in name or "interleaved" in name)) for name in SHARED])
-def test_shared_expert(name, device):
+@pytest.mark.few(2)        # without weights and merged; with them and apart
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("weights", [None, pytest.param(torch.rand(31), marks=pytest.mark.full), torch.rand(31, 1).to(BF16)], ids=["", "weights", "bf16 column"])
+def test_shared_expert(weights, name, device):
     """With biases of the routed experts, which the shared one does not get; with and without weights of its own."""
     options, size = SHARED[name]
-    gated = options.get("gated", True)
-    for weights in (None, torch.rand(31), torch.rand(31, 1).to(BF16)):
-        check(make(bias=BIASES, shared=make_shared(size, gated, weights), routed_scaling_factor=1.5, **options), device)
+    check(make(bias=BIASES, shared=make_shared(size, options.get("gated", True), weights), routed_scaling_factor=1.5, **options), device)
 
 
 @pytest.mark.few(1)
@@ -181,7 +178,7 @@ FUSIONS = {"gather": Fusions(gather=False), "activation": Fusions(activation=Fal
            "shared": Fusions(shared=False), "all": ALL_OFF}
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name == "all")) for name in FUSIONS])
 @pytest.mark.parametrize("top_k, on_input", [(3, False), (1, False), (3, True)])
 def test_without_a_fusion(name, top_k, on_input, device):
     block = make(top_k=top_k, bias=BIASES, weight_on_input=on_input)
@@ -224,9 +221,8 @@ def test_workspace(options, shared_size, device):
             run(block, device, workspace=workspace[:-1])
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("name", FUSIONS)
-@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name != "activation")) for name in FUSIONS])
+@pytest.mark.parametrize("top_k", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_workspace_without_a_fusion(name, top_k, device):
     block = make(top_k=top_k, bias=BIASES)
     assert_right(run(block, device, FUSIONS[name], workspace=workspace_of(block, device)), reference(**block))
@@ -257,14 +253,14 @@ def test_nothing_else_is_allocated(device):
 
 
 def test_two_runs_are_bitwise_equal(device):
-    for options in (dict(), dict(top_k=1, weight_layout="ekn"), dict(dtype=BF16, bias=(F32, BF16), weights_dtype=BF16)):
+    for options in (dict(), dict(top_k=1, bias=BIASES), dict(dtype=BF16, bias=(F32, BF16), weights_dtype=BF16)):
         block = make(300, **options)
         assert torch.equal(run(block, device), run(block, device))
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_inf_and_nan_stay_in_their_token(top_k, device):
-    block = make(top_k=top_k)
+    block = make(top_k=top_k, bias=BIASES)
     block["topk_ids"] = torch.randint(0, 6, (31, top_k), dtype=torch.int32)
     clean = run(block, device)
     block["hidden_states"][4, 3], block["hidden_states"][20, 0] = float("nan"), float("inf")
@@ -274,14 +270,15 @@ def test_inf_and_nan_stay_in_their_token(top_k, device):
     assert torch.equal(out[others], clean[others])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tokens=st.integers(0, 120), experts=st.integers(1, 40), layout=st.sampled_from(LAYOUTS), top_k=st.sampled_from([1, 3]),
-       seed=st.integers(0, 2**31))
-def test_any_number_of_tokens_and_experts(device, tokens, experts, layout, top_k, seed):
+@pytest.mark.parametrize("layout, top_k", [("enk", 3), *(pytest.param(*point, marks=pytest.mark.full) for point in (("enk", 1), ("ekn", 1), ("ekn", 3)))])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tokens=st.integers(0, 120), experts=st.integers(1, 40), seed=st.integers(0, 2**31))
+def test_any_number_of_tokens_and_experts(device, layout, top_k, tokens, experts, seed):
     torch.manual_seed(seed)
     check(make(tokens, experts, top_k, weight_layout=layout), device)
 
 
+@pytest.mark.full       # each size compiles a whole block
 @settings(settings.get_profile("compiling"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hidden=st.integers(1, 130), intermediate=st.integers(1, 130), layout=st.sampled_from(LAYOUTS), gated=st.booleans(),
        dtype=st.sampled_from([BF16, F16, F32]))

@@ -13,6 +13,7 @@ TOPK_WEIGHTS, TOPK_IDS = torch.rand(T, K), torch.zeros(T, K, dtype=torch.int32)
 SHARED = SharedExpert(torch.randn(I, H), torch.randn(H, I), torch.randn(I, H))
 NO_GATE = replace(SHARED, gate_proj=None)
 BYTES = moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float32)
+BYTES_SHARED = moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=torch.float32, shared_intermediate_size=I)
 
 
 def misaligned(*shape: int) -> torch.Tensor:
@@ -158,23 +159,22 @@ def test_out_in_a_shared_expert_or_the_workspace():
 def test_workspace_within_an_input(name):
     shape, dtype = {"hidden_states": (T, H), "w13": (E, 2 * I, H), "w2": (E, H, I), "topk_weights": (T, K), "b2": (E, H),
                     "shared.gate_proj": (I, H)}[name], torch.float32
-    bytes_needed = moe_xe.fused_moe_workspace_bytes(T, K, H, I, E, dtype=dtype, shared_intermediate_size=I)
-    memory = torch.zeros(bytes_needed + 4096, dtype=torch.uint8)
+    memory = torch.zeros(BYTES_SHARED + 4096, dtype=torch.uint8)
     size = 4 * torch.Size(shape).numel()
     tensor = memory[:size].view(dtype).view(shape)
     arguments = dict(hidden_states=X, w13=W13, w2=W2, topk_weights=TOPK_WEIGHTS, topk_ids=TOPK_IDS, b2=torch.zeros(E, H), shared=SHARED)
     given = dict(shared=replace(SHARED, gate_proj=tensor)) if name.startswith("shared") else {name: tensor}
     with pytest.raises(ValueError, match=f"workspace must not share memory with {name}"):
-        moe_xe.fused_moe(**arguments | given, workspace=memory[:bytes_needed])
+        moe_xe.fused_moe(**arguments | given, workspace=memory[:BYTES_SHARED])
     moe_xe.fused_moe(**arguments | given, workspace=memory[size:])
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 7, 255])
 def test_workspace_at_any_address(offset):
-    memory = torch.frombuffer(bytearray(BYTES + 512), dtype=torch.uint8, offset=offset)
-    arguments = X, W13, W2, TOPK_WEIGHTS, TOPK_IDS
-    expected = moe_xe.fused_moe(*arguments)
-    for workspace in (memory[:BYTES], memory[1:][:BYTES]):
+    memory = torch.frombuffer(bytearray(BYTES_SHARED + 512), dtype=torch.uint8, offset=offset)
+    arguments = dict(hidden_states=X, w13=W13, w2=W2, topk_weights=TOPK_WEIGHTS, topk_ids=TOPK_IDS, b2=torch.zeros(E, H), shared=SHARED)
+    expected = moe_xe.fused_moe(**arguments)
+    for workspace in (memory[:BYTES_SHARED], memory[1:][:BYTES_SHARED]):
         memory.fill_(255)
-        assert torch.equal(moe_xe.fused_moe(*arguments, workspace=workspace), expected)
-        assert (memory[1 + BYTES:] == 255).all()
+        assert torch.equal(moe_xe.fused_moe(**arguments, workspace=workspace), expected)
+        assert (memory[1 + BYTES_SHARED:] == 255).all()

@@ -1,4 +1,4 @@
-"""fused_moe as torch sees it: schema, fake tensors and torch.compile; with the kernels that the device gets by default."""
+"""fused_moe as torch sees it: schema, fake tensors and torch.compile; and with the kernels that the device gets by default."""
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,16 +12,8 @@ BF16, F32 = torch.bfloat16, torch.float32
 
 
 def full_block(layout="enk", dtype=BF16):
-    return make(dtype=dtype, bias=(F32, dtype), weight_layout=layout, weights_dtype=dtype,
+    return make(dtype=dtype, bias=(F32, dtype), weight_layout=layout, weights_dtype=dtype, expert_map=torch.tensor([1, -1, 0, 5, 4, 3], dtype=torch.int32),
                 shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=dtype))
-
-
-@pytest.mark.few(1)
-@pytest.mark.usefixtures("machines_instructions")
-@pytest.mark.parametrize("layout", ["enk", "ekn"])
-@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
-def test_default_kernels(layout, dtype, device):
-    check(full_block(layout, dtype), device)
 
 
 def op_arguments(block: dict, device) -> tuple:
@@ -30,10 +22,10 @@ def op_arguments(block: dict, device) -> tuple:
 
 
 def test_opcheck(device):
-    for block in (full_block(), make(dtype=BF16, expert_map=torch.tensor([1, -1, 0, 5, 4, 3], dtype=torch.int32))):
+    for block in (full_block(), make()):
         arguments = op_arguments(block, device)
         torch.library.opcheck(torch.ops.moe_xe.fused_moe, arguments)
-        out = torch.empty(31, HIDDEN, dtype=BF16, device=device)
+        out = torch.empty(31, HIDDEN, dtype=block["hidden_states"].dtype, device=device)
         torch.library.opcheck(torch.ops.moe_xe.fused_moe_out, (*arguments, out, None))
         workspace = torch.zeros(2**20, dtype=torch.uint8, device=device)
         # the bytes that stay in a workspace depend on which work-group was first: no two runs compare equal
@@ -60,7 +52,7 @@ def test_compile_fullgraph(device):
 def test_compile_with_any_number_of_tokens(device):
     layer = torch.compile(moe_xe.fused_moe, fullgraph=True, dynamic=True, backend="aot_eager")
     for tokens in (31, 5):
-        block = make(tokens, dtype=BF16, weights_dtype=BF16)
+        block = make(tokens)
         assert_right(layer(**{name: moved(value, device) for name, value in block.items()}), reference(**block))
 
 
@@ -103,3 +95,11 @@ def test_both_ops_have_an_xpu_kernel():
     for name in ("moe_xe::fused_moe", "moe_xe::fused_moe_out"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+
+@pytest.mark.few(1)
+@pytest.mark.usefixtures("machines_instructions")       # of the tests that follow in this file, too: there are none
+@pytest.mark.parametrize("layout", ["enk", "ekn"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_default_kernels(layout, dtype, device):
+    check(full_block(layout, dtype), device)

@@ -89,10 +89,8 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.full] * (name in ("silu, no gate", "gelu, interleaved", "relu2", "swiglu_oai"))) for name in ACTIVATIONS])
+@pytest.mark.parametrize("recompute", [True, pytest.param(False, marks=pytest.mark.full)], ids=["recompute", "keep z"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name != "swiglu_oai of gpt-oss")) for name in ACTIVATIONS])
 def test_activations(name, recompute, device):
     check(make(**ACTIVATIONS[name]), device, recompute=recompute)
 
@@ -103,8 +101,8 @@ F16_EKN = dict(dtype=F16, bias=(F32, F16), weights_dtype=F16, weight_layout="ekn
 F32_ENK = dict(dtype=F32, bias=(BF16, F16), weights_dtype=BF16)
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("types", [BF16_ENK, pytest.param(BF16_EKN, marks=pytest.mark.full), F16_EKN, F32_ENK], ids=["bf16 enk", "bf16 ekn", "f16 ekn", "f32 enk"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("types", [BF16_ENK, BF16_EKN, F16_EKN, F32_ENK], ids=["bf16 enk", "bf16 ekn", "f16 ekn", "f32 enk"])
 def test_types(types, device):
     """Types of the biases and of the experts' weights are their own; a gradient has its argument's."""
     block, dtype = make(**types), types["dtype"]
@@ -125,7 +123,7 @@ def test_experts_per_token(top_k, ids, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_lie_as_the_weights_do(layout, device):
     """Also where the weights are a transposed view of what lies in memory."""
-    block = make(weight_layout=layout)
+    block = make(weight_layout=layout, bias=BIASES)
     other = {"enk": "ekn", "ekn": "enk"}[layout]
     views = dict(w13=block["w13"].transpose(1, 2), w2=block["w2"].transpose(1, 2), weight_layout=other)
     for variant in (block, block | views):
@@ -141,6 +139,7 @@ def test_strided_arguments(layout, device):
     check(block | {name: within(block[name], 2, 5) for name in names}, device)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("tokens, experts", [(1, 6), (3, 1), (7, 40), (250, 3)])
 def test_sizes_at_run_time(tokens, experts, device):
     """Experts without rows and with a single one; some with many."""
@@ -165,8 +164,8 @@ def test_no_expert_gives_zeros(tokens, on_input, device):
 
 
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
-@pytest.mark.parametrize("top_k", [1, 3])
-@pytest.mark.parametrize("bias", [None, BIASES], ids=["", "bias"])
+@pytest.mark.parametrize("top_k", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize("bias", [pytest.param(None, marks=pytest.mark.full), BIASES], ids=["", "bias"])
 def test_weights_on_the_input(bias, top_k, recompute, device):
     check(make(top_k=top_k, bias=bias, weight_on_input=True, routed_scaling_factor=2.5), device, recompute=recompute)
 
@@ -202,7 +201,7 @@ SHARED = {
     "of the experts' size": (dict(), INTERMEDIATE),
     "of another size": (dict(), INTERMEDIATE + 4),
     "no gate": (dict(activation="relu2", gated=False), INTERMEDIATE),
-    "interleaved routed experts": (dict(activation="swiglu_oai", interleaved=True, limit=0.7), INTERMEDIATE),
+    "interleaved routed experts": (dict(activation="swiglu_oai", interleaved=True, limit=0.7, bias=BIASES), INTERMEDIATE),
 }
 
 
@@ -218,7 +217,7 @@ def test_shared_expert_in_bfloat16(device):
     check(make(**BF16_ENK, shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=BF16)), device)
 
 
-@pytest.mark.parametrize("options", [dict(), BF16_ENK, dict(activation="relu2", gated=False)], ids=["f32", "bf16", "relu2"])
+@pytest.mark.parametrize("options", [pytest.param(dict(), marks=pytest.mark.full), BF16_ENK, dict(activation="relu2", gated=False)], ids=["f32", "bf16", "relu2"])
 def test_recomputing_agrees_with_keeping(options, device):
     block = make(**options)
     dtype = block["hidden_states"].dtype
@@ -261,7 +260,7 @@ def test_only_what_is_wanted_is_computed(wanted, outer, gemms, outputs, device):
     assert_gradients(got, {name: want[name] for name in wanted}, F32)
 
 
-@pytest.mark.parametrize("wanted", ROUTED)
+@pytest.mark.parametrize("wanted", [pytest.param(name, marks=[pytest.mark.full] * name.startswith(("w13", "b"))) for name in ROUTED])
 def test_one_gradient_with_weights_on_the_input(wanted, device):
     block = make(bias=BIASES, weight_on_input=True)
     grad_out = torch.randn(31, HIDDEN)
@@ -340,10 +339,10 @@ def test_what_is_kept_for_backward(device):
 
 # ------------------------------------------------------------------------------------------------------- autograd, torch
 
-@pytest.mark.parametrize("options", [dict(bias=BIASES), BF16_ENK], ids=["f32", "bf16"])
+@pytest.mark.parametrize("options", [dict(bias=BIASES), pytest.param(BF16_ENK, marks=pytest.mark.full)], ids=["f32", "bf16"])
 def test_two_runs_are_bitwise_equal(options, device):
-    block = make(300, **options)
-    grad_out = torch.randn(300, HIDDEN).to(block["hidden_states"].dtype)
+    block = make(250, 3, **options)     # of so many rows that their sums are split
+    grad_out = torch.randn(250, HIDDEN).to(block["hidden_states"].dtype)
     (out, first), (out_again, again) = (gradients(block, device, grad_out) for _ in range(2))
     assert torch.equal(out, out_again)
     for name in first:
@@ -421,7 +420,7 @@ def test_compile(device):
 
 def test_compile_with_any_number_of_tokens(device):
     layer = torch.compile(fused_moe, fullgraph=True, dynamic=True, backend="aot_eager")
-    for tokens in (31, 5, 64):
+    for tokens in (31, 5):
         block = make(tokens)
         arguments, named = leaves(block, device)
         grad_out = torch.randn(tokens, HIDDEN)
@@ -430,7 +429,7 @@ def test_compile_with_any_number_of_tokens(device):
 
 
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
-@pytest.mark.parametrize("options", [BF16_ENK, dict(weight_on_input=True)], ids=["bf16", "f32 on input"])
+@pytest.mark.parametrize("options", [BF16_ENK, dict(weight_on_input=True, bias=BIASES)], ids=["bf16", "f32 on input"])
 def test_opcheck(options, recompute, device):
     block = make(**options)
     if not recompute:       # unused rows of z, which hold anything, would not compare equal
@@ -451,12 +450,12 @@ def test_both_ops_have_an_xpu_kernel():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tokens=st.integers(0, 90), experts=st.integers(1, 40), layout=st.sampled_from(LAYOUTS), recompute=st.booleans(),
-       seed=st.integers(0, 2**31))
-def test_any_number_of_tokens_and_experts(device, tokens, experts, layout, recompute, seed):
+@pytest.mark.parametrize("layout", ["enk", pytest.param("ekn", marks=pytest.mark.full)])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tokens=st.integers(0, 90), experts=st.integers(1, 40), recompute=st.booleans(), seed=st.integers(0, 2**31))
+def test_any_number_of_tokens_and_experts(device, layout, tokens, experts, recompute, seed):
     torch.manual_seed(seed)
-    check(make(tokens, experts, weight_layout=layout), device, recompute=recompute)
+    check(make(tokens, experts, bias=BIASES, weight_layout=layout), device, recompute=recompute)
 
 
 @pytest.mark.full       # each size compiles a whole block; test_fused_moe.py has some in forward

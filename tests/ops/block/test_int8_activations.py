@@ -71,7 +71,7 @@ def test_few_experts_have_many_rows(device):
     assert torch.equal(run(arguments, device), run(arguments, device, SEVERAL))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("off", ["gather", "activation", "scatter"])
 def test_without_a_fusion(off, device):
     arguments = block()
@@ -81,10 +81,10 @@ def test_without_a_fusion(off, device):
 def test_a_shared_expert_is_not_quantised(device):
     arguments = block()
     shared = make_shared(22, hidden=50)
-    alone = run(arguments, device, SEVERAL).cpu()
-    with_shared, routed = (run(arguments | dict(activations=None, **more), device, SEVERAL).cpu() for more in (dict(shared=shared), {}))
-    got = run(arguments | dict(shared=shared), device, SEVERAL).cpu()
-    assert (got - alone - (with_shared - routed)).abs().max() < 1e-4
+    alone, got = (run(arguments | more, device, SEVERAL).cpu() for more in ({}, dict(shared=shared)))
+    x = arguments["hidden_states"].double()
+    up, down, gate = (w.double() for w in (shared.up_proj, shared.down_proj, shared.gate_proj))
+    assert (got - alone - (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T).abs().max() < 1e-4
 
 
 def test_workspace(device):

@@ -58,9 +58,8 @@ def test_a_float16_row_may_overflow_where_its_sum_does_not(device):
     assert_right(out, reference(**rest))
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("fusions", [Fusions(), Fusions(scatter=False)], ids=["fused", "no scatter"])
-@pytest.mark.parametrize("shared", [0, INTERMEDIATE, INTERMEDIATE + 4])
+@pytest.mark.parametrize("fusions", [Fusions(), pytest.param(Fusions(scatter=False), marks=pytest.mark.full)], ids=["fused", "no scatter"])
+@pytest.mark.parametrize("shared", [pytest.param(0, marks=pytest.mark.full), pytest.param(INTERMEDIATE, marks=pytest.mark.full), INTERMEDIATE + 4])
 def test_shared_experts_have_rows_of_it_too(shared, fusions, device):
     block = make(**BF16_BLOCK)
     if shared:

@@ -168,8 +168,7 @@ def test_no_expert_gives_zeros(tokens, on_input, device):
         assert (gradient == 0).all()
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("top_k", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_weights_on_the_input(top_k, device):
     check(with_adapters(make(top_k=top_k, bias=BIASES, weight_on_input=True, routed_scaling_factor=2.5)), device)
 
@@ -213,7 +212,7 @@ def test_poison_in_unused_memory_stays_there(device):
 
 # ---------------------------------------------------------------------------------------------- beside the plain block
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [F32, pytest.param(BF16, marks=pytest.mark.full)], ids=str)
 def test_zero_b_gives_the_base(dtype, device):
     block = make(dtype=dtype, bias=(dtype, F32))
     adapted = with_adapters(block)
@@ -255,6 +254,7 @@ def outputs(monkeypatch):
 A13, B13, A2, B2 = (6, 8, HIDDEN), (6, 2 * INTERMEDIATE, 8), (6, 5, INTERMEDIATE), (6, HIDDEN, 5)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("wanted, outer", [
     (("hidden_states", "topk_weights", *ADAPTERS), [A2, B2, A13, B13]), (ADAPTERS, [A2, B2, A13, B13]),
     (("lora13.a",), [A13]), (("lora13.b",), [B13]), (("lora2.a",), [A2]), (("lora2.b",), [B2]), (("hidden_states",), []),
@@ -339,6 +339,7 @@ def op_arguments(block: dict, device, recompute: bool) -> tuple:
     return (*LORA.flatten(LoraCall(**vars(call_of(arguments)), **adapters)), recompute)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("tokens, rank13, rank2, recompute", [(9, 8, 5, True), (9, 8, 5, False), (0, 8, 5, False), (9, None, 5, False),
                                                               (9, 8, None, True)])
 def test_opcheck(tokens, rank13, rank2, recompute, device):
