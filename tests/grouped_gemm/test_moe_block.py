@@ -39,6 +39,7 @@ OPTIONS = [dict(permute_x=x, permute_y=y, fuse_mul_post=fuse) for x, y, fuse in 
            if y or not fuse]
 
 
+@pytest.mark.few(2)
 @torch.no_grad()
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_qwen3(options):
@@ -58,6 +59,7 @@ def test_qwen3_routings(top_k, norm_topk_prob, shape, monkeypatch):
     torch.testing.assert_close(actual, block(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.few(2)
 @torch.no_grad()
 @pytest.mark.parametrize("permute_x, permute_y", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -71,11 +73,15 @@ def test_llama4(permute_x, permute_y, top_k):
 
 
 @torch.no_grad()
-def test_bfloat16():
-    x = torch.randn(3, 11, HIDDEN, dtype=torch.bfloat16)
-    block = qwen3(dtype=torch.bfloat16)
+def test_qwen3_in_bfloat16():
+    x, block = torch.randn(3, 11, HIDDEN, dtype=torch.bfloat16), qwen3(dtype=torch.bfloat16)
     torch.testing.assert_close(Qwen3MoeFusedGroupedGEMMBlock.from_hf(block)(x), block(x), rtol=3e-2, atol=3e-2)
-    block = llama4(dtype=torch.bfloat16)
+
+
+@pytest.mark.full
+@torch.no_grad()
+def test_llama4_in_bfloat16():
+    x, block = torch.randn(3, 11, HIDDEN, dtype=torch.bfloat16), llama4(dtype=torch.bfloat16)
     torch.testing.assert_close(Llama4MoeFusedGroupedGEMMBlock.from_hf(block)(x)[0], block(x)[0], rtol=3e-2, atol=3e-2)
 
 
@@ -105,8 +111,8 @@ def test_wrong_blocks_and_options():
         Qwen3MoeFusedGroupedGEMMBlock.from_hf(qwen3(), permute_y=False, fuse_mul_post=True)
 
 
-@pytest.mark.few(3)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("options", OPTIONS[::-1], ids=str)
 def test_gradients(options):
     """Of the inputs and of every parameter, the router's included."""
     block = qwen3()

@@ -17,12 +17,12 @@ from moe_xe.tuning import default_store, default_tuner
 from moe_xe.tuning.store import Entry
 
 from .block.case import HIDDEN, INTERMEDIATE, make, make_shared, moved
-from .tiles import ISA, tile
+from .tiles import ISA, K, N, tile
 
 pytestmark = pytest.mark.cpu_device
 
 COUNTS = [5, 0, 40, 1]
-E, N, K, ROWS = len(COUNTS), 102, 75, sum(COUNTS)
+E, ROWS = len(COUNTS), sum(COUNTS)
 FASTER = dict(raster_group=2)        # the kernel differs, but not what it computes
 
 

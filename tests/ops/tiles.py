@@ -1,9 +1,11 @@
-"""Configurations of the CPU device that differ in what MOE_XE_PRINT_CONFIG says, for the tests of given ones."""
+"""Configurations of the CPU device that differ in what MOE_XE_PRINT_CONFIG says, for the tests of given ones; sizes for them."""
 from dataclasses import replace
 
 from moe_xe import runtime
 from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.outer.heuristics import cpu_outer_config
+
+N, K = 102, 75      # of products in many tests, which share kernels: no multiples of a tile or a vector
 
 ISA = "avx2" if runtime.cpu_isa() != "baseline" else "baseline"     # wider ones take longer to compile
 

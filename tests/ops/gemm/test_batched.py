@@ -6,7 +6,8 @@ import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 from moe_xe.ops.calls import known_calls
 
-from .test_gradients import K, N, assert_same_derivatives
+from ..tiles import K, N
+from .test_gradients import assert_same_derivatives
 from .test_grouped_gemm import DTYPES
 
 EXPERTS, MOST = 5, 71

@@ -12,10 +12,10 @@ from moe_xe.plan.override import force_config
 from moe_xe.plan.model.schedule import tiles
 
 from ..threads import assert_threads_agree
+from ..tiles import K, N
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 COUNTS = [0, 5, 300, 1, 64, 0, 17]
-N, K = 70, 100      # of a kernel that most tests here use
 
 
 def make(counts, n, k, dtype, device, bias=None):

@@ -5,7 +5,7 @@ import moe_xe
 from moe_xe.bench.numerics import agrees
 from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
-from .test_gradients import K, N
+from ..tiles import K, N
 from .test_grouped_gemm import COUNTS, DTYPES, assert_right, make
 
 

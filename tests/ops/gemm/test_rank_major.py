@@ -5,7 +5,8 @@ import torch
 import moe_xe
 from moe_xe.bench.numerics import agrees, difference, reference_grouped_gemm
 
-from .test_gradients import K, N, assert_same_derivatives
+from ..tiles import K, N
+from .test_gradients import assert_same_derivatives
 from .test_grouped_gemm import DTYPES, poisoned
 
 # no rows of a rank, of an expert, of both; one row; several tiles

@@ -8,7 +8,7 @@ from moe_xe import device as devices
 from moe_xe.bench.numerics import agrees, reference_grouped_gemm
 from moe_xe.ops.gemm.grouped_gemm import INPUTS, Inputs
 
-from .test_gradients import K, N
+from ..tiles import K, N
 from .test_grouped_gemm import COUNTS, make
 
 
