@@ -154,7 +154,7 @@ def test_bad_input(case):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("options", [{}, dict(permute_x=True), dict(permute_y=True), dict(permute_y=True, fuse_mul_post=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(permute_x=True), {}, dict(permute_y=True), dict(permute_y=True, fuse_mul_post=True)], ids=str)
 def test_gradients(options):
     topk = 3
     x, w, ids, weights, m_sizes, indices = make(37, topk, 6, N, K)

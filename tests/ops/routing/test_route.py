@@ -145,10 +145,10 @@ def test_nan_is_chosen_last(scoring, device):
 
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_infinite_logits(scoring, device):
-    logits = torch.randn(40, 30, device=device)
-    logits[torch.rand_like(logits) < 0.3] = -INF
-    logits[20:][torch.rand(20, 30, device=device) < 0.1] = INF
-    check(logits, 25, scoring=scoring, renormalize=True)
+    logits = torch.randn(40, 20, device=device)
+    logits[torch.rand_like(logits) < 0.6] = -INF        # fewer numbers than are chosen
+    logits[20:][torch.rand(20, 20, device=device) < 0.1] = INF
+    check(logits, 10, scoring=scoring, renormalize=True)
 
 
 def test_tiny_scores_keep_their_digits(device):
