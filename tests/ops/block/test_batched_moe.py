@@ -73,9 +73,9 @@ def test_compile(device):
 
 
 def test_no_rows_at_all(device):
-    (x, w13, w2, counts), _ = make(device)
-    assert batched_moe(x[:, :0], w13, w2, counts).shape == (len(COUNTS), 0, HIDDEN)
-    assert batched_moe(x, w13, w2, counts * 0, out=torch.full_like(x, float("nan"))).isnan().all()
+    (x, w13, w2, counts), biases = make(device)
+    assert batched_moe(x[:, :0], w13, w2, counts, **biases).shape == (len(COUNTS), 0, HIDDEN)
+    assert batched_moe(x, w13, w2, counts * 0, **biases, out=torch.full_like(x, float("nan"))).isnan().all()
 
 
 def test_opcheck(device):

@@ -40,16 +40,16 @@ def test_activations(name, device):
     check(make(**ACTIVATIONS[name]), device)
 
 
-@pytest.mark.few(1)        # test_one_launch.py has float16, and bfloat16 in the other layout
-@pytest.mark.parametrize("dtype, bias, layout", [
-    (BF16, (F32, BF16), "enk"), (BF16, (BF16, F32), "ekn"), (F16, (F16, F32), "enk"), (F16, None, "ekn"), (F32, (BF16, F16), "ekn")], ids=str)
-def test_types(dtype, bias, layout, device):
-    check(make(dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=dtype), device)
+@pytest.mark.few(1)        # test_y_dtype.py has float16, test_one_launch.py bfloat16 in the other layout
+@pytest.mark.parametrize("dtype, bias, weights, layout", [
+    (BF16, (BF16, F32), F32, "enk"), (BF16, (F32, BF16), BF16, "ekn"), (F16, (F16, F32), F16, "enk"), (F16, None, F16, "ekn"),
+    (F32, (BF16, F16), F32, "ekn")], ids=str)
+def test_types(dtype, bias, weights, layout, device):
+    check(make(dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=weights), device)
 
 
-@pytest.mark.parametrize("top_k, weights, ids", [
-    pytest.param(1, BF16, torch.int64, marks=pytest.mark.full), pytest.param(2, F16, torch.int32, marks=pytest.mark.full), pytest.param(8, F32, torch.int64, marks=pytest.mark.full),
-    (10, BF16, torch.int32)])
+@pytest.mark.full       # others have one, three and ten
+@pytest.mark.parametrize("top_k, weights, ids", [(1, BF16, torch.int64), (2, F16, torch.int32), (8, F32, torch.int64), (10, BF16, torch.int32)])
 def test_experts_per_token(top_k, weights, ids, device):
     check(make(top_k=top_k, experts=12, weights_dtype=weights, ids_dtype=ids, weight_layout="ekn"), device)
 
@@ -78,7 +78,7 @@ def test_no_expert_gives_zeros(tokens, top_k, device):
 
 
 def test_a_new_result(device):
-    block = make(dtype=BF16, weights_dtype=BF16, bias=(F32, BF16))
+    block = make(dtype=BF16, bias=(BF16, F32))
     out = run(block, device)
     assert out.dtype == BF16 and out.is_contiguous() and out.device.type == device.type
     assert_right(out, reference(**block))
@@ -144,7 +144,7 @@ SHARED = {
 }
 
 
-@pytest.mark.few(2)        # without weights and merged; with them and apart
+@pytest.mark.few(2)        # without weights and with them; tests below have shared experts apart
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("weights", [None, pytest.param(torch.rand(31), marks=pytest.mark.full), torch.rand(31, 1).to(BF16)], ids=["", "weights", "bf16 column"])
 def test_shared_expert(weights, name, device):
@@ -240,7 +240,7 @@ def allocations(call) -> list[int]:
 def test_nothing_else_is_allocated(device):
     """No [rows, 2I], no tokens in sorted order: activations and the results of pairs, beside the kernels' scratch."""
     tokens, top_k = 300, 3
-    block = {name: moved(value, device) for name, value in make(tokens, dtype=BF16, bias=(F32, BF16), weights_dtype=BF16).items()}
+    block = {name: moved(value, device) for name, value in make(tokens, dtype=BF16, bias=(BF16, F32)).items()}
     workspace = workspace_of(block, device)
     pairs = tokens * top_k
     assert len(workspace) < pairs * (2 * INTERMEDIATE + 4 * HIDDEN + 4 + 4) + 4096
@@ -253,7 +253,7 @@ def test_nothing_else_is_allocated(device):
 
 
 def test_two_runs_are_bitwise_equal(device):
-    for options in (dict(), dict(top_k=1, bias=BIASES), dict(dtype=BF16, bias=(F32, BF16), weights_dtype=BF16)):
+    for options in (dict(), dict(top_k=1, bias=BIASES), dict(dtype=BF16, bias=(BF16, F32))):
         block = make(300, **options)
         assert torch.equal(run(block, device), run(block, device))
 

@@ -139,7 +139,7 @@ def test_strided_arguments(layout, device):
     check(block | {name: within(block[name], 2, 5) for name in names}, device)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("tokens, experts", [(1, 6), (3, 1), (7, 40), (250, 3)])
 def test_sizes_at_run_time(tokens, experts, device):
     """Experts without rows and with a single one; some with many."""
@@ -394,7 +394,7 @@ def test_under_autocast(types, device):
     with torch.autocast(device.type, dtype):
         out = fused_moe(**arguments)
         with torch.no_grad():
-            assert fused_moe(**arguments).dtype == dtype
+            assert fused_moe(**arguments | dict(shared=None)).dtype == dtype
     assert out.dtype == dtype
     out.backward(grad_out.to(device))
     got = {name: leaf.grad for name, leaf in named.items()}
@@ -450,12 +450,13 @@ def test_both_ops_have_an_xpu_kernel():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 
 
-@pytest.mark.parametrize("layout", ["enk", pytest.param("ekn", marks=pytest.mark.full)])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tokens=st.integers(0, 90), experts=st.integers(1, 40), recompute=st.booleans(), seed=st.integers(0, 2**31))
-def test_any_number_of_tokens_and_experts(device, layout, tokens, experts, recompute, seed):
+@pytest.mark.full       # each number of experts may have other kernels for the weights' gradients
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tokens=st.integers(0, 90), experts=st.integers(1, 40), layout=st.sampled_from(LAYOUTS), recompute=st.booleans(),
+       seed=st.integers(0, 2**31))
+def test_any_number_of_tokens_and_experts(device, tokens, experts, layout, recompute, seed):
     torch.manual_seed(seed)
-    check(make(tokens, experts, bias=BIASES, weight_layout=layout), device, recompute=recompute)
+    check(make(tokens, experts, weight_layout=layout), device, recompute=recompute)
 
 
 @pytest.mark.full       # each size compiles a whole block; test_fused_moe.py has some in forward

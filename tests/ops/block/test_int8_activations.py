@@ -80,7 +80,7 @@ def test_without_a_fusion(off, device):
 
 def test_a_shared_expert_is_not_quantised(device):
     arguments = block()
-    shared = make_shared(22, hidden=50)
+    shared = make_shared(37)
     alone, got = (run(arguments | more, device, SEVERAL).cpu() for more in ({}, dict(shared=shared)))
     x = arguments["hidden_states"].double()
     up, down, gate = (w.double() for w in (shared.up_proj, shared.down_proj, shared.gate_proj))

@@ -13,7 +13,7 @@ from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, 
 from .test_fused_moe_training import gradients
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-BF16_BLOCK = dict(dtype=BF16, bias=(F32, BF16), weights_dtype=BF16)
+BF16_BLOCK = dict(dtype=BF16, bias=(BF16, F32))
 
 
 def rows_summed(block: dict, device, y_dtype: torch.dtype) -> torch.Tensor:
@@ -102,13 +102,13 @@ def test_experts_and_adapters_pass_it_on(device):
     experts = Experts(4, HIDDEN, INTERMEDIATE, y_dtype=F32, dtype=BF16, device=device)
     x, weights = torch.randn(31, HIDDEN).to(device, BF16), torch.rand(31, 3).to(device)
     ids = torch.randint(4, (31, 3), dtype=torch.int32).to(device)
-    adapter = LoraAdapter(torch.randn(4, 2, INTERMEDIATE).to(device, BF16), torch.randn(4, HIDDEN, 2).to(device, BF16), 0.0)
     arguments = x, experts.gate_up_proj, experts.down_proj, weights, ids
     with torch.no_grad():
         wide = fused_moe(*arguments, y_dtype=F32)
         assert torch.equal(experts(x, weights, ids), wide) and not torch.equal(fused_moe(*arguments), wide)
-        wide = lora_moe(*arguments, lora2=adapter, y_dtype=F32)
-        assert not torch.equal(lora_moe(*arguments, lora2=adapter), wide)
+        adapted = {name: moved(value, device) for name, value in make(**BF16_BLOCK).items()}
+        adapted["lora2"] = LoraAdapter(torch.randn(6, 5, INTERMEDIATE).to(device, BF16), torch.randn(6, HIDDEN, 5).to(device, BF16), 0.0)
+        assert not torch.equal(lora_moe(**adapted), lora_moe(**adapted, y_dtype=F32))
 
 
 @pytest.mark.parametrize("dtype, y_dtype", [(BF16, F16), (F32, BF16), (F16, torch.float64), (BF16, "float32"), (BF16, torch.int8)])
