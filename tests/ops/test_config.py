@@ -129,7 +129,7 @@ def block(**options) -> dict:
     return {name: moved(value, CPU) for name, value in arguments.items()}
 
 
-@pytest.mark.parametrize("options", [{}, dict(shared=True)], ids=["routed", "with a shared expert of another size"])
+@pytest.mark.parametrize("options", [{}, pytest.param(dict(shared=True), marks=pytest.mark.full)], ids=["routed", "with a shared expert of another size"])
 def test_fused_moe(options, launched):
     arguments = block(**({"shared": make_shared(INTERMEDIATE + 4)} if options else {}))
     assert_right(fused_moe(**arguments, config=MOE), reference_moe(**arguments))

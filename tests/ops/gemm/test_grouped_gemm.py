@@ -102,12 +102,12 @@ def test_gather_divisor(device):
 
 
 def test_strided_operands_are_used_in_place(device):
-    big_a, big_d = torch.randn(sum(COUNTS), 200, device=device), poisoned(sum(COUNTS), 120, torch.float32, device)
-    big_w = torch.randn(2 * len(COUNTS), 90, 130, device=device)
-    a, w, out = big_a[:, 40:140], big_w[::2, 10:80, :100], big_d[:, 13:83]
+    big_a, big_d = torch.randn(sum(COUNTS), 200, device=device), poisoned(sum(COUNTS), N + 50, torch.float32, device)
+    big_w = torch.randn(2 * len(COUNTS), N + 20, K + 30, device=device)
+    a, w, out = big_a[:, 40:40 + K], big_w[::2, 10:10 + N, :K], big_d[:, 13:13 + N]
     moe_xe.grouped_gemm(a, w, torch.tensor(COUNTS, dtype=torch.int32, device=device), out=out)
     assert_right(out, a, w, COUNTS)
-    assert big_d[:, :13].isnan().all() and big_d[:, 83:].isnan().all()
+    assert big_d[:, :13].isnan().all() and big_d[:, 13 + N:].isnan().all()
 
 
 def test_static_and_dynamic_schedules_and_two_runs_are_bitwise_equal(device):

@@ -292,7 +292,7 @@ def test_misaligned_memory():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.full)])
-@pytest.mark.parametrize("side", [None, "left", pytest.param("right", marks=pytest.mark.full)])
+@pytest.mark.parametrize("side", [None, *(pytest.param(side, marks=pytest.mark.full) for side in ("left", "right"))])
 def test_opcheck(side, dtype, device):
     left, right, rows = make(COUNTS, P, Q, dtype, device)
     indices = torch.arange(sum(COUNTS), dtype=torch.int32, device=device).flip(0)
