@@ -159,7 +159,7 @@ def test_without_scales_and_pairs(kind, kernels, device):
     check(kind, arguments, run(kind, **arguments))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS[::2], ids=str)
 def test_forward(kind, device):
     arguments = make(kind, 40, gap=1, unused=0.3, device=device)

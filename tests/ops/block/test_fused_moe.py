@@ -144,9 +144,10 @@ SHARED = {
 }
 
 
-@pytest.mark.few(2)        # without weights and with them; tests below have shared experts apart
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("weights", [None, pytest.param(torch.rand(31), marks=pytest.mark.full), torch.rand(31, 1).to(BF16)], ids=["", "weights", "bf16 column"])
+# tests below have those apart, and without weights of their own
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name != "of two sizes")) for name in SHARED])
+@pytest.mark.parametrize("weights", [torch.rand(31, 1).to(BF16), pytest.param(torch.rand(31), marks=pytest.mark.full), pytest.param(None, marks=pytest.mark.full)],
+                         ids=["bf16 column", "weights", ""])
 def test_shared_expert(weights, name, device):
     """With biases of the routed experts, which the shared one does not get; with and without weights of its own."""
     options, size = SHARED[name]
@@ -169,7 +170,7 @@ def test_shared_experts_projections_of_different_pitch(device):
 
 
 def test_shared_expert_without_routed_ones(device):
-    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE))
+    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=torch.rand(31)))
     block["topk_ids"].fill_(-1)
     check(block, device)
 

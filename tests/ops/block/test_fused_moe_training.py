@@ -139,7 +139,7 @@ def test_strided_arguments(layout, device):
     check(block | {name: within(block[name], 2, 5) for name in names}, device)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("tokens, experts", [(1, 6), (3, 1), (7, 40), (250, 3)])
 def test_sizes_at_run_time(tokens, experts, device):
     """Experts without rows and with a single one; some with many."""
