@@ -31,11 +31,10 @@ def run(*arguments):
     return CliRunner().invoke(app, ["bench", "block", *map(str, arguments)])
 
 
-@pytest.mark.few(1)
 @pytest.mark.parametrize("arguments, permute_x, permute_y", [
     pytest.param("--model qwen3 --mode forward --seqlen 24 --permute_x --permute_y --autotune", True, True, marks=pytest.mark.full),
-    ("--model llama4 --autotune --mode=forward --permute-y --seqlen 8 --batch 3", False, True),
-    ("--model mixtral --permute-x --tokens 24", True, False)])
+    pytest.param("--model llama4 --autotune --mode=forward --permute-y --seqlen 8 --batch 3", False, True, marks=pytest.mark.full),
+    ("--model mixtral --permute-x --tokens 24 --autotune", True, False)])
 def test_the_founding_command_lines(arguments, permute_x, permute_y):
     result = run(*arguments.split(), *SMALL, "--json")
     assert result.exit_code == 0, result.output
@@ -45,7 +44,7 @@ def test_the_founding_command_lines(arguments, permute_x, permute_y):
     assert case["autotune"] == ("--autotune" in arguments)
 
 
-@pytest.mark.parametrize("mode", ["backward", "both"])
+@pytest.mark.parametrize("mode", [pytest.param("backward", marks=pytest.mark.full), "both"])
 def test_training(mode):
     result = run("--model", "gpt-oss", "--mode", mode, "--tokens", 23, "--dtype", "fp32", "--permute_x", *SMALL, "--json")
     assert result.exit_code == 0, result.output
@@ -55,9 +54,9 @@ def test_training(mode):
 
 
 def test_quantised_weights():
-    result = run("--model", "mixtral", "--tokens", 3, "--weights", "dense,int4", *SMALL)
+    result = run("--model", "gpt-oss", "--tokens", 5, "--weights", "dense,mxfp4", *SMALL)
     assert result.exit_code == 0, result.output
-    assert "mixtral, bf16, int4 weights, forward" in result.stdout and result.stdout.count("yes") == 2 and "dense" in result.stdout
+    assert "gpt-oss, bf16, mxfp4 weights, forward" in result.stdout and result.stdout.count("yes") == 2 and "dense" in result.stdout
 
 
 @pytest.mark.parametrize("arguments, message", [(("--weights", "nf4"), "expected some of dense, mxfp4, int4, fp8, int8"),

@@ -68,7 +68,7 @@ def test_quantised_model(family, format, group, method, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in others.items())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", sorted(MODELS.keys() - {"GraniteMoe"}))      # whose experts have other names
 @torch.inference_mode()
 def test_families(family, tmp_path):

@@ -21,21 +21,21 @@ TOKENS, EXPERTS = (9, 0, 17, 5), (3, 1, 2, 1)
 REPLICAS = [[0, 3, 1], [2, 0], [], [0, 4, 2, 1]]
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16, pytest.param(F16, marks=pytest.mark.full)])
+@pytest.mark.parametrize("dtype", [F32, *(pytest.param(dtype, marks=pytest.mark.full) for dtype in (BF16, F16))])
 def test_equals_one_process(dtype):
     """Tokens and experts are spread unevenly."""
     check(ranks(4), block(TOKENS, EXPERTS, dtype=dtype), TOKENS, EXPERTS)
 
 
-@pytest.mark.parametrize("case", [dict(bias=(F32, F32), activation="swiglu_oai", interleaved=True, limit=1.5),
-                                  dict(weight_layout="ekn", weight_on_input=True, routed_scaling_factor=2.5),
+@pytest.mark.parametrize("case", [dict(bias=(F32, F32), activation="swiglu_oai", interleaved=True, limit=1.5, weight_layout="ekn",
+                                       weight_on_input=True, routed_scaling_factor=2.5),
                                   dict(recompute=False)], ids=lambda case: next(iter(case)))
 def test_options_are_passed_on(case):
     recompute = case.pop("recompute", True)
     check(ranks(4), block(TOKENS, EXPERTS, **case), TOKENS, EXPERTS, recompute=recompute)
 
 
-@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("weights", [pytest.param(False, marks=pytest.mark.full), True])
 def test_shared_expert(weights):
     shared = make_shared(29, weights=torch.rand(sum(TOKENS)) if weights else None)
     check(ranks(4), block(TOKENS, EXPERTS, shared=shared), TOKENS, EXPERTS)
