@@ -16,7 +16,7 @@ FILES = ("tests/ops/gemm/test_grouped_gemm.py", "tests/ops/routing/test_token_so
 
 @pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.parametrize("option, names", [
-    pytest.param("simulated", "test_scattered_and_scaled_rows or test_public_functions or test_facts", marks=pytest.mark.full),
+    pytest.param("simulated", "test_gathered_rows or test_scattered_and_scaled_rows or test_public_functions or test_facts", marks=pytest.mark.full),
     ("simulated-xpu", "test_gathered_rows or test_scattered_and_scaled_rows or test_gradients_lie")])
 def test_a_sample(option, names):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
