@@ -5,7 +5,7 @@ template <int width> using Floats = float __attribute__((ext_vector_type(width))
 
 extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::nd_range_kernel<1>))
 SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((sycl::ext::oneapi::experimental::sub_group_size<4>)) void fma_peak(float* sums, int rounds) {
-  const int group = int(sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_group(0));
+  const int group = int(__spirv_BuiltInWorkgroupId(0));
   Floats<MOE_XE_WIDTH> chain[MOE_XE_CHAINS];
   const Floats<MOE_XE_WIDTH> factor = sums[group], term = sums[group] + 1.f;
 #pragma unroll

@@ -1,7 +1,6 @@
 // The vocabulary of the generated constants and the one set of arguments that every device's kernel takes.
 #pragma once
-#include <sycl/ext/oneapi/experimental/free_function_traits.hpp>
-#include <sycl/ext/oneapi/free_function_queries.hpp>
+#include <sycl/__spirv/spirv_vars.hpp>
 #include <sycl/ext/oneapi/kernel_properties/properties.hpp>
 
 namespace moe_xe {

@@ -6,8 +6,8 @@ namespace moe_xe {
 
 struct Team {
   static constexpr int lanes = 1, sizes = 32, sub_group = 0, num_sub_groups = 1;
-  int group = int(sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_group(0));
-  int num_groups = int(sycl::ext::oneapi::this_work_item::get_nd_item<1>().get_group_range(0));
+  int group = int(__spirv_BuiltInWorkgroupId(0));
+  int num_groups = int(__spirv_BuiltInNumWorkgroups(0));
 
   int lane() const { return 0; }
   bool leads() const { return true; }

@@ -1,6 +1,7 @@
 // A GPU's team: the lanes of one work-group, and those of one sub-group, which stay together.
 #pragma once
 #include <moe_xe/types.hpp>
+#include <sycl/__spirv/spirv_ops.hpp>
 #include <sycl/ext/oneapi/work_group_static.hpp>
 
 namespace moe_xe {
