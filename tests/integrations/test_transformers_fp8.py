@@ -61,7 +61,7 @@ def expected_of(experts, x, ids, weights):
     return out
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", [
     dict(block_size=(16, 32)), dict(), dict(block_size=(128, 128)), dict(block_size=(16, 16), intermediate_size=40, hidden_size=56),
     dict(block_size=(1, 32), scale_fmt="ue8m0"), dict(expert_dtype="fp4", scale_fmt="ue8m0"), dict(activation_scheme="static"),
