@@ -65,5 +65,5 @@ def test_failed_verification_fails(rows, monkeypatch, run_here):
         return out
 
     monkeypatch.setattr(moe_xe, "grouped_gemm", wrong)
-    code, printed = run_here("--n", 32, "--k", 32, "--rows", rows, "--iterations", 1)
+    code, printed = run_here("--n", 32, "--k", 32, "--rows", rows, "--iterations", 1, "--schedule", "static")
     assert code == 1 and "FAILED" in printed

@@ -18,7 +18,7 @@ def test_predictions_say_that_they_are():
     assert result.exit_code == 0 and "PREDICTED, not measured" in result.output and "Arc Pro B60" in result.output
 
 
-@pytest.mark.parametrize("device, layout", [("b70", "enk"), ("max1550", "ekn"), ("lunar-lake", "enk")])
+@pytest.mark.parametrize("device, layout", [pytest.param("b70", "enk", marks=pytest.mark.full), ("max1550", "ekn"), ("lunar-lake", "enk")])
 def test_both_gemms_of_each_model(device, layout):
     report = json.loads(run("--device", device, "--model", "qwen3,gpt-oss", "--tokens", "1,1024", "--layout", layout, "--gathered",
                             "--json").stdout)

@@ -50,7 +50,7 @@ def test_device_by_kind_and_index(queue):
         Queue.create(1000)
 
 
-@pytest.mark.few(1)
+@pytest.mark.full      # tests/runtime/test_platforms.py has the same errors in one process
 @pytest.mark.parametrize("wanted, advice", [("'cpu'", "pip install 'moe_xe[cpu]'"), ("'gpu'", "Intel GPU driver"),
                                             ("0", "pip install 'moe_xe[cpu]'")])
 def test_without_devices_the_error_says_what_to_install(wanted, advice):
