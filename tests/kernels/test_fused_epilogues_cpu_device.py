@@ -18,7 +18,7 @@ from moe_xe.plan.gemm.config import TileConfig
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import Activation, ActivationKind, RowScale
 
-from .test_mainloops_cpu_device import COUNTS, LAYOUTS, POISON, USABLE_ISAS, cpu, generic, padded
+from .test_mainloops_cpu_device import COUNTS, EACH_ISA, LAYOUTS, POISON, USABLE_ISAS, cpu, generic, padded
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 SILU = Activation()
@@ -110,7 +110,7 @@ def shared_weights(w: torch.Tensor, activation: Activation | None, gap: int) -> 
 FIRST = {"halves": dict(activation=SILU), "interleaved": dict(activation=OAI, bias=BF16), "no gate": dict(activation=NO_GATE, row_scale=RowScale.sums)}
 
 
-@pytest.mark.parametrize("isa", USABLE_ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FIRST)
 def test_first_gemm(name, layout, isa):
@@ -119,18 +119,19 @@ def test_first_gemm(name, layout, isa):
     make(layout, F32 if isa == "baseline" else BF16, **FIRST[name]).check(cpu(isa, tile_width=64, micro_rows=5))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("isa", USABLE_ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_second_gemm(layout, isa):
     make(layout, BF16, scattered=True, out_dtype=F32, row_scale=RowScale.outputs, bias=F32).check(cpu(isa, tile_width=64, micro_rows=5))
 
 
-@pytest.mark.parametrize("output, bias", [(BF16, F16), (F16, None)], ids=str)
+@pytest.mark.parametrize("output, bias", [(BF16, F16), pytest.param(F16, None, marks=pytest.mark.full)], ids=str)
 def test_second_gemm_of_other_types(output, bias):
     make("ekn", output, scattered=True, bias=bias, row_scale=RowScale.outputs).check(cpu("avx2" if "avx2" in USABLE_ISAS else "baseline"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("changes", [dict(tile_width=96), dict(tile_width=192, k_block=4096), dict(tile_width=48, micro_columns=16, micro_rows=3, dot_rows=1),
                                      dict(heights=(7,), unpacked_rows=1), dict(unpacked_rows=9, dot_rows=2, prefetch_columns=0)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -139,6 +140,7 @@ def test_tiles_of_pairs(activation, layout, changes):
     make(layout, F16, activation, n=98, gap=1).check(cpu("avx2" if "avx2" in USABLE_ISAS else "baseline", **{"tile_width": 64, **changes}))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("n, k", [(2, 1), (6, 17)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", [SILU, OAI], ids=["halves", "interleaved"])

@@ -51,9 +51,9 @@ def check(call: launch.Call, config) -> None:
     assert ((out - want).abs() <= 2e-6 * (want.abs() + want.square().mean().sqrt())).all()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("isa", USABLE_ISAS)
-@pytest.mark.parametrize("activation, n", [(None, 35), (SILU, 78), (OAI, 78)], ids=["none", "halves", "interleaved"])
+@pytest.mark.parametrize("activation, n", [(OAI, 78), (SILU, 78), (None, 35)], ids=["interleaved", "halves", "none"])
 def test_instruction_sets(activation, n, isa):
     """Several blocks of K and a tail, rows that are read in place and packed ones."""
     scales = torch.rand(sum(COUNTS))

@@ -26,6 +26,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAYOUTS = ["enk", "ekn"]
 ISAS = ["baseline", "avx2", "avx512", "avx512_bf16"]        # each includes those before it
 USABLE_ISAS = ISAS[:ISAS.index(runtime.cpu_isa().replace("amx", "avx512_bf16")) + 1]     # test_tiles_cpu_device.py has amx
+EACH_ISA = [*USABLE_ISAS[:-1], pytest.param(USABLE_ISAS[-1], marks=pytest.mark.full)]      # the last one is what cpu() has: most tests
 COUNTS = [5, 0, 1, 47, 2, 3, 18]                           # every path: no row, dot products, packed, several row tiles
 POISON = 777.0
 
@@ -43,6 +44,8 @@ def generic(**changes) -> TileConfig:
 
 
 CONFIGS = {"cpu": cpu(), "generic": generic()}
+QUICK_ISA = USABLE_ISAS[:2][-1]       # kernels for avx512 take three times as long to compile
+QUICK = [pytest.param(cpu(QUICK_ISA), id="cpu"), pytest.param(cpu(), id="cpu, best", marks=pytest.mark.full), pytest.param(generic(), id="generic")]
 
 
 def padded(*shape: int, dtype: torch.dtype, gap: int) -> torch.Tensor:
@@ -104,23 +107,23 @@ def make(counts=COUNTS, n=101, k=149, dtype=torch.bfloat16, layout="enk", gap=0,
                 gather_indices=torch.randint(0, 23, (rows,), dtype=torch.int32) if gathered else None, **fields)
 
 
-@pytest.mark.few(2)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.full)], ids=str)
 def test_everything_at_once(config, layout, dtype):
     make(dtype=dtype, layout=layout, gap=3, bias=torch.float32, gathered=True).check(config)
 
 
-@pytest.mark.parametrize("isa", USABLE_ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_instruction_sets(isa, layout, dtype):
     make(n=70, k=133, dtype=dtype, layout=layout).check(cpu(isa, tile_width=64))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa.startswith("avx512")])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512"])
 def test_wide_instruction_sets_compile(isa, dtype):
     """Also where this CPU cannot run them."""
     name = Dtype({torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype])
@@ -129,19 +132,21 @@ def test_wide_instruction_sets_compile(isa, dtype):
     assert (b"vdpbf16ps" in image) == (isa == "avx512_bf16" and dtype == torch.bfloat16)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("config", QUICK)
 @pytest.mark.parametrize("n, k", [(1, 1), (3, 17)])
 def test_small_shapes(config, n, k):
     make(n=n, k=k).check(config)
 
 
-@pytest.mark.parametrize("output", [pytest.param(torch.float16, marks=pytest.mark.full), torch.float32], ids=str)
+@pytest.mark.full
+@pytest.mark.parametrize("output", [torch.float16, torch.float32], ids=str)
 def test_other_outputs(output):
     make(bias=torch.bfloat16, out_dtype=output).check(cpu())
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("config", [cpu(), cpu(k_block=4096), generic()], ids=["cpu", "cpu, one K block", "generic"])
+@pytest.mark.parametrize("config", [*QUICK, pytest.param(cpu(k_block=4096), id="cpu, one K block")])
 def test_row_counts_share_a_kernel(config):
     """One kernel, many distributions."""
     n, k = 50, 200
@@ -156,7 +161,7 @@ def test_any_shape(n, k, counts, dtype, layout, gap):
     make(counts, n, k, dtype, layout, gap).check(cpu())
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", QUICK)
 @pytest.mark.parametrize("counts", [[5, -3, 7, 2**31 - 1], [40, 40, 40], [-(2**31), 3, 0]])
 def test_wrong_counts_touch_nothing_outside(config, counts):
     case = make([4, 3, 6, 17], 50, 200, gap=2)
@@ -164,36 +169,36 @@ def test_wrong_counts_touch_nothing_outside(config, counts):
     case.check(config)
 
 
-def test_special_values():
+@pytest.mark.parametrize("config", QUICK)
+def test_special_values(config):
     """inf and NaN are kept, and rounding is to nearest even."""
     k = 40
     a = torch.zeros(8, k, dtype=torch.float32)
     a[:, 0] = torch.tensor([float("inf"), -float("inf"), float("nan"), 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, -0.0, 2.0**-130])
     w = torch.zeros(1, 33, k)
     w[:, :, 0] = 1
-    for config in (cpu(), generic()):
-        out = Case(a, w, [8], out_dtype=torch.bfloat16).run(config)
-        expected = a[:, :1].to(torch.bfloat16).expand(8, 33)
-        assert torch.equal(torch.isnan(out), torch.isnan(expected))
-        assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
+    out = Case(a, w, [8], out_dtype=torch.bfloat16).run(config)
+    expected = a[:, :1].to(torch.bfloat16).expand(8, 33)
+    assert torch.equal(torch.isnan(out), torch.isnan(expected))
+    assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("family", CONFIGS)
-def test_results_do_not_depend_on_who_computes_them(family, monkeypatch):
+@pytest.mark.parametrize("config", QUICK)
+def test_results_do_not_depend_on_who_computes_them(config, monkeypatch):
     case = make(n=50, k=200, dtype=torch.float32)
-    expected = case.run(CONFIGS[family])
-    static = replace(CONFIGS[family], schedule=Schedule.static)
+    expected = case.run(config)
+    static = replace(config, schedule=Schedule.static)
     for groups in (1, 7):
         target = replace(launch.target_of(launch.facts_of(launch.queue_for(torch.device("cpu")))), cores=groups)
         with monkeypatch.context() as patch:
             patch.setattr(launch, "target_of", lambda facts: target)
             known_calls().clear()      # of another number of cores
-            assert torch.equal(case.run(CONFIGS[family]), expected)
+            assert torch.equal(case.run(config), expected)
             assert torch.equal(case.run(static), expected)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", QUICK)
 def test_offsets_beyond_31_bits(config):
     """Memory that is never touched costs nothing, so the strides can be large."""
     n, k, stride, rows = 50, 200, 2**30 + 8, 4
@@ -215,17 +220,16 @@ import torch
 from tests.kernels.before_a_hole import before_a_hole
 from tests.kernels.test_mainloops_cpu_device import CONFIGS, LAYOUTS, make
 
-for dtype in (getattr(torch, name) for name in sys.argv[1:]):
-    for layout in LAYOUTS:
-        case = make(dtype=dtype, layout=layout, bias=torch.float32, gathered=True)
-        case.a, case.bias, case.gather_indices = map(before_a_hole, (case.a, case.bias, case.gather_indices))
-        case.w = before_a_hole(case.w) if layout == "enk" else before_a_hole(case.w.transpose(1, 2)).transpose(1, 2)
-        case.check(CONFIGS["cpu"])
+for name, layout in zip(sys.argv[1:], 2 * LAYOUTS):
+    case = make(dtype=getattr(torch, name), layout=layout, bias=torch.float32, gathered=True)
+    case.a, case.bias, case.gather_indices = map(before_a_hole, (case.a, case.bias, case.gather_indices))
+    case.w = before_a_hole(case.w) if layout == "enk" else before_a_hole(case.w.transpose(1, 2)).transpose(1, 2)
+    case.check(CONFIGS["cpu"])
 print("within bounds")
 '''
 
 
-@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), pytest.param(("float16",), marks=pytest.mark.full)], ids=str)
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), pytest.param(("float16", "bfloat16", "float32", "float16"), marks=pytest.mark.full)], ids=str)
 def test_reads_end_with_the_operands(dtypes):
     done = subprocess.run([sys.executable, "-c", GUARDED, *dtypes], text=True, capture_output=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "within bounds", (done.returncode, done.stderr[-2000:])

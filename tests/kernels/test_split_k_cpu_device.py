@@ -14,7 +14,7 @@ from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import RowScale
 
 from .test_fused_epilogues_cpu_device import BF16, F16, F32, FIRST, OAI, SILU, make
-from .test_mainloops_cpu_device import LAYOUTS, USABLE_ISAS, cpu, generic
+from .test_mainloops_cpu_device import EACH_ISA, LAYOUTS, USABLE_ISAS, cpu, generic
 
 COUNTS = [3, 0, 1, 9, 0]      # read in place, and packed
 BEST = USABLE_ISAS[-1] if "avx2" not in USABLE_ISAS else "avx2"
@@ -24,8 +24,8 @@ def split_cpu(isa: str = BEST, **changes):
     return cpu(isa, **{"tile_width": 64, "micro_rows": 5, "splits": 4, **changes})
 
 
-@pytest.mark.few(3)
-@pytest.mark.parametrize("isa", USABLE_ISAS)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FIRST)
 def test_first_gemm(name, layout, isa):
@@ -47,9 +47,10 @@ def test_generic_main_loop(layout, fields):
     make(layout, BF16, counts=COUNTS, k=781, **fields).check(generic(sub_group_columns=(32,), splits=3))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", [split_cpu(), generic(sub_group_columns=(32,), splits=4)], ids=["cpu", "generic"])
 def test_bitwise_equal(config):
-    """Whatever the schedule and, of the CPU's own kernel, the number of work-groups."""
+    """Whatever the schedule and, of the CPU's own kernel, the number of work-groups; tests/xe has the generic one's."""
     call = make("enk", F32, counts=COUNTS, k=1101, activation=SILU).call
     threads = [dict(threads=number) for number in (1, 2, 3, 16)] if hasattr(config, "threads") else [{}]
     variants = [replace(config, **fields, schedule=schedule) for fields in threads for schedule in Schedule]

@@ -84,12 +84,13 @@ def test_recorded_layers_with_the_shapes_for_xe(layer, groups):
 @pytest.mark.parametrize("rows_format", RowsFormat)
 @pytest.mark.parametrize("rows_bits", [32, 64])
 def test_both_schedules_and_all_forms_of_row_counts(schedule, rows_format, rows_bits):
-    problem = GroupedGemmProblem(150, 32, Dtype.bf16, Dtype.bf16, rows_format=rows_format, rows_bits=rows_bits)
+    problem = dataclasses.replace(PROBLEM, rows_format=rows_format, rows_bits=rows_bits)
     generator = np.random.default_rng()
     counts = (generator.integers(0, 300, 37) * generator.integers(0, 2, 37)).tolist()
     record_on_cpu_device(counts, problem, dataclasses.replace(SMALL, schedule=schedule), 7)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family, splits", [("cpu", 1), ("generic", 1), ("generic", 3)])
 @pytest.mark.parametrize("ranks", [2, 9])
 def test_rows_of_several_ranks(ranks, family, splits):
