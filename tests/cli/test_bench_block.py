@@ -54,7 +54,7 @@ def test_training(mode):
 
 
 def test_quantised_weights():
-    result = run("--model", "gpt-oss", "--tokens", 5, "--weights", "dense,mxfp4", *SMALL)
+    result = run("--model", "gpt-oss", "--tokens", 5, "--weights", "dense,mxfp4", "--permute-x", "--permute-y", *SMALL)
     assert result.exit_code == 0, result.output
     assert "gpt-oss, bf16, mxfp4 weights, forward" in result.stdout and result.stdout.count("yes") == 2 and "dense" in result.stdout
 
