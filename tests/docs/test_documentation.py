@@ -95,7 +95,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.few(5)
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if python_blocks(document)])
 def test_code_runs_as_written(document, folder):
     program = ""

@@ -30,8 +30,9 @@ def block(first: str, second: str, dtype=BF16, **options) -> dict:
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, F32], ids=str)
-@pytest.mark.parametrize("formats", [pytest.param(("mxfp4", "mxfp4"), marks=pytest.mark.full), ("int4", "uint4"), ("fp8_e4m3", "fp8_e4m3"), ("nvfp4", "int8"), ("mxfp8", "dense"),
-                                     ("dense", "fp8_e5m2")], ids="-".join)
+@pytest.mark.parametrize("formats", [
+    pytest.param(("mxfp4", "mxfp4"), marks=pytest.mark.full), ("int4", "uint4"), ("fp8_e4m3", "fp8_e4m3"), ("nvfp4", "int8"), ("mxfp8", "dense"),
+    ("dense", "fp8_e5m2")], ids="-".join)
 def test_formats(formats, dtype, device):
     check(block(*formats, dtype), device)
 
