@@ -90,6 +90,7 @@ def test_source_errors_are_told():
 
 
 @needs_ocloc
+@pytest.mark.few(3)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h", "cri"])
 def test_summary_on_every_device(device):
     dump = ocloc.build(spirv.compile_to_spirv(SOURCE), device, "-ze-intel-256-GRF-per-thread")

@@ -40,7 +40,7 @@ def launch(kind: Kind, arguments: dict, columns: int, *, gap: int = 0, want=Acti
 
 
 # the CPU device runs all of them by default (tests/ops/block/test_activate.py)
-FEW = {("silu", HALVES), ("gelu", INTERLEAVED), ("gelu_tanh", PLAIN), ("relu2", HALVES), ("swiglu_oai", INTERLEAVED)}
+FEW = {("gelu", INTERLEAVED), ("gelu_tanh", PLAIN), ("relu2", HALVES)}      # test_wide_accesses has silu and swiglu_oai
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * ((kind.kind, kind.layout) not in FEW)) for kind in KINDS], ids=str)
@@ -52,7 +52,7 @@ def test_every_activation(kind):
 # one and several sub-groups a row, the last one's vectors whole or not
 @pytest.mark.parametrize("kind, columns", [
     (Kind("silu", HALVES, 8 * 16 * 16 + 8, BF16, BF16, BF16, BF16), 8), (Kind("swiglu_oai", INTERLEAVED, 1100, BF16, F32, BF16, BF16, 1.5), 4),
-    (Kind("gelu_tanh", HALVES, 130, F32, BF16, F16, F32), 2), *(pytest.param(*case, marks=pytest.mark.full) for case in (
+    *(pytest.param(*case, marks=pytest.mark.full) for case in ((Kind("gelu_tanh", HALVES, 130, F32, BF16, F16, F32), 2),
         (Kind("silu", INTERLEAVED, 2880, F16, BF16, BF16, F16), 8), (Kind("gelu", PLAIN, 128, F32, F32, F32, F32), 4),
         (Kind("relu2", INTERLEAVED, 16, BF16, BF16, BF16, BF16), 8), (Kind("gelu", INTERLEAVED, 38, BF16, BF16, BF16, BF16), 2)))], ids=str)
 def test_wide_accesses(kind, columns):
@@ -97,6 +97,7 @@ PROBLEMS += [ActivateProblem(2880, Activation(), *(Dtype.f32,) * 4, True, True, 
              ActivateProblem(2880, Activation(), Dtype.bf16, hs=Dtype.bf16, has_row_pairs=True, columns=8)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("problem", [PROBLEMS[0], *(pytest.param(p, marks=pytest.mark.full) for p in PROBLEMS[1:3]), PROBLEMS[3],
                                      pytest.param(PROBLEMS[4], marks=pytest.mark.full), *PROBLEMS[5:]], ids=lambda p: f"{p.activation.kind.value}-{p.columns}-{'all' if p.dscale else 'forward'}")

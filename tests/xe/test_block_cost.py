@@ -27,7 +27,7 @@ def executed(source, groups: tuple[int, int], arguments: list) -> int:
     return Kernel(build(source), source.name).launch(groups[0] * groups[1], groups[1], arguments).total
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("num_experts, top_k", [(8, 2), (64, 6), (128, 8), (256, 8)])
 def test_route(num_experts, top_k):
     logits = np.random.default_rng(0).standard_normal((5, num_experts)).astype("f4")
@@ -46,7 +46,7 @@ def test_sort(num_tokens, num_experts, top_k):
     assert num_experts * sort_instructions(num_tokens) == pytest.approx(total, rel=0.25)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 @pytest.mark.parametrize("hidden_size, top_k", [(2048, 8), (2880, 4), (4096, 2)])
 def test_combine(hidden_size, top_k, dtype):

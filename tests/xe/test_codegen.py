@@ -37,7 +37,7 @@ def summary_of(problem: GroupedGemmProblem, device: str):
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_options_of_a_launch_give_the_same_code(device):
     """What SYCL passes to the driver for grf_size<256>."""
-    spirv_module = image(GroupedGemmProblem(512, 512, Dtype.bf16, Dtype.bf16))
+    spirv_module = image(GroupedGemmProblem(*SHAPES[0], Dtype.bf16, Dtype.bf16))
 
     def code(options: str) -> dict[str, str]:
         folder = ocloc.build(spirv_module, device, options).folder
@@ -55,7 +55,7 @@ def name(problem: GroupedGemmProblem) -> str:
 PROBLEMS = [problem for n, k in SHAPES for problem in kernels.variants(n, k, FLOATS if n == 5760 else [Dtype.bf16])]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("problem", [
     pytest.param(p, marks=[pytest.mark.full] * (p.n != 5760 or p.input is Dtype.f16 or p.tf32 and p.gathered)) for p in PROBLEMS], ids=name)
 def test_inner_loop(problem):
@@ -64,6 +64,7 @@ def test_inner_loop(problem):
     assert loop.other_per_dpas <= (LIMIT_TF32 if problem.tf32 else LIMIT[problem.weights])
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("problem", [
     pytest.param(p, marks=[pytest.mark.full] * (p.tf32 and p.gathered)) for p in PROBLEMS if p.n == 5760 and p.input is not Dtype.f16], ids=name)
@@ -73,9 +74,10 @@ def test_no_spills(problem, device):
     assert summary.grf == 256
 
 
-@pytest.mark.parametrize("layout", [WeightLayout.ekn, pytest.param(WeightLayout.enk, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("layout", WeightLayout)
 def test_no_spills_with_everything(layout):
-    """Bias, gathered tokens, tails of K and N, fp32 outputs."""
+    """Bias, gathered tokens, tails of K and N, fp32 outputs; test_no_spills_of_activations has an activation, too."""
     problem = GroupedGemmProblem(1000, 1000, Dtype.bf16, Dtype.f32, layout, bias=Dtype.f32, gathered=True)
     assert summary_of(problem, "bmg").spill_bytes == 0
 
@@ -86,7 +88,7 @@ def test_no_spills_with_everything(layout):
 @pytest.mark.parametrize("layout", WeightLayout)
 def test_where_rows_lie_changes_no_loop(layout, device, fields):
     """Nor are there spills."""
-    problem = GroupedGemmProblem(1536, 2048, Dtype.bf16, Dtype.bf16, layout)
+    problem = GroupedGemmProblem(*SHAPES[0], Dtype.bf16, Dtype.bf16, layout)
     plain, other = (summarize(kernels.build(p, kernels.default_config(problem), device), "grouped_gemm")
                     for p in (problem, replace(problem, **fields)))
     assert other.spill_bytes == 0
@@ -123,13 +125,14 @@ def block_gemms(layout: WeightLayout) -> dict[str, GroupedGemmProblem]:
     }
 
 
-LIKE_OTHERS = ("qwen3 first", "one slot, second", "shared, second", "gpt-oss second")
+LIKE_OTHERS = ("qwen3 first", "qwen3 second", "one slot, second", "shared, second", "gpt-oss second")
 ONE_LAYOUT = {"shared, first": WeightLayout.enk, "gpt-oss first": WeightLayout.ekn}      # the other one with --full
 BLOCK_GEMMS = [pytest.param(problem, id=f"{name}-{layout.value}",
                             marks=[pytest.mark.full] * (name in LIKE_OTHERS or ONE_LAYOUT.get(name, layout) is not layout))
                for layout in WeightLayout for name, problem in block_gemms(layout).items()]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("problem", BLOCK_GEMMS)
 def test_no_spills_of_the_block(problem, device):
@@ -151,6 +154,7 @@ def test_no_spills_of_activations(layout, activation):
     assert (summary.spill_bytes, summary.private_bytes) == (0, 0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["qwen3 first", pytest.param("gpt-oss first", marks=pytest.mark.full),
                                   pytest.param("shared, first", marks=pytest.mark.full), "gpt-oss second"])
 @pytest.mark.parametrize("layout", list(WeightLayout))

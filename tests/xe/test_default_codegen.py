@@ -65,7 +65,7 @@ def test_no_spills_with_few_and_many_rows(layout, name, rows):
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", WeightLayout)
 @pytest.mark.parametrize("name", ["first", "second"])

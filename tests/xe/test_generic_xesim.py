@@ -13,6 +13,7 @@ from .case import EKN, ENK, missing, run
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype, bias", [(Dtype.bf16, Dtype.f32), (Dtype.f16, None), (Dtype.f32, Dtype.f16)])
 @pytest.mark.parametrize("layout, gathered", [(ENK, False), (ENK, True), (EKN, False)])
 def test_odd_sizes(layout, gathered, dtype, bias):
@@ -20,7 +21,7 @@ def test_odd_sizes(layout, gathered, dtype, bias):
     run(problem, generic_config(problem, 549), groups=(1, 11))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("layout", [ENK, EKN])
 @pytest.mark.parametrize("dtype", FLOATS)

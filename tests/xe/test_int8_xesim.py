@@ -52,7 +52,7 @@ def test_generic():
     run(problem, GenericConfig((16,), 32, 8, 7, Schedule.dynamic, (4,), (16,)), [5, 0, 17], groups=(2,))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("kind", ["gathered, halves", "gathered, interleaved, bias", "scattered"])
 def test_no_spills(kind, device):

@@ -56,7 +56,7 @@ def test_no_spills_and_inner_loop(problem, device):
         assert loop.other_per_dpas <= (LIMIT_LEFT_F32 if left_f32 else LIMIT)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("problem", OF_RANKS, ids=name)
 def test_no_spills_with_rows_of_several_ranks(problem, device):
@@ -74,6 +74,7 @@ BACKWARD = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", list(WeightLayout))
 @pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.full] * ("factors" not in form)) for form in BACKWARD])
 def test_gemms_of_backward(form, layout):

@@ -126,7 +126,7 @@ def test_tails(output, gathered, accumulate):
     run(problem, small(problem))
 
 
-@pytest.mark.parametrize("gathered", [pytest.param(NONE, marks=pytest.mark.full), LEFT, RIGHT])
+@pytest.mark.parametrize("gathered", [*(pytest.param(side, marks=pytest.mark.full) for side in (NONE, LEFT)), RIGHT])
 def test_rows_shared_out(gathered):
     problem = OuterProblem(112, 80, BF16, F32, gathered=gathered)
     run(problem, small(problem), [200, 0, 1, 33, 64, 97], splits=3)
@@ -147,7 +147,8 @@ def test_more_experts_than_lanes(gathered, rows_format, bits):
     run(problem, small(problem), [0, 3, 17, 0, 1] * 8, groups=7)
 
 
-@pytest.mark.parametrize("gathered, splits", [(NONE, 1), (LEFT, 1), pytest.param(RIGHT, 1, marks=pytest.mark.full), (NONE, 3)])
+@pytest.mark.parametrize("gathered, splits", [
+    (LEFT, 1), (NONE, 3), *(pytest.param(side, 1, marks=pytest.mark.full) for side in (NONE, RIGHT))])
 def test_rows_of_several_ranks(gathered, splits):
     """Runs of a row, of whole steps and of none; an expert without rows, a rank without rows."""
     problem = OuterProblem(80, 144, BF16, F32, gathered=gathered, slots=3, ranks=4)

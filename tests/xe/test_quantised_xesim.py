@@ -57,7 +57,7 @@ FORMATS = {
 }
 
 
-SAMPLE = [("int4, zeros", F16, ENK), ("mxfp4", BF16, EKN), ("nvfp4", F16, ENK), ("int8", BF16, ENK), ("fp8 in blocks", F16, EKN)]
+SAMPLE = [("mxfp4", BF16, EKN), ("nvfp4", F16, ENK), ("int8", F16, ENK)]      # those below have the other codes
 ALL = [(format, input, layout) for format in FORMATS for input in (BF16, F16) for layout in (ENK, EKN)]
 
 
@@ -109,7 +109,7 @@ def test_every_e8m0(input, least, largest):
     assert np.isnan(got[:, 9]).all()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("format, byte", [("fp8 in blocks", 0x7F), ("fp8 e5m2", 0xFD)])
 @pytest.mark.parametrize("input", [BF16, F16])
 @pytest.mark.parametrize("layout", [ENK, EKN])
@@ -140,7 +140,7 @@ MODELS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("rows", [64, 1 << 15])
 @pytest.mark.parametrize("input", [BF16, F16])
@@ -160,7 +160,7 @@ BOUNDS = {("int4", BF16): (5.3, 0.36), ("uint4, zeros", BF16): (5.3, 0.36), ("ui
           ("mxfp4", F16): (5.9, 0.36), ("fp8 in blocks", BF16): (4.6, 0.14), ("int8", BF16): (4.0, 0.14), ("int8, zeros", BF16): (4.0, 0.14)}
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("format, input", BOUNDS)
 def test_instructions_of_the_k_loop(format, input):
     quantization = FORMATS[format]

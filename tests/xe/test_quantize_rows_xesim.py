@@ -37,6 +37,7 @@ def test_codes(dtype, size, columns):
     check(x, torch.from_numpy(codes[:, :size]), torch.from_numpy(scales))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 def test_no_spills(device):
     summary = summarize(build(quantize_rows_source(QuantizeRowsProblem(2880, Dtype.bf16, 8), isa=None), device), "quantize_rows")

@@ -94,6 +94,7 @@ def test_nan_infinity_and_ties(scoring):
     assert_routed(problem, as_read(values, F16), None, SCALING.item(), torch.from_numpy(weights), torch.from_numpy(ids))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("device", ["bmg", "pvc", "lnl-m", "ptl-h"])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_spills(name, device):

@@ -40,9 +40,8 @@ def covering(problem: GroupedGemmProblem) -> list[XeConfig]:
     return [config_of(problem), wide] + [few_rows] * (problem.weights is EKN)
 
 
-@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", [ENK, EKN])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind not in ("rows", "gathered, interleaved"))) for kind in KINDS])
 def test_every_shape(kind, layout):
     problem = problem_of(kind, layout)
     counted = {shape for shape in counts.SHAPES[layout] if xe_rules.sub_group_reason(problem, *shape) is None}
@@ -62,7 +61,7 @@ def test_defaults_of_models(kind, n, k, total_rows, num_experts, layout):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("distance", [0, pytest.param(8, marks=pytest.mark.full), 15])
+@pytest.mark.parametrize("distance", [15, pytest.param(8, marks=pytest.mark.full), 0])
 @pytest.mark.parametrize("kind, layout", [("gathered, halves", ENK), ("gathered", EKN), pytest.param("rows", EKN, marks=pytest.mark.full)])
 def test_prefetch_distances(kind, layout, distance):
     """K shorter and longer than what is prefetched."""

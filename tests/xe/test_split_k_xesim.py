@@ -41,9 +41,9 @@ def check(problem: GroupedGemmProblem, config, groups=(1, 7, 40)) -> None:
 
 
 @pytest.mark.parametrize("splits, problem", [
-    (4, gemm(ENK, **FIRST)), (3, gemm(EKN, bias=BF16, **{**FIRST, "activation": OAI})), (2, gemm(ENK, output=F32, **SECOND)), (2, gemm(EKN)),
+    (4, gemm(ENK, **FIRST)), (3, gemm(EKN, bias=BF16, **{**FIRST, "activation": OAI})), (2, gemm(ENK, output=F32, **SECOND)),
     *(pytest.param(splits, problem, marks=pytest.mark.full) for splits, problem in (
-        (4, gemm(EKN, **FIRST)), (4, gemm(ENK, bias=F32, **{**FIRST, "activation": OAI})), (2, gemm(EKN, output=F32, bias=F16, **SECOND)),
+        (2, gemm(EKN)), (4, gemm(EKN, **FIRST)), (4, gemm(ENK, bias=F32, **{**FIRST, "activation": OAI})), (2, gemm(EKN, output=F32, bias=F16, **SECOND)),
         (4, gemm(ENK, k=1024, input=F16, output=F16, row_scale=RowScale.sums, **FIRST)), (8, gemm(EKN, k=2056, input=F16)),
         (2, gemm(ENK, k=516, input=F32, output=F32, tf32=True)), (3, gemm(EKN, k=780, input=F32, output=F32, tf32=True, gathered=True))))],
     ids=lambda value: name(value) if isinstance(value, GroupedGemmProblem) else str(value))

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
 
 BUDGETS = {"plain": 340, "silu of halves": 600, "scattered f32": 500, "scattered f32, bias": 620, "scattered bf16": 550,
            "swiglu of neighbours, bias": 1250}
-LIKE_OTHERS = ("scattered bf16", "swiglu of neighbours, bias")
+LIKE_OTHERS = ("scattered f32", "scattered bf16", "swiglu of neighbours, bias")
 
 
 @pytest.mark.parametrize("layout", [ENK, EKN])

@@ -75,6 +75,7 @@ def check_sort(routing: Routing, seed: int, out: torch.Tensor | None = None, zer
     assert (counters == 0).all()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("num_tokens, num_experts, gap, dropped", [
     (1, 5, 0, 0.0), (7, 3, 1, 0.5), (150, 20, 3, 0.2), (531, 8, 0, 0.1), (40, 2, 0, 1.0)])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -86,7 +87,8 @@ def test_sort_nothing():
     check_sort(make_routing(KINDS[3], 0, 4), seed=0)
 
 
-@pytest.mark.parametrize("dtype, columns, gap, access", [(BF16, 5, 0, 2), (F32, 7, 1, 4), (BF16, 24, 8, 16)])
+@pytest.mark.parametrize("dtype, columns, gap, access", [
+    *(pytest.param(*case, marks=pytest.mark.full) for case in ((BF16, 5, 0, 2), (F32, 7, 1, 4))), (BF16, 24, 8, 16)])
 def test_rows_of_dropped_tokens_become_zero(dtype, columns, gap, access):
     routing = make_routing(KINDS[0], 60, 5, dropped=0.4)
     out = strided(torch.full((60, columns), POISON, dtype=dtype), gap)
@@ -98,6 +100,7 @@ def test_rows_of_dropped_tokens_become_zero(dtype, columns, gap, access):
 
 # y's gap behind each row, which may be read if `whole`; the output's gap; what a lane loads and stores. Vectors that are whole, end behind
 # the last column, or are not aligned; parts of a work-group, and several for a token
+@pytest.mark.few(5)
 @pytest.mark.parametrize("hidden_size, y_gap, out_gap, whole, accesses", [
     (16, 16, 8, False, (16, 16)), (1100, 0, 0, False, (8, 8)), (1100, 4, 0, True, (16, 8)), (333, 0, 0, False, (0, 0)),
     (334, 2, 0, True, (16, 4)), (333, 3, 0, True, (16, 0)), (5, 11, 11, True, (16, 0)), (4112, 0, 0, False, (16, 16))])
@@ -136,7 +139,7 @@ def test_no_spills(problem, device):
     assert (summary.spill_bytes, summary.private_bytes, summary.stack_calls, summary.undefined) == (0, 0, False, ())
 
 
-@pytest.mark.parametrize("device", ["bmg", "pvc"])
+@pytest.mark.parametrize("device", ["bmg", pytest.param("pvc", marks=pytest.mark.full)])
 def test_combine_loads_each_row_once_at_full_width(device):
     for dtype in (Dtype.bf16, Dtype.f32):
         problem = CombineProblem(2048, dtype, Dtype.bf16, 8, columns=16 // dtype.size, stored=16 // dtype.size)
