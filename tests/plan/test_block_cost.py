@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
@@ -84,6 +85,13 @@ def test_accesses_of_the_sum(y_row, input, out_row, output, expected):
     assert combine_columns(y_row, input, out_row, output) == expected
 
 
+def test_a_few_published_layers():
+    """The first of those below: of one token, and of many."""
+    found = list(islice(block_comparisons(), 6))
+    assert len(found) == 6 and all(1 < comparison.speedup < 2 for comparison in found)
+
+
+@pytest.mark.full
 def test_published_layers():
     """What docs/choosing.md says of today's blocks; `moe-xe predict --block --check` prints each."""
     found = list(block_comparisons())

@@ -82,7 +82,7 @@ def test_what_can_be_compiled_and_launched(problem, config, reason):
 ASSERTED = [case for case, (_, _, reason) in zip(zip(CASES, IDS), CASES) if reason is None or "cannot be shared" in reason]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.skipif(bool(spirv.missing()), reason=spirv.missing() or "-")
 @pytest.mark.parametrize("case", [case for case, _ in ASSERTED], ids=[name for _, name in ASSERTED])
 def test_the_kernels_assertions_agree(case):
