@@ -61,6 +61,7 @@ for out in outs:
 ''')
 
 
+@pytest.mark.full         # test_suite.py trains one, too
 def test_a_block_is_trained_on_xpu(on_the_card):
     """Forward and backward; the gradients are autograd's on the CPU."""
     on_the_card(XPU + '''

@@ -93,13 +93,20 @@ assert info["gpu_eu_count_per_subslice"] == 8 and info["gpu_hw_threads_per_eu"] 
 ''')
 
 
-def test_vector_add_and_reloaded_binary(on_the_card):
+def test_vector_add_reloaded_binary_and_device_memory(on_the_card):
+    """Which the host cannot touch."""
     on_the_card(VECTOR_ADD + LAUNCH + '''
 assert launch(kernel)
 binary = kernel.binary()
 assert binary[:4] == b"\\x7fELF"
 again = Kernel.from_binary(queue, binary, "add", "pppi")
 assert launch(again) and again.binary() == binary
+import ctypes, os
+child = os.fork()
+if child == 0:
+    ctypes.string_at(a._pointer, 4)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -11
 ''')
 
 
@@ -112,17 +119,6 @@ first = theirs.memcpy_async(c, a, 4 * n)
 second = theirs.memcpy_async(b, c, 4 * n)
 second.wait()
 assert first.profiling_info_submit <= first.profiling_info_start <= first.profiling_info_end <= second.profiling_info_end
-''')
-
-
-def test_the_host_cannot_touch_device_memory(on_the_card):
-    on_the_card(VECTOR_ADD + '''
-import ctypes, os
-child = os.fork()
-if child == 0:
-    ctypes.string_at(a._pointer, 4)
-    os._exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -11
 ''')
 
 
@@ -139,9 +135,11 @@ os._exit(0)         # the SYCL runtime does not survive the loss
     assert "DEVICE LOST" in printed and "write of" in printed and "hits no buffer" in printed and "error:" in printed
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full)])
-def test_grouped_gemm(dtype, on_the_card):
-    printed = on_the_card(GROUPED_GEMM.replace("{dtype}", dtype), **SYSTEM_MEMORY, MOE_XE_PRINT_CONFIG="1")
+@pytest.mark.parametrize("dtype, adapter", [("bfloat16", "older"), *(pytest.param(dtype, "newer", marks=pytest.mark.full) for dtype in ("bfloat16", "float16"))])
+def test_grouped_gemm(dtype, adapter, on_the_card):
+    """Programs elsewhere have the newer adapter of Level Zero."""
+    environment = SYSTEM_MEMORY | ({"UR_LOADER_USE_LEVEL_ZERO_V2": "0"} if adapter == "older" else {})
+    printed = on_the_card(GROUPED_GEMM.replace("{dtype}", dtype), **environment, MOE_XE_PRINT_CONFIG="1")
     assert "XeConfig(" in printed and "256 registers" in printed and "compiled 1 from disk 0" in printed
 
 
@@ -156,8 +154,3 @@ def test_second_process_starts_from_the_disk(on_the_card, tmp_path):
 @pytest.mark.full
 def test_fused_moe(on_the_card):
     on_the_card(FUSED_MOE, **SYSTEM_MEMORY)
-
-
-def test_the_older_adapter(on_the_card):
-    on_the_card(GROUPED_GEMM.replace("{dtype}", "bfloat16"), **SYSTEM_MEMORY, UR_LOADER_USE_LEVEL_ZERO_V2="0")
-
