@@ -126,12 +126,13 @@ def test_second_gemm(layout, isa):
     make(layout, BF16, scattered=True, out_dtype=F32, row_scale=RowScale.outputs, bias=F32).check(cpu(isa, tile_width=64, micro_rows=5))
 
 
-@pytest.mark.parametrize("output, bias", [(BF16, F16), pytest.param(F16, None, marks=pytest.mark.full)], ids=str)
+@pytest.mark.full
+@pytest.mark.parametrize("output, bias", [(BF16, F16), (F16, None)], ids=str)
 def test_second_gemm_of_other_types(output, bias):
     make("ekn", output, scattered=True, bias=bias, row_scale=RowScale.outputs).check(cpu("avx2" if "avx2" in USABLE_ISAS else "baseline"))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("changes", [dict(tile_width=96), dict(tile_width=192, k_block=4096), dict(tile_width=48, micro_columns=16, micro_rows=3, dot_rows=1),
                                      dict(heights=(7,), unpacked_rows=1), dict(unpacked_rows=9, dot_rows=2, prefetch_columns=0)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

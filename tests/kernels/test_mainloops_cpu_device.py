@@ -183,9 +183,10 @@ def test_special_values(config):
     assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
 
 
-@pytest.mark.few(1)
+@pytest.mark.full
 @pytest.mark.parametrize("config", QUICK)
 def test_results_do_not_depend_on_who_computes_them(config, monkeypatch):
+    """As test_bitwise_equal of test_split_k_cpu_device.py, with K in one part."""
     case = make(n=50, k=200, dtype=torch.float32)
     expected = case.run(config)
     static = replace(config, schedule=Schedule.static)

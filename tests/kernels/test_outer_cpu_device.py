@@ -107,6 +107,7 @@ def test_everything_at_once(config, gathered, dtype):
     make(dtype=dtype, gathered=gathered, divisor=3, accumulate=True, gap=3).check(config)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", QUICK)
 @pytest.mark.parametrize("splits", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_rows_of_several_ranks(config, splits):
@@ -144,7 +145,7 @@ def test_small_shapes(config, p, q):
     make(p=p, q=q).check(config)
 
 
-@pytest.mark.few(1)
+@pytest.mark.full
 @pytest.mark.parametrize("config", QUICK)
 @pytest.mark.parametrize("output", [torch.float16, torch.float32], ids=str)
 def test_other_outputs(config, output):
@@ -202,6 +203,7 @@ def test_special_values_stay_where_they_are(config):
     assert out[0, 0, 0].item() == 1 + 2**-6      # 1 + 2^-7 + 2^-8 is in the middle
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", QUICK)
 def test_results_do_not_depend_on_who_computes_them(config, monkeypatch):
     case = make(dtype=torch.float32)

@@ -139,7 +139,7 @@ def make(kind: Kind, counts=COUNTS, n=102, k=150, dtype=BF16, layout="enk", gap=
                          numbers=numbers if layout == "enk" else numbers.mT)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

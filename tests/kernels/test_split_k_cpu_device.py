@@ -24,7 +24,7 @@ def split_cpu(isa: str = BEST, **changes):
     return cpu(isa, **{"tile_width": 64, "micro_rows": 5, "splits": 4, **changes})
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FIRST)

@@ -109,6 +109,7 @@ def test_edges(counts, family):
     record_on_cpu_device(counts, PROBLEM, SMALL if family == "generic" else cpu_config(PROBLEM, runtime.cpu_isa()), 3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["cpu", "generic"])
 def test_parts_of_k(family):
     config = SMALL if family == "generic" else cpu_config(PROBLEM, runtime.cpu_isa())
