@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_xe.distributed import expert_parallel_moe
 from moe_xe.plan.block.expert_parallel import CHUNK_LAUNCHES, ONCE_LAUNCHES
 from tests.distributed.processes import ranks
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 NOT_LAUNCHED = {"view", "slice", "split_with_sizes", "select", "unsqueeze", "alias", "reshape", "flatten", "new_empty", "new_empty_strided",
                 "resolve_conj", "resolve_neg", "wait_tensor", "all_to_all_single", "all_gather_into_tensor", "fused_moe"}
@@ -22,8 +23,8 @@ class Launches(TorchDispatchMode):
 
 def launched(rank, chunks):
     """The third time, when all that is kept is there."""
-    x, w13, w2, weights = torch.randn(60, 64), torch.randn(4, 64, 64), torch.randn(4, 64, 32), torch.rand(60, 3)
-    ids = torch.rand(60, 8).topk(3, dim=1).indices
+    x, w13, w2 = torch.randn(60, HIDDEN), torch.randn(4, 2 * INTERMEDIATE, HIDDEN), torch.randn(4, HIDDEN, INTERMEDIATE)
+    weights, ids = torch.rand(60, 3), torch.rand(60, 8).topk(3, dim=1).indices
     with torch.inference_mode():
         for _ in range(3):
             with Launches() as launches:

@@ -31,7 +31,7 @@ def make_block(kind: str, num_experts: int) -> torch.nn.Module:
     if kind == "quantised":
         block.experts.quantize("fp8_e4m3", (HIDDEN, INTERMEDIATE))
     if kind == "lora":
-        block.experts = LoraExperts(block.experts, r=3)
+        block.experts = LoraExperts(block.experts, r=8)
     return block
 
 
@@ -43,6 +43,7 @@ def random_block(kind: str, num_experts: int) -> torch.nn.Module:
     if kind == "quantised":     # of other numbers than those that ranks make
         block.experts.set_quantized(**{name: type(w).quantize(2 * w.dequantize(), w.format, w.group) for name, w in (
             ("gate_up_proj", block.experts.gate_up_proj.weight), ("down_proj", block.experts.down_proj.weight))})
+        block.load_state_dict(block.state_dict())       # as ranks do, so that kernels are the same
     return block
 
 

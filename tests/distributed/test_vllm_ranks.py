@@ -7,12 +7,13 @@ import torch.distributed as dist
 
 from moe_xe.integrations.vllm import XpuFusedMoe
 from tests.distributed.processes import ranks
+from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
-HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, TOKENS, RANKS = 50, 37, 3, 3, 5, 4      # experts and tokens of a rank
+EXPERTS, TOP_K, TOKENS, RANKS = 3, 3, 5, 4      # experts and tokens of a rank
 
 
-def make_experts(w13, w2, num_experts: int, **options) -> XpuFusedMoe:
-    return XpuFusedMoe(w13, None, None, w2, None, None, TOP_K, "silu", num_experts, **options)
+def make_experts(w13, b13, w2, b2, num_experts: int, **options) -> XpuFusedMoe:
+    return XpuFusedMoe(w13, None, b13, w2, None, b2, TOP_K, "silu", num_experts, **options)
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
@@ -21,7 +22,7 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def on_rank(rank: int, x, weights, ids, w13, w2, order: torch.Tensor | None) -> torch.Tensor:
+def on_rank(rank: int, x, weights, ids, of_experts, order: torch.Tensor | None) -> torch.Tensor:
     """order: which global expert each physical one is, for an expert_map; None: they are in order."""
     mine = slice(rank * EXPERTS, (rank + 1) * EXPERTS)
     expert_map, own = None, torch.arange(RANKS * EXPERTS)[mine]
@@ -29,7 +30,7 @@ def on_rank(rank: int, x, weights, ids, w13, w2, order: torch.Tensor | None) -> 
         own = order[mine]
         expert_map = torch.full((RANKS * EXPERTS,), -1, dtype=torch.int32)
         expert_map[own] = torch.arange(EXPERTS, dtype=torch.int32)
-    experts = make_experts(w13[own], w2[own], EXPERTS, ep_rank=rank, ep_size=RANKS, expert_map=expert_map)
+    experts = make_experts(*(tensor[own] for tensor in of_experts), EXPERTS, ep_rank=rank, ep_size=RANKS, expert_map=expert_map)
     tokens = slice(rank * TOKENS, (rank + 1) * TOKENS)
     all_x, all_weights, all_ids = (gathered(tensor[tokens]) for tensor in (x, weights, ids))
     partial, out = torch.full_like(all_x, float("nan")), torch.full((TOKENS, HIDDEN), float("nan"))
@@ -43,9 +44,9 @@ def test_ranks_equal_one_process(with_map):
     num_experts, num_tokens = RANKS * EXPERTS, RANKS * TOKENS
     x, weights = torch.randn(num_tokens, HIDDEN), torch.rand(num_tokens, TOP_K)
     ids = torch.rand(num_tokens, num_experts).topk(TOP_K).indices.int()
-    w13 = torch.randn(num_experts, HIDDEN, 2 * INTERMEDIATE) * HIDDEN**-0.5
-    w2 = torch.randn(num_experts, INTERMEDIATE, HIDDEN) * INTERMEDIATE**-0.5
+    of_experts = (torch.randn(num_experts, HIDDEN, 2 * INTERMEDIATE) * HIDDEN**-0.5, torch.randn(num_experts, 2 * INTERMEDIATE),
+                  torch.randn(num_experts, INTERMEDIATE, HIDDEN) * INTERMEDIATE**-0.5, torch.randn(num_experts, HIDDEN))
     expected = torch.full_like(x, float("nan"))
-    make_experts(w13, w2, num_experts).apply(expected, x, weights, ids)
-    found = ranks(RANKS).run(on_rank, x, weights, ids, w13, w2, torch.randperm(num_experts) if with_map else None)
+    make_experts(*of_experts, num_experts).apply(expected, x, weights, ids)
+    found = ranks(RANKS).run(on_rank, x, weights, ids, of_experts, torch.randperm(num_experts) if with_map else None)
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)

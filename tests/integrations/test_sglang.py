@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from moe_xe.integrations.sglang import fused_experts
 
 from tests.integrations.quantised_weights import EXPERTS, HIDDEN, INTERMEDIATE, TOKENS, numbers_of, routing, small_weight
-from tests.integrations.test_vllm import ACTIVATIONS, assert_close, gated, reference, swiglu_oai
+from tests.integrations.test_vllm import ACTIVATIONS, assert_close, gated, make, reference, swiglu_oai
 
 
 def of_int4(n, k, zeros=False):
@@ -57,10 +57,10 @@ def test_formats(format, dtype):
 
 
 ACTS = {
-    "DeepSeek-V4": (dict(swiglu_limit=0.75), 2, gated(F.silu, 0.75)),
+    "gpt-oss": (dict(gemm1_alpha=1.702, gemm1_limit=7.0), 2, swiglu_oai),
     "gelu": (dict(activation="gelu"), 2, ACTIVATIONS["gelu_tanh"]),
     "relu2": (dict(activation="relu2"), 1, ACTIVATIONS["relu2_no_mul"]),
-    "gpt-oss": (dict(gemm1_alpha=1.702, gemm1_limit=7.0), 2, swiglu_oai),
+    "DeepSeek-V4": (dict(swiglu_limit=0.75), 2, gated(F.silu, 0.75)),
 }
 
 
@@ -75,9 +75,8 @@ def test_activations_and_scaling_in_place(act):
 
 
 def test_weights_of_activations_dtype():
-    arguments, expected = case("fp8")
-    w1, w2 = (expected[i].mT.float().contiguous() for i in (1, 3))
-    out = fused_experts(arguments["hidden_states"], w1, w2, arguments["topk_weights"], arguments["topk_ids"].long(), arguments["b1"], arguments["b2"])
+    x, w1, b1, w2, b2, topk_weights, topk_ids = expected = make()
+    out = fused_experts(x, w1.mT.contiguous(), w2.mT.contiguous(), topk_weights, topk_ids, b1, b2)
     assert_close(out, reference(*expected, ACTIVATIONS["silu"]))
 
 

@@ -42,7 +42,7 @@ def written(tmp_path, request):
 def cases():
     for name in checkpoints.FORMATS:
         if name != "fp8_experts":
-            yield pytest.param(("Qwen3Moe", name), marks=() if name in ("gptq", "awq", "float8", "fp8") else pytest.mark.full)
+            yield pytest.param(("Qwen3Moe", name), marks=() if name in ("gptq", "awq", "fp8") else pytest.mark.full)
     yield from (("GptOss", "mxfp4"), ("Mixtral", "int4"))
 
 

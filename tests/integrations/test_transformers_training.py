@@ -148,6 +148,7 @@ def experts_gradients(experts, implementation, hidden_states, ids, weights, grad
                           **{name: p.grad.clone() for name, p in experts.named_parameters()}}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, NEMOTRON, INKLING2, MUSE_SPARK])
 def test_ids_of_other_ranks_have_no_gradient(module, name):
     experts, (hidden_states, ids, weights, grad_out) = make_experts(module, name), make_inputs(29)
@@ -179,7 +180,8 @@ def test_other_activations(module, name, act):
     assert_same_gradients(gradients, expected)
 
 
-@pytest.mark.parametrize("module, name", [QWEN3, pytest.param(*INKLING2, marks=pytest.mark.full)])     # a clamp's derivative would jump with a rounding
+@pytest.mark.full       # the block's own tests have these types
+@pytest.mark.parametrize("module, name", [QWEN3, INKLING2])     # a clamp's derivative would jump with a rounding
 def test_bfloat16(module, name):
     """Against float32: no further from it than eager is."""
     experts, inputs = make_experts(module, name, dtype=torch.bfloat16), make_inputs(19, torch.bfloat16)
@@ -191,7 +193,7 @@ def test_bfloat16(module, name):
         assert error < 0.01 and error < 1.2 * eager_error, key
 
 
-@pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, pytest.param(*INKLING2, marks=pytest.mark.full)])
+@pytest.mark.parametrize("module, name", [QWEN3, *(pytest.param(*family, marks=pytest.mark.full) for family in (GPT_OSS, INKLING2))])
 def test_experts_compile_without_graph_breaks(module, name):
     torch.compiler.reset()  # all families share one forward, and dynamo's limit of versions of it
     experts = make_experts(module, name)

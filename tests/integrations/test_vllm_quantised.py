@@ -9,9 +9,6 @@ from moe_xe.integrations.vllm import XpuFusedMoe, xpu_fused_moe
 from tests.integrations.quantised_weights import EXPERTS, HIDDEN, INTERMEDIATE, TOKENS, TOP_K, numbers_of, routing, small_weight
 from tests.integrations.test_vllm import ACTIVATIONS, assert_close, reference
 
-E8M0 = (torch.uint8, torch.float8_e8m0fnu)
-
-
 def int4(n, k):
     weight = small_weight("uint4", n, k, (1, 35), torch.float16)
     return weight.codes, weight.scales, numbers_of(weight)
@@ -50,7 +47,7 @@ def case(make, dtype=torch.float32, halves=2):
             (x, dense13.mT, b13, dense2.mT, b2, topk_weights, topk_ids))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_by_dtypes(format, dtype):
     """Weights are read where they lie, and the flag of the format changes nothing."""
@@ -73,16 +70,19 @@ def test_mxfp4_of_bytes():
     assert_close(out, reference(*expected, ACTIVATIONS["swigluoai"]))
 
 
-def test_views_of_the_checkpoints_order():
+@pytest.mark.parametrize("make, group", [(block_fp8, (128, 128)), pytest.param(mxfp8, (1, 32), marks=pytest.mark.full)])
+def test_views_of_the_checkpoints_order(make, group):
     """[E, K, N] views of [E, N, K] are not copied, either."""
-    arguments, expected = case(mxfp8, torch.bfloat16, halves=1)
-    x, w13, s13, b13, w2, s2, b2, *routed, top_k = arguments
-    w13, s13 = w13.mT.contiguous().mT, s13.view(torch.float8_e8m0fnu).mT.contiguous().mT
-    experts = XpuFusedMoe(w13, s13, b13, w2, s2, b2, top_k, "relu2_no_mul", EXPERTS)
-    assert experts.w13.codes.data_ptr() == w13.data_ptr() and experts.w13.shape == w13.shape and experts.w13.group == (1, 32)
+    (x, *weights, topk_weights, topk_ids, top_k), expected = case(make)
+    w13, s13, b13, w2, s2, b2 = weights
+    w13, s13, w2, s2 = (tensor.mT.contiguous().mT for tensor in (w13, s13, w2, s2))
+    if make is mxfp8:
+        s13 = s13.view(torch.float8_e8m0fnu)
+    experts = XpuFusedMoe(w13, s13, b13, w2, s2, b2, top_k, "silu", EXPERTS)
+    assert experts.w13.codes.data_ptr() == w13.data_ptr() and experts.w13.shape == w13.shape and experts.w13.group == group
     output = torch.full_like(x, float("nan"))
-    experts.apply(output, x, *routed)
-    assert_close(output, reference(*expected, ACTIVATIONS["relu2_no_mul"]))
+    experts.apply(output, x, topk_weights, topk_ids)
+    assert_close(output, reference(*expected, ACTIVATIONS["silu"]))
 
 
 def test_a_quantized_weight_beside_a_dense_one():

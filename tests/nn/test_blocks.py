@@ -69,8 +69,6 @@ FAMILIES = {
         dict(shared_intermediate_size=INTERMEDIATE), intermediate_size=INTERMEDIATE, num_local_experts=EXPERTS),
 }
 family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
-two_families = pytest.mark.parametrize("family", [
-    pytest.param(family, id=name, marks=[pytest.mark.full] * (name not in ("qwen3_moe", "gpt_oss"))) for name, family in FAMILIES.items()])
 
 
 def _random(block):
@@ -128,8 +126,8 @@ def test_state_dicts_are_interchangeable(family):
 def test_llama4_model_with_replaced_blocks():
     """Transformers does not let Llama-4's experts be chosen; its blocks can be replaced."""
     config = transformers.Llama4TextConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=EXPERTS, num_experts_per_tok=2,
+        vocab_size=96, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, intermediate_size_mlp=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K,
         initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=None)
     model, prompt = Llama4ForCausalLM(config).eval(), torch.randint(2, 96, (2, 9))
     logits, tokens = model(prompt).logits, model.generate(prompt, max_new_tokens=8, do_sample=False)
@@ -161,7 +159,8 @@ def test_transformers_agrees_with_reference(family):
     torch.testing.assert_close(out.double(), family.expected(hf.state_dict(), hidden_states), rtol=1e-4, atol=1e-4)
 
 
-@two_families
+@pytest.mark.few(1)
+@family
 def test_bfloat16(family, device):
     """The bound is on the median token: a router's rounding may choose another expert."""
     block = family.ours(dtype=torch.bfloat16).to(device)
@@ -173,7 +172,7 @@ def test_bfloat16(family, device):
     assert error.median() < 0.02
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @family
 def test_compiles_without_graph_breaks(family):
     block = family.ours()
@@ -231,7 +230,8 @@ MOE = MoeConfig(tile(40), GemmConfigs(forward=tile(28)))
 
 
 @pytest.mark.cpu_device
-@two_families
+@pytest.mark.few(1)
+@family
 def test_blocks_take_configurations(family, launched):
     hf, hidden_states = family.hf(), torch.randn(2, 7, HIDDEN)
     block, plain = family.block.from_hf(hf, config=MOE), family.block.from_hf(hf)

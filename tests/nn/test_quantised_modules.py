@@ -50,10 +50,9 @@ def test_state_dict_and_casts():
 
 def test_weights_that_are_given():
     module = experts()
-    w = QuantizedWeight.quantize(module.gate_up_proj.detach(), "mxfp4")
+    w, w2 = (QuantizedWeight.quantize(dense.detach(), "int4", (1, 16)) for dense in (module.gate_up_proj, module.down_proj))
     assert module.set_quantized(gate_up_proj=w).gate_up_proj.weight.codes is w.codes and module.down_proj.dtype == BF16
-    module(*tokens())
-    with pytest.raises(ValueError, match=r"down_proj must be \[5, 50, 38\], got QuantizedWeight\(mxfp4 \[5, 76, 50\]"):
+    with pytest.raises(ValueError, match=r"down_proj must be \[5, 50, 38\], got QuantizedWeight\(int4 \[5, 76, 50\]"):
         module.set_quantized(down_proj=w)
     with pytest.raises(TypeError, match="down_proj must be a QuantizedWeight, got Parameter"):
         module.set_quantized(down_proj=module.down_proj)
@@ -61,6 +60,7 @@ def test_weights_that_are_given():
         module.quantize("mxfp4")
     with pytest.raises(TypeError, match="gate_up_proj must be dense to be initialised"):
         module.reset_parameters()
+    module.set_quantized(down_proj=w2)(*tokens())
 
 
 @pytest.mark.full

@@ -11,8 +11,9 @@ from moe_xe.nn import DeepseekV3Block, GptOssBlock, Llama4Block, MixtralBlock, Q
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
+from tests.ops.block.case import HIDDEN, INTERMEDIATE  # noqa: E402
 
-HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, VOCABULARY, LAYERS = 64, 32, 8, 3, 61, 3
+EXPERTS, TOP_K, VOCABULARY, LAYERS = 8, 3, 61, 3
 
 _COMMON = dict(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
                head_dim=16, num_experts_per_tok=TOP_K, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=None,
