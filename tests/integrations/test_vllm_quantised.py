@@ -9,6 +9,7 @@ from moe_xe.integrations.vllm import XpuFusedMoe, xpu_fused_moe
 from tests.integrations.quantised_weights import EXPERTS, HIDDEN, INTERMEDIATE, TOKENS, TOP_K, numbers_of, routing, small_weight
 from tests.integrations.test_vllm import ACTIVATIONS, assert_close, reference
 
+
 def int4(n, k):
     weight = small_weight("uint4", n, k, (1, 35), torch.float16)
     return weight.codes, weight.scales, numbers_of(weight)

@@ -44,8 +44,15 @@ def generic(**changes) -> TileConfig:
 
 
 CONFIGS = {"cpu": cpu(), "generic": generic()}
-QUICK_ISA = USABLE_ISAS[:2][-1]       # kernels for avx512 take three times as long to compile
-QUICK = [pytest.param(cpu(QUICK_ISA), id="cpu"), pytest.param(cpu(), id="cpu, best", marks=pytest.mark.full), pytest.param(generic(), id="generic")]
+
+
+def quick(cpu, generic) -> list:
+    """A configuration of each, by these functions; for the CPU's best instructions, which take three times as long to compile, with --full."""
+    return [pytest.param(cpu(USABLE_ISAS[:2][-1]), id="cpu"), pytest.param(cpu(), id="cpu, best", marks=pytest.mark.full),
+            pytest.param(generic(), id="generic")]
+
+
+QUICK = quick(cpu, generic)
 
 
 def padded(*shape: int, dtype: torch.dtype, gap: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.override import force_config
 from moe_xe.plan.problem import FLOATS, Dtype
 
-from .test_mainloops_cpu_device import DTYPES, EACH_ISA, POISON, QUICK_ISA, USABLE_ISAS, padded
+from .test_mainloops_cpu_device import DTYPES, EACH_ISA, POISON, USABLE_ISAS, padded, quick
 
 COUNTS = [5, 0, 1, 47, 2, 33, 18]      # no row, one, odd ones, several row blocks
 SOURCES = 23                           # rows of a gathered operand
@@ -37,7 +37,7 @@ def generic(**changes) -> OuterConfig:
 
 
 CONFIGS = {"cpu": cpu(), "generic": generic()}
-QUICK = [pytest.param(cpu(QUICK_ISA), id="cpu"), pytest.param(cpu(), id="cpu, best", marks=pytest.mark.full), pytest.param(generic(), id="generic")]
+QUICK = quick(cpu, generic)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_xe
 from moe_xe.ops.block.call import BLOCK, FUSIONS
+from moe_xe.plan.gemm.heuristics import ISA_VARIABLE
 
 from .case import HIDDEN, INTERMEDIATE, assert_right, call_of, check, make, make_shared, moved, reference
 
@@ -14,6 +15,15 @@ BF16, F32 = torch.bfloat16, torch.float32
 def full_block(layout="enk", dtype=BF16):
     return make(dtype=dtype, bias=(F32, dtype), weight_layout=layout, weights_dtype=dtype, expert_map=torch.tensor([1, -1, 0, 5, 4, 3], dtype=torch.int32),
                 shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=dtype))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layout", ["enk", "ekn"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_default_kernels(layout, dtype, device, monkeypatch):
+    """With the machine's own instructions."""
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
+    check(full_block(layout, dtype), device)
 
 
 def op_arguments(block: dict, device) -> tuple:
@@ -95,11 +105,3 @@ def test_both_ops_have_an_xpu_kernel():
     for name in ("moe_xe::fused_moe", "moe_xe::fused_moe_out"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "XPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-
-
-@pytest.mark.few(1)
-@pytest.mark.usefixtures("machines_instructions")       # of the tests that follow in this file, too: there are none
-@pytest.mark.parametrize("layout", ["enk", "ekn"])
-@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
-def test_default_kernels(layout, dtype, device):
-    check(full_block(layout, dtype), device)
