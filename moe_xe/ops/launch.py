@@ -40,7 +40,8 @@ class Call:
     counts of the batched layout, whose rows are flat here (rows_format).
 
     row_indices: gathers rows of a (divided by slots), scatters rows of d, or both. row_scales: [total_rows] float32.
-    choice: its part "forward" is for this GEMM. a_scales: [rows of a] float32, of a's int8 codes.
+    choice: its part "forward" is for this GEMM. a_scales: [rows of a] float32, of a's int8 codes. most_rows: that one expert has, if
+    that is known; it is no promise.
     """
     a: torch.Tensor
     w: Weight
@@ -59,6 +60,7 @@ class Call:
     schedule: str = "dynamic"
     choice: Choice = Choice()
     a_scales: torch.Tensor | None = None
+    most_rows: int | None = None
 
     @property
     def reads(self) -> dict[str, torch.Tensor | None]:
@@ -96,6 +98,7 @@ def plan_call(call: Call, out: torch.Tensor, target: Target) -> tuple[LaunchPlan
     operands = Operands(a=call.a.data_ptr(), a_scales=pointer_of(call.a_scales) or 0, **_addresses_of(call.w), d=out.data_ptr(),
                         total_rows=call.total_rows, a_rows=call.a.shape[0], num_experts=num_experts + problem.shared, a_stride=row_stride("a", call.a),
                         w_stride=w_stride, w_expert_stride=w_expert_stride, d_stride=row_stride("out", out), d_rows=out.shape[0],
+                        most_rows=call.total_rows // num_experts if call.rows_format == "batched" else call.most_rows,
                         **({} if shared is None else {
                             "shared_w": shared.first.data_ptr(), "shared_up": 0 if shared.up is None else shared.up.data_ptr(),
                             "shared_stride": shared.row_stride, "shared_expert_stride": shared.expert_stride}))

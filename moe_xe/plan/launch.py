@@ -86,7 +86,7 @@ def plan_launch(problem: GroupedGemmProblem, operands: Operands, target: Target,
     else:
         config, origin = heuristics.choose_config(
             problem, family, operands.total_rows, operands.num_experts, target.cores, isa=target.isa, record=target.record,
-            schedule=schedule), Origin.chosen
+            schedule=schedule, most_rows=operands.most_rows), Origin.chosen
     plan = _plan(problem, config, family, target.cores, origin)
     check_queue(problem, config, operands.total_rows, operands.num_experts, plan.num_groups)
     return plan

@@ -135,7 +135,7 @@ class GroupedGemmProblem:
 @dataclass(frozen=True)
 class Operands:
     """Where the operands lie: base addresses in bytes, strides in elements. num_experts counts shared experts too. scales, zeros
-    and global_scales: of codes in w; a_scales: of those in a; 0 if there are none."""
+    and global_scales: of codes in w; a_scales: of those in a; 0 if there are none. most_rows: that one expert has, if that is known."""
     a: int
     w: int
     d: int
@@ -155,6 +155,7 @@ class Operands:
     zeros: int = 0
     global_scales: int = 0
     a_scales: int = 0
+    most_rows: int | None = None
 
     @property
     def of_codes(self) -> tuple[int | None, int | None, int | None]:

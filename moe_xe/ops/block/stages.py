@@ -154,9 +154,10 @@ class _Stages:
         on_input, on_output = (RowScale.sums, RowScale.none) if call.weight_on_input else (RowScale.none, RowScale.outputs)
         h = self.space.take(len(pairs), size, dtype=call.hidden_states.dtype)
         return (Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=self.routing.slots,
-                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up, choice=call.choice.part("gate_up")),
+                     row_scales=scales, row_scale=on_input, activation=call.activation, shared=gate_up, choice=call.choice.part("gate_up"),
+                     most_rows=self.routing.num_tokens),
                 Call(h, call.w2, counts, len(pairs), call.b2, pairs, scattered=True, row_scales=scales, row_scale=on_output,
-                     shared=down, choice=call.choice.part("down")))
+                     shared=down, choice=call.choice.part("down"), most_rows=self.routing.num_tokens))
 
     def experts(self, y, gemm1: Call, gemm2: Call, queues) -> None:
         """The results of `gemms` in the rows of y that their pairs name."""

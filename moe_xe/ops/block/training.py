@@ -63,7 +63,8 @@ def forward(submission: Submission, call: BlockCall, recompute: bool) -> tuple[t
     y = submission.empty(rows, aligned_columns(hidden_size, call.y_dtype), dtype=TORCH_DTYPES[call.y_dtype])
     gemm1 = _first_gemm(call, counts, pairs, scales, call.activation if recompute else None)
     gemm2 = Call(h, call.w2, counts, rows, call.b2, pairs, scattered=True, row_scales=scales,
-                 row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"))
+                 row_scale=RowScale.none if call.weight_on_input else RowScale.outputs, choice=call.choice.part("down"),
+                 most_rows=len(x))
     launch_sort(submission, routing, tokens_per_expert=counts.data_ptr(), row_pairs=pairs.data_ptr(), row_scales=scales.data_ptr(),
                 queue_words=queues.data_ptr(), num_queue_words=queues.numel())
     submit(submission, gemm1, h if recompute else z, queues[0])
@@ -115,7 +116,7 @@ def _first_gemm(call: BlockCall, counts: torch.Tensor, pairs: torch.Tensor, scal
     """With the activation, or without, for z."""
     return Call(call.hidden_states, call.w13, counts, len(pairs), call.b13, pairs, gathered=True, slots=call.topk_ids.shape[1],
                 row_scales=scales, row_scale=RowScale.sums if call.weight_on_input else RowScale.none, activation=activation,
-                choice=call.choice.part("gate_up"))
+                choice=call.choice.part("gate_up"), most_rows=len(call.hidden_states))
 
 
 def _sums(submission: Submission, call: BlockCall, saved: Saved) -> torch.Tensor:

@@ -151,9 +151,13 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
                      dot_rows=dot_rows, prefetch_columns=16)
 
 
-def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int) -> CpuConfig:
-    """The widest tiles of which there are enough; the widest of all are for rows that are packed."""
+def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int, most_rows: int) -> CpuConfig:
+    """The widest tiles of which there are enough; the widest of all are for rows that are packed.
+
+    Where no expert has more rows than are read in place, tiles have no more: half of the kernel is not compiled."""
     config = cpu_config(problem, isa, schedule)
+    if most_rows <= config.unpacked_rows:
+        config = replace(config, heights=(config.unpacked_rows,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
     widths = AMX_WIDTHS if config.isa == "amx" and packed else CPU_WIDTHS
     enough = (width for width in widths if num_tiles(problem, replace(config, tile_width=width), load) >= CPU_TILES_A_CORE * cores)
@@ -161,12 +165,15 @@ def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: 
 
 
 def choose_config(problem: GroupedGemmProblem, family: Family, total_rows: int, num_experts: int, cores: int, *,
-                  isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic) -> TileConfig:
-    """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe)."""
+                  isa: str | None = None, record: DeviceRecord | None = None, schedule: Schedule = Schedule.dynamic,
+                  most_rows: int | None = None) -> TileConfig:
+    """The configuration of one launch; isa: the CPU's vector instructions (family cpu); record: the GPU's (family xe); most_rows: that
+    one expert has, as far as is known."""
     if family is Family.xe:
         return choose_xe_config(problem, total_rows, num_experts, record, schedule)
     load = [over_ranks(rows, problem.ranks) for rows in evenly(total_rows, num_experts)]
-    config = (_cpu_tiles(problem, isa or "baseline", schedule, load, cores) if family is Family.cpu else
+    most_rows = total_rows if most_rows is None else most_rows
+    config = (_cpu_tiles(problem, isa or "baseline", schedule, load, cores, most_rows) if family is Family.cpu else
               generic_config(problem, total_rows, schedule))
     splits = choose_splits(problem, config, load, cores)
     return config if splits == 1 else replace(config, splits=splits)

@@ -107,7 +107,7 @@ struct Grid {
   static constexpr int most = 64;
   float values[most];
 
-  void load_from(const unsigned char* row, int64 group) {
+  [[gnu::noinline]] void load_from(const unsigned char* row, int64 group) {
     const int count = grid_columns - group < most ? int(grid_columns - group) : most;
     row += group * size_of(problem::scale_type);
 #pragma unroll 1
@@ -173,28 +173,30 @@ void dot(const Packed* const* a, const Column (&w)[columns], KRange part, Floats
       }
     const auto group = [=](int64 k) { return one_group ? 0 : int((k - begin) / problem::group_columns); };
     const int64 end = whole - begin < block ? whole : begin + block;
+    // Whole spans, and once more for what is left of K. Parts of it but the last one are whole spans.
+    constexpr int rest_bytes = int(problem::k % span) * span_bytes / span;
+    const int64 stop = rest_bytes > 0 && part.end - begin <= block ? part.end : end;
+    unsigned char rest[columns][rest_bytes > 0 ? span_bytes : 1];
 #pragma unroll 1
-    for (int64 k = begin; k < end; k += summed) {
+    for (int64 k = begin, spans; k < stop; k += spans * span) {
+      const int64 left = end - k;
       const unsigned char* from[columns];
 #pragma unroll
       for (int column = 0; column < columns; ++column) from[column] = weights[column] + k * span_bytes / span;
-      const int64 left = end - k;
-      const bool all = (whole_spans % summed == 0 && !split) || left >= summed;
-      add(k, from, (all ? summed : left) / span, group(k), k / summed);
-    }
-    // Parts of K but the last one are whole spans.
-    constexpr int rest_bytes = int(problem::k % span) * span_bytes / span;
-    if constexpr (rest_bytes > 0)
-      if (end == whole && whole < part.end && part.end - begin <= block) {
-        unsigned char rest[columns][span_bytes] = {};
-        const unsigned char* from[columns];
+      if (rest_bytes > 0 && left == 0) {
 #pragma unroll
         for (int column = 0; column < columns; ++column) {
-          __builtin_memcpy(rest[column], weights[column] + whole_spans * span_bytes / span, rest_bytes);
+          __builtin_memset(rest[column], 0, sizeof rest[column]);
+          __builtin_memcpy(rest[column], from[column], rest_bytes);
           from[column] = rest[column];
         }
-        add(whole_spans, from, 1, group(whole_spans), token_sums - 1);
+        spans = 1;
+      } else {
+        const bool all = summed == span || (whole_spans % summed == 0 && !split) || left >= summed;
+        spans = (all ? summed : left) / span;
       }
+      add(k, from, spans, group(k), rest_bytes > 0 && left == 0 ? token_sums - 1 : k / summed);
+    }
   }
 }
 

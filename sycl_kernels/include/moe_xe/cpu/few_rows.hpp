@@ -26,49 +26,60 @@ inline void finish_row(const Arguments& args, int expert, const OutputRow& row, 
   }
 }
 
-// [N, K] weights: `rows` rows times so many rows of weights as lie side by side.
+// Some rows of [N, K] weights as they lie side by side: number i is a column's, or its gate's or up value's.
+struct WeightRows {
+  static constexpr int each = problem::pairs == Pairs::interleaved ? 2 : 1;   // of a column
+  const Weights& w;
+  int64 column;   // the first one
+  int run, count;
+
+  // Those past the last one repeat it.
+  Weights::Column at(int i) const {
+    const int index = i < count ? i : count - 1;
+    return w.column(column + index / each, each == 2 ? index % 2 : run);
+  }
+};
+
+// sums[row][i]: lanes of row first + row of A times row begin + i of weights.
 template <int rows>
-void run_dots(const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
-  constexpr int at_once = 64, at_a_time = columns_for(rows);
-  constexpr int runs = problem::pairs == Pairs::halves ? 2 : 1, each = problem::pairs == Pairs::interleaved ? 2 : 1;
+void dots(int wanted, const FewRows& few, int first, const WeightRows& weights, int begin, Floats (*sums)[width]) {
+  if constexpr (rows > 1)
+    if (wanted < rows) return dots<rows - 1>(wanted, few, first, weights, begin, sums);
+  constexpr int at_a_time = columns_for(rows);
+#pragma unroll 1
+  for (int i = 0; i < width && begin + i < weights.count; i += at_a_time) {
+    Weights::Column some[at_a_time];
+#pragma unroll
+    for (int next = 0; next < at_a_time; ++next) some[next] = weights.at(begin + i + next);
+    Floats lanes[rows][at_a_time];
+    dot(few.tokens + first, some, few.part, lanes);
+#pragma unroll
+    for (int row = 0; row < rows; ++row)
+#pragma unroll
+      for (int next = 0; next < at_a_time; ++next) sums[row][i + next] = lanes[row][next];
+  }
+}
+
+// [N, K] weights times `rows` rows from `first` on. What does not depend on their number is there once.
+inline void run_dots(int rows, const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
+  constexpr int at_once = 64, each = WeightRows::each, runs = problem::pairs == Pairs::halves ? 2 : 1;
   const float unit = unit_of(w);
 #pragma unroll 1
   for (int done = 0; done < columns; done += at_once) {
     const int count = columns - done < at_once ? columns - done : at_once;
-    float results[rows][runs * each * at_once];
+    float results[config::dot_rows][runs * each * at_once];
 #pragma unroll 1
     for (int run = 0; run < runs; ++run)
 #pragma unroll 1
       for (int begin = 0; begin < each * count; begin += width) {
-        Floats sums[rows][width] = {};
+        Floats sums[config::dot_rows][width] = {};
+        dots<config::dot_rows>(rows, few, first, {w, column + done, run, each * count}, begin, sums);
 #pragma unroll 1
-        for (int i = 0; i < width && begin + i < each * count; i += at_a_time) {
-          Weights::Column rows_of_w[at_a_time];
-#pragma unroll
-          for (int next = 0; next < at_a_time; ++next) {
-            const int index = begin + i + next < each * count ? begin + i + next : each * count - 1;
-            rows_of_w[next] = w.column(column + done + index / each, each == 2 ? index % 2 : run);
-          }
-          Floats lanes[rows][at_a_time];
-          dot(few.tokens + first, rows_of_w, few.part, lanes);
-#pragma unroll
-          for (int row = 0; row < rows; ++row)
-#pragma unroll
-            for (int next = 0; next < at_a_time; ++next) sums[row][i + next] = lanes[row][next];
-        }
-#pragma unroll
         for (int row = 0; row < rows; ++row) store(results[row] + run * at_once + begin, sums_of(sums[row]) * unit);
       }
 #pragma unroll 1
     for (int row = 0; row < rows; ++row) finish_row(args, expert, few.d[first + row], results[row], at_once, column + done, count);
   }
-}
-
-template <int rows>
-void run_dots(int wanted, const Arguments& args, int expert, const FewRows& few, int first, const Weights& w, int64 column, int columns) {
-  if constexpr (rows > 1)
-    if (wanted < rows) return run_dots<rows - 1>(wanted, args, expert, few, first, w, column, columns);
-  run_dots<rows>(args, expert, few, first, w, column, columns);
 }
 
 // [K, N] weights stream by once, some rows of K at a time, and are added to sums that stay in the first cache: of the last

@@ -69,8 +69,8 @@ class Mainloop {
 
   void compute(const Tile& tile, int64 column, int columns) {
     if constexpr (can_read_in_place)
-      if (tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
-    run_packed(tile, column, columns);
+      if (tallest <= config::unpacked_rows || tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
+    if constexpr (!can_read_in_place || tallest > config::unpacked_rows) run_packed(tile, column, columns);
   }
 
   // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
@@ -195,7 +195,7 @@ class Mainloop {
     else
 #pragma unroll 1
       for (int row = 0; row < tile.rows; row += config::dot_rows)
-        run_dots<config::dot_rows>(tile.rows - row, args, tile.expert, few, row, w, column, columns);
+        run_dots(tile.rows - row < config::dot_rows ? tile.rows - row : config::dot_rows, args, tile.expert, few, row, w, column, columns);
   }
 
   const Arguments& args;
