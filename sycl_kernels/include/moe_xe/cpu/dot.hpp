@@ -107,7 +107,7 @@ struct Grid {
   static constexpr int most = 64;
   float values[most];
 
-  [[gnu::noinline]] void load_from(const unsigned char* row, int64 group) {
+  void load_from(const unsigned char* row, int64 group) {
     const int count = grid_columns - group < most ? int(grid_columns - group) : most;
     row += group * size_of(problem::scale_type);
 #pragma unroll 1

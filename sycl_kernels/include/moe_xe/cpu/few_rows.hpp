@@ -72,7 +72,8 @@ inline void run_dots(int rows, const Arguments& args, int expert, const FewRows&
     for (int run = 0; run < runs; ++run)
 #pragma unroll 1
       for (int begin = 0; begin < each * count; begin += width) {
-        Floats sums[config::dot_rows][width] = {};
+        Floats sums[config::dot_rows][width];
+        if (each * count - begin < width) __builtin_memset(sums, 0, sizeof sums);
         dots<config::dot_rows>(rows, few, first, {w, column + done, run, each * count}, begin, sums);
 #pragma unroll 1
         for (int row = 0; row < rows; ++row) store(results[row] + run * at_once + begin, sums_of(sums[row]) * unit);
