@@ -136,7 +136,7 @@ def test_fusions_are_handed_on_and_reported(gather, scatter, monkeypatch):
 def test_wrong_outputs_are_found(spoil, monkeypatch):
     fused = block_models.run_fused
     monkeypatch.setattr(block_models, "run_fused", lambda *args: spoil(fused(*args)))
-    (result,) = run("mixtral", tokens=(19,))
+    (result,) = run("mixtral", tokens=(7,))
     assert result.wrong == ["moe_xe"] and not result.correct
 
 

@@ -7,7 +7,7 @@ import torch
 from tests.quantized.reference import FLOATS, code_numbers, dense, random_weight
 
 EXPERTS, HIDDEN, INTERMEDIATE = 3, 140, 70      # whole groups of no format
-TOP_K, TOKENS = 2, 11
+TOP_K, TOKENS = 2, 7
 
 
 def small_weight(format, n, k, group, scale_dtype=torch.float32, zeros=False, num_experts=EXPERTS):

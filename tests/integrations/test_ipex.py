@@ -15,7 +15,7 @@ from tests.ops.block.case import HIDDEN, INTERMEDIATE
 EXPERTS, TOP_K = 8, 3
 
 
-def make(tokens=19, num_experts=EXPERTS, dtype=torch.float32):
+def make(tokens=7, num_experts=EXPERTS, dtype=torch.float32):
     """hidden_states, router_logits (float32, so that no two are equal), W13 [E, 2I, H], W2 [E, H, I]."""
     return (torch.randn(tokens, HIDDEN).to(dtype), torch.randn(tokens, num_experts) * 2,
             (torch.randn(num_experts, 2 * INTERMEDIATE, HIDDEN) / HIDDEN**0.5).to(dtype),
@@ -146,7 +146,7 @@ WRONG = {
     "another scoring": ({}, dict(scoring_func="max"), ValueError, "scoring_func must be softmax or sigmoid, got 'max'"),
     "another activation": ({}, dict(activation="gelu"), ValueError, "activation must be one of silu, swiglu_oai, got 'gelu'"),
     "logits of other tokens": ({}, dict(router_logits=LOGITS[:3]), ValueError,
-                               r"router_logits must have one row for each of the 19 tokens, got float32\[3, 8\]"),
+                               r"router_logits must have one row for each of the 7 tokens, got float32\[3, 8\]"),
     "a bias of another shape": (dict(w2_bias=torch.zeros(8, INTERMEDIATE)), {}, ValueError, r"w2_bias must be \[8, 50\], got \[8, 37\]"),
 }
 

@@ -89,7 +89,7 @@ def _model(name, **options):
 
 
 def _prompt():
-    return torch.randint(2, VOCABULARY, (2, 9))
+    return torch.randint(2, VOCABULARY, (2, 4))
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def _run(experts, implementation, *args):
 @pytest.mark.parametrize("module, name", list(_experts_classes()))
 def test_experts_class(module, name):
     experts = _experts(module, name)
-    ids, weights = _routing(17)
-    hidden_states = torch.randn(17, HIDDEN) * 2
+    ids, weights = _routing(7)
+    hidden_states = torch.randn(7, HIDDEN) * 2
     expected = _run(experts, "eager", hidden_states, ids, weights)
     torch.testing.assert_close(_run(experts, "moe_xe", hidden_states, ids, weights), expected, rtol=1e-4, atol=1e-4)
 
@@ -213,9 +213,9 @@ REPRESENTATIVES = pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, NEMOT
 @REPRESENTATIVES
 def test_ids_of_other_ranks_contribute_nothing(module, name):
     experts = _experts(module, name)
-    ids, weights = _routing(11)
-    hidden_states = torch.randn(11, HIDDEN)
-    elsewhere = torch.rand(11, TOP_K) < 0.4
+    ids, weights = _routing(7)
+    hidden_states = torch.randn(7, HIDDEN)
+    elsewhere = torch.rand(7, TOP_K) < 0.4
     elsewhere[3] = True
     expected = _run(experts, "eager", hidden_states, ids, weights.masked_fill(elsewhere, 0))
     out = _run(experts, "moe_xe", hidden_states, ids.masked_fill(elsewhere, EXPERTS), weights)
@@ -226,8 +226,8 @@ def test_ids_of_other_ranks_contribute_nothing(module, name):
 @pytest.mark.few(2)
 @REPRESENTATIVES
 def test_bfloat16_experts(module, name):
-    experts, (ids, weights) = _experts(module, name, torch.bfloat16), _routing(13)
-    hidden_states = torch.randn(13, HIDDEN, dtype=torch.bfloat16)
+    experts, (ids, weights) = _experts(module, name, torch.bfloat16), _routing(7)
+    hidden_states = torch.randn(7, HIDDEN, dtype=torch.bfloat16)
     out, eager = (_run(experts, implementation, hidden_states, ids, weights) for implementation in ("moe_xe", "eager"))
     assert out.dtype == torch.bfloat16
     exact = _run(experts.float(), "eager", hidden_states.float(), ids, weights)
@@ -311,7 +311,7 @@ def test_experts_compile_without_graph_breaks(module, name):
     experts = _experts(module, name)
     experts.config._experts_implementation = "moe_xe"
     compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")
-    for num_tokens in (9, 6, 1):
+    for num_tokens in (8, 6, 1):
         ids, weights = _routing(num_tokens)
         hidden_states = torch.randn(num_tokens, HIDDEN)
         expected = experts(hidden_states, ids, weights)
@@ -351,8 +351,8 @@ def registered_again():
 @pytest.mark.cpu_device
 @torch.inference_mode()
 def test_a_registered_configuration_is_that_of_all_experts(registered_again, launched):
-    layers, (ids, weights) = [_experts(*QWEN3, **ODD_SIZES) for _ in range(2)], _routing(14)
-    x = torch.randn(14, ODD_SIZES["hidden_size"])
+    layers, (ids, weights) = [_experts(*QWEN3, **ODD_SIZES) for _ in range(2)], _routing(7)
+    x = torch.randn(7, ODD_SIZES["hidden_size"])
 
     def outputs():
         return [_run(experts, "moe_xe", x, ids.int(), weights) for experts in layers]
@@ -372,7 +372,7 @@ def test_a_registered_configuration_is_that_of_all_experts(registered_again, lau
 def test_registered_for_tuning(act, registered_again, launched):
     """Fused experts, and those around whose own gate grouped GEMMs run."""
     module, name = "transformers.models.qwen3_moe.modeling_qwen3_moe", "Qwen3MoeExperts"
-    experts, x, (ids, weights) = _experts(module, name), torch.randn(20, HIDDEN), _routing(20)
+    experts, x, (ids, weights) = _experts(module, name), torch.randn(8, HIDDEN), _routing(8)
     if act != "silu":
         experts.act_fn = torch.nn.Softplus()
     expected = _run(experts, "moe_xe", x, ids, weights)

@@ -68,7 +68,7 @@ def expected_of(experts, x, ids, weights):
     dict(block_size=(16, 32), has_gate=False)], ids=str)
 @torch.inference_mode()
 def test_experts(options):
-    experts, (ids, weights), x = fp8_experts(**options), _routing(11), torch.randn(11, options.get("hidden_size", 64))
+    experts, (ids, weights), x = fp8_experts(**options), _routing(7), torch.randn(7, options.get("hidden_size", 64))
     expected = expected_of(experts, x, ids, weights)
     torch.testing.assert_close(experts(x, ids, weights), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     assert fused_activation(experts) is not None

@@ -19,7 +19,7 @@ def _untried(module, name):
     return experts
 
 
-def _inputs(num_tokens=11):
+def _inputs(num_tokens=7):
     ids, weights = _routing(num_tokens)
     return torch.randn(num_tokens, HIDDEN), ids, weights
 

@@ -90,8 +90,8 @@ def test_adapters(name, default, under):
 @defaults
 @pytest.mark.parametrize("module, name", [QWEN3, GPT_OSS, pytest.param(*INKLING2, marks=pytest.mark.full)])
 def test_transformers_experts(module, name, default, under):
-    experts, (ids, weights) = _experts(module, name).requires_grad_(), _routing(9)
-    x = torch.randn(9, experts.down_proj.shape[1 if not experts.is_transposed else 2])
+    experts, (ids, weights) = _experts(module, name).requires_grad_(), _routing(7)
+    x = torch.randn(7, experts.down_proj.shape[1 if not experts.is_transposed else 2])
     experts.config._experts_implementation = "moe_xe"
     grad_out = torch.randn(x.shape)
     _same(under(_results, experts, x, ids, weights, grad_out=grad_out), _results(experts, x, ids, weights, grad_out=grad_out))
@@ -100,7 +100,7 @@ def test_transformers_experts(module, name, default, under):
 @pytest.mark.parametrize("default", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full), torch.float64], ids=str)
 def test_made_and_run_with_the_default(default, under):
     """Weights of the default dtype: float64 is refused by the weights' name."""
-    (ids, weights), x = _routing(9), torch.randn(9, 64, dtype=default)
+    (ids, weights), x = _routing(7), torch.randn(7, 64, dtype=default)
     experts = under(_experts, *QWEN3, dtype=default)
     block = under(BLOCKS["qwen3_moe"])
     assert experts.down_proj.dtype == block.experts.down_proj.dtype == default

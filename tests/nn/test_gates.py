@@ -74,11 +74,11 @@ CHANGES = {
 def test_changes_are_followed(kind, compiled):
     torch.compiler.reset()
     family, changes = CHANGES[kind]
-    experts, (ids, weights) = _experts(*family), _routing(9)
+    experts, (ids, weights) = _experts(*family), _routing(7)
     run = torch.compile(experts, fullgraph=True, backend="aot_eager") if compiled else experts
     if compiled:      # which does not look for new hooks (skip_nnmodule_hook_guards)
         changes = [change for change in changes if change is not _hook]
-    x, results = torch.randn(9, HIDDEN) * 2, []
+    x, results = torch.randn(7, HIDDEN) * 2, []
     for change in (lambda experts: None, *changes):
         change(experts)
         experts.config._experts_implementation = "eager"
@@ -168,8 +168,8 @@ def test_recognised_in_any_mode(mode):
 
 @pytest.mark.parametrize("change", [_set(limit=0.5), _set(alpha=0.9), _gate], ids=["limit", "alpha", "gate"])
 def test_adapted_experts_follow(change):
-    experts, (ids, weights) = _experts(*GPT_OSS, **ODD_SIZES), _routing(9)
-    module, x = LoraExperts(experts, 8), torch.randn(9, ODD_SIZES["hidden_size"]) * 2
+    experts, (ids, weights) = _experts(*GPT_OSS, **ODD_SIZES), _routing(7)
+    module, x = LoraExperts(experts, 8), torch.randn(7, ODD_SIZES["hidden_size"]) * 2
     before = module(x, ids, weights)
     change(experts)
     if change is _gate:

@@ -11,7 +11,7 @@ from moe_xe.nn import DeepseekV3Block, Experts, Llama4Block, LoraExperts, Qwen3M
 from tests.ops.block.case import HIDDEN, INTERMEDIATE
 
 
-EXPERTS, TOP_K, TOKENS, RANK = 6, 3, 20, 8
+EXPERTS, TOP_K, TOKENS, RANK = 6, 3, 7, 8
 SIZES = dict(hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_experts=EXPERTS)
 GPT_OSS = dict(activation="swiglu_oai", alpha=1.702, limit=0.7, interleaved=True, transposed=True, bias=True)
 

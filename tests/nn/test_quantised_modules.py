@@ -21,7 +21,7 @@ def experts(**options) -> Experts:
 
 
 def tokens():
-    return torch.randn(9, 50).to(BF16), torch.rand(9, 3), random_ids(9, 3, 5)
+    return torch.randn(7, 50).to(BF16), torch.rand(7, 3), random_ids(7, 3, 5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
