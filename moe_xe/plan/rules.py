@@ -118,8 +118,8 @@ def _check_isa(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig | O
     known = list(VECTOR_DWORDS)     # best first
     if cpu_isa is not None and known.index(config.isa) < known.index(cpu_isa):
         _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
-    if config.isa == "amx" and problem.input is not Dtype.bf16:
-        _refuse(config, f"amx multiplies bf16 alone, not {problem.input.value}")
+    if config.isa == "amx" and problem.input not in (Dtype.bf16, Dtype.i8):
+        _refuse(config, f"amx multiplies bf16 and int8, not {problem.input.value}")
 
 
 def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:

@@ -14,14 +14,17 @@ from moe_xe.ops import launch
 from moe_xe.ops.calls import known_calls
 from moe_xe.ops.gemm import grouped_outer
 from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale
 
 from . import test_fused_epilogues_cpu_device as fused
+from . import test_int8_cpu_device as int8
 from . import test_mainloops_cpu_device as mainloops
 from . import test_outer_cpu_device as outer
 from . import test_quantised_cpu_device as quantised
 
 STAND_IN = Path(__file__).parent / "software_tiles"
+INT8 = Quantization(Codes.int8, ScaleType.f32, 1, 160)
 HEADER = STAND_IN / "moe_xe" / "cpu" / "tile_registers.hpp"
 COUNTS = [5, 0, 1, 47, 2, 16, 33]      # read in place, one tile of rows, two, a rest
 
@@ -86,6 +89,13 @@ def test_codes(layout, kind, tiles):
     quantised.make(kind, COUNTS, layout=layout).check(config())
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("k", [150, 192], ids=["packed", "as they lie"])
+@pytest.mark.parametrize("activation, n", [(None, 69), (int8.SILU, 70), (int8.OAI, 70)], ids=["none", "halves", "interleaved"])
+def test_int8(activation, n, k, tiles):
+    int8.check(int8.make(n, k, COUNTS, activation=activation), config())
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("layout", mainloops.LAYOUTS)
 def test_long_sums(layout, tiles):
@@ -100,8 +110,9 @@ def test_gradient_of_weights(gathered, tiles):
         outer.cpu("amx", tile_rows=40, row_block=32))
 
 
-def test_kernels_compile():
+@pytest.mark.parametrize("product, options", [(b"tdpbf16ps", {}), (b"tdpbssd", dict(input=Dtype.i8, quantization=INT8))], ids=["bf16", "int8"])
+def test_kernels_compile(product, options):
     """Also where no CPU could run them."""
-    problem = GroupedGemmProblem(100, 160, Dtype.bf16, Dtype.bf16)
+    problem = replace(GroupedGemmProblem(100, 160, Dtype.bf16, Dtype.bf16), **options)
     image = spirv.compile_to_spirv(generate(problem, cpu_config(problem, "amx")), [f"-I{sources_dir()}/include", f"-I{sources_dir()}"])
-    assert all(instruction in image for instruction in (b"ldtilecfg", b"tileloadd", b"tdpbf16ps", b"tilestored", b"tilerelease"))
+    assert all(instruction in image for instruction in (b"ldtilecfg", b"tileloadd", product, b"tilestored", b"tilerelease"))

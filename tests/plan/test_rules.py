@@ -62,9 +62,9 @@ def test_rules_of_grouped_gemms(problem, config, family, message):
 def test_amx_is_for_bf16():
     check_config(PROBLEM, CPU_AMX, Family.cpu, "amx")
     check_outer_config(OUTER, OUTER_AMX, Family.cpu, "amx")
-    with pytest.raises(ValueError, match="amx multiplies bf16 alone, not f32"):
+    with pytest.raises(ValueError, match="amx multiplies bf16 and int8, not f32"):
         check_config(replace(PROBLEM, input=F32), CPU_AMX, Family.cpu, "amx")
-    with pytest.raises(ValueError, match="amx multiplies bf16 alone, not f16"):
+    with pytest.raises(ValueError, match="amx multiplies bf16 and int8, not f16"):
         check_outer_config(replace(OUTER, input=Dtype.f16), OUTER_AMX, Family.cpu, "amx")
 
 

@@ -245,7 +245,7 @@ TILE_SIDE = 16         # of amx: rows of a tile, and dwords of a row
 def elements_per_step(dtype: Dtype, isa: str) -> int:
     """Elements along K in a dword of packed operands (cpu/micro_kernel.hpp), which one instruction multiplies and adds to a sum."""
     if dtype is Dtype.i8:
-        return {"avx512_bf16": 4, "baseline": 1}.get(isa, 2)
+        return {"amx": 4, "avx512_bf16": 4, "baseline": 1}.get(isa, 2)
     return 2 if dtype is Dtype.bf16 and isa in ("amx", "avx512_bf16") else 1
 
 

@@ -137,15 +137,15 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
-    """With the widest tiles. AMX multiplies bf16 alone: other floats are best multiplied by FMA."""
+    """With the widest tiles. AMX multiplies bf16 and int8: other floats are best multiplied by FMA."""
     micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
     height, width = CPU_HEIGHT, CPU_WIDTHS[0]
     if isa == "amx":
-        if problem.input is not Dtype.bf16:
-            others = "avx512_bf16" if problem.input is Dtype.i8 else "avx512"
-            return replace(cpu_config(problem, others, schedule), k_block=AMX_CORES_K_BLOCK)
+        if problem.input not in (Dtype.bf16, Dtype.i8):
+            return replace(cpu_config(problem, "avx512", schedule), k_block=AMX_CORES_K_BLOCK)
         height, width = AMX_HEIGHT, AMX_WIDTHS[0]
-        k_block = AMX_K_BLOCK_IN_PLACE if problem.weights is WeightLayout.enk and problem.quantization is None else k_block
+        in_place = problem.weights is WeightLayout.enk and (problem.quantization is None or problem.input is Dtype.i8)
+        k_block = AMX_K_BLOCK_IN_PLACE if in_place else k_block
     return CpuConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
                      micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,
                      dot_rows=dot_rows, prefetch_columns=16)

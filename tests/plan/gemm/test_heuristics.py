@@ -112,12 +112,12 @@ def test_intel_cpus_multiply_bf16_with_fma():
     assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
 
 
-def test_amx_multiplies_bf16_alone():
+def test_amx_multiplies_bf16_and_int8():
     def config(dtype: Dtype, **fields):
         return h.cpu_config(GroupedGemmProblem(512, 512, dtype, dtype, **fields), "amx")
 
     assert h.fast_isa("amx", "Intel(R) Xeon(R) Processor") == config(Dtype.bf16).isa == "amx"
-    assert config(Dtype.f16).isa == config(Dtype.f32).isa == "avx512"
+    assert config(Dtype.f16).isa == config(Dtype.f32).isa == "avx512" and config(Dtype.i8).isa == "amx"
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 

@@ -38,9 +38,9 @@ class CodeWeights {
   // Whether a cache line of codes begins at k, as rows begin with one.
   static bool begins_line(int64 k) { return k * code_bits / 8 % 64 == 0; }
   void prefetch_ahead(const Column& column, int64 k) const {
-    const int64 step = problem::pairs == Pairs::interleaved ? 2 * w.row_bytes : w.row_bytes;
-    prefetch(column.codes + k * code_bits / 8 + config::prefetch_columns * step);
+    prefetch(column.codes + k * code_bits / 8 + bytes_of_columns(config::prefetch_columns));
   }
+  int64 bytes_of_columns(int count) const { return count * (problem::pairs == Pairs::interleaved ? 2 * w.row_bytes : w.row_bytes); }
 
   // [K, N] weights: neighbours in row k; of the second kind `count` exist.
   bool has_whole_vectors(const Column& column) const { return whole_vectors && column.index % width == 0; }

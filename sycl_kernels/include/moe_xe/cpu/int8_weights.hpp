@@ -20,7 +20,8 @@ inline Dwords int8_chunk(const void* codes, int left) {
   return int8_chunk(Partial<unsigned char, int8_elements>(static_cast<const unsigned char*>(codes), left).element);
 }
 
-// Quads of weights are 128 larger than they are, as the instruction has one unsigned operand.
+// Whether quads of weights are 128 larger than they are: vectors' instruction has one unsigned operand, that of tiles has none.
+constexpr bool int8_shifted = int8_quads && !tiled;
 class Int8Weights : public CodeWeights {
  public:
   static constexpr int chunk_elements = int8_elements;
@@ -29,15 +30,23 @@ class Int8Weights : public CodeWeights {
 
   static Dwords chunk(const Column& column, int64 k) { return shifted(int8_chunk(column.codes + k)); }
   static Dwords chunk(const Column& column, int64 k, int left) { return shifted(int8_chunk(column.codes + k, left)); }
+
+  // As tiles, where all of the panel's columns exist.
+  static constexpr bool are_tiles = tiled && problem::k % tile_k == 0;
+  TilePair tiles_at(int64 output, int64 k) const {
+    const Column first = column(output, 0), second = paired ? column(output, 1) : column(output + tile_side, 0);
+    return {first.codes + k, second.codes + k, bytes_of_columns(1), 4 * tile_side};
+  }
+
   float scale(const Column& column) const { return grid_value(column.scales, 0) * global_scale(); }
 
  private:
-  static Dwords shifted(Dwords codes) { return int8_quads ? codes ^ 0x80808080u : codes; }
+  static Dwords shifted(Dwords codes) { return int8_shifted ? codes ^ 0x80808080u : codes; }
 };
 
 // By what a row's sums are too large: 128 times the sum of its codes.
 inline int int8_excess(const Packed* row) {
-  if constexpr (!int8_quads) return 0;
+  if constexpr (!int8_shifted) return 0;
   Sums sums = 0;
 #pragma unroll 1
   for (int64 k = 0; k < problem::k; k += int8_elements)

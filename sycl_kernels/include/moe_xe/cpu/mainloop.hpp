@@ -164,7 +164,10 @@ class Mainloop {
   // A vector of a panel's sums. packed: the row's codes, if these are summed.
   static Floats sums_at(const float* from, int place, const float* scales, const Packed* packed) {
     if constexpr (!int8_steps) return load<Floats>(from + place);
-    else return __builtin_convertvector(load<Sums>(from + place) - int(packed[packed_k]), Floats) * load<Floats>(scales + place);
+    else {
+      const Sums excess = int8_shifted ? int(packed[packed_k]) : 0;
+      return __builtin_convertvector(load<Sums>(from + place) - excess, Floats) * load<Floats>(scales + place);
+    }
   }
 
   // One row of a panel's sums; `columns` of its output columns exist.

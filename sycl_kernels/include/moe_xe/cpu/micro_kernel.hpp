@@ -5,13 +5,13 @@
 
 namespace moe_xe {
 
-constexpr bool tiled = config::isa == Isa::amx;   // for bf16 alone: cpu/tile_kernel.hpp has the loop then
+constexpr bool tiled = config::isa == Isa::amx;   // for bf16 and int8: cpu/tile_kernel.hpp has the loop then
 
 // A step of the micro-kernel along K: one fp32 element, or a dword of two bf16, or, of int8 codes, of two 16-bit integers or four bytes,
 // whose sums are int32.
 constexpr bool bf16_pairs = config::isa >= Isa::avx512_bf16 && problem::input == Dtype::bf16;
 constexpr bool int8_steps = problem::input == Dtype::i8 && config::isa != Isa::baseline;
-constexpr bool int8_quads = int8_steps && config::isa == Isa::avx512_bf16;
+constexpr bool int8_quads = int8_steps && config::isa >= Isa::avx512_bf16;
 constexpr int elements_per_step = int8_quads ? 4 : bf16_pairs || int8_steps ? 2 : 1;
 template <bool> struct PackedOf { using type = float; };
 template <> struct PackedOf<true> { using type = unsigned; };

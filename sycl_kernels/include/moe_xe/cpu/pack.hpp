@@ -32,7 +32,7 @@ inline void pack_row(const Input* from, Packed* to) {
     else if constexpr (bf16_pairs) store(to + k / 2, DenseWeights::chunk(from, k, left));
     else store(to + k, load_floats<problem::input>(from + k, left));
   }
-  if constexpr (int8_steps) to[packed_k] = Packed(int8_excess(to));
+  if constexpr (int8_shifted) to[packed_k] = Packed(int8_excess(to));
 }
 
 // Vectors [0, gate_vectors) of a panel hold gates (or plain columns, or woven pairs), the others their up values.

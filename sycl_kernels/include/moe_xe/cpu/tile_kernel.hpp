@@ -6,10 +6,10 @@
 
 namespace moe_xe {
 
-constexpr int tile_k = 2 * tile_side;    // elements of K of a tile
+constexpr int tile_k = elements_per_step * tile_side;    // elements of K of a tile
 constexpr int summed_tiles = 32;         // as summed_steps: products along K that a register sums
 constexpr int block_side = 2 * tile_side;
-static_assert(!tiled || (bf16_pairs && width == tile_side && config::micro_rows == block_side && config::micro_columns == block_side));
+static_assert(!tiled || ((bf16_pairs || int8_quads) && width == tile_side && config::micro_rows == block_side && config::micro_columns == block_side));
 
 // What a main loop needs of the processor.
 struct NoRegisters {};
@@ -88,8 +88,8 @@ void multiply(TileRegisters& tiles, int rows, const TilePair& row_tiles, const T
         if constexpr (!rows_are_left) transpose(values);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-          Floats value = __builtin_bit_cast(Floats, values[i]);
-          if (from.first) value += load<Floats>(from.first + (row + i) * from.stride + column);
+          Sums value = __builtin_bit_cast(Sums, values[i]);
+          if (from.first) value += load<Sums>(from.first + (row + i) * from.stride + column);
           store(to.first + (row + i) * to.stride + column, value);
         }
       }

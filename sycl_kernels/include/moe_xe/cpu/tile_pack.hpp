@@ -15,10 +15,10 @@ template <int side> void pack_columns(const Input* const (&from)[side], Packed* 
     Dwords rows[side];
     if (left >= tile_k) {
 #pragma unroll
-      for (int i = 0; i < side; ++i) rows[i] = DenseWeights::chunk(from[i], k);
+      for (int i = 0; i < side; ++i) rows[i] = load<Dwords>(from[i] + k);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < side; ++i) rows[i] = DenseWeights::chunk(from[i], k, left);
+      for (int i = 0; i < side; ++i) rows[i] = load<Dwords>(Partial<Input, tile_k>(from[i] + k, left).element);
     }
     transpose(rows);
 #pragma unroll
@@ -28,8 +28,7 @@ template <int side> void pack_columns(const Input* const (&from)[side], Packed* 
 
 // A block's rows of packed A from element k on; `packed` is its first row.
 inline TilePair packed_rows(const Packed* packed, int64 k) {
-  if constexpr (tokens_are_columns) packed += k / 2 * tile_side;
-  else packed += k / 2;
+  packed += k / elements_per_step * (tokens_are_columns ? tile_side : 1);
   const Packed* second = packed + tile_side * packed_stride;
   if constexpr (tokens_are_columns) return {packed, second, 4 * tile_side, 4 * tile_side * tile_side};
   return {packed, second, 4 * packed_stride, 4 * tile_side};

@@ -31,6 +31,10 @@ class TileRegisters {
         for (int j = 0; j < tile_side; ++j) {
           const unsigned x = registers[a][i * tile_side + p], y = registers[b][p * tile_side + j];
           unsigned& to = registers[sum][i * tile_side + j];
+          if (problem::input == Dtype::i8) {
+            for (int byte = 0; byte < 32; byte += 8) to += int(static_cast<signed char>(x >> byte)) * int(static_cast<signed char>(y >> byte));
+            continue;
+          }
           const float low = number(x << 16) * number(y << 16), high = number(x & 0xffff0000u) * number(y & 0xffff0000u);
           to = __builtin_bit_cast(unsigned, number(to) + low + high);
         }
