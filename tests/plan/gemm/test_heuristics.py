@@ -127,6 +127,12 @@ def test_tiles_are_as_wide_as_there_are_enough_of_them(isa, rows, width):
     assert h.choose_config(problem, h.Family.cpu, rows, 32, cores=8, isa=isa).tile_width == width
 
 
+@pytest.mark.parametrize("rows, most_rows, height", [(64, 8, 8), (64, 9, 168), (8, None, 8), (9, None, 168)])
+def test_tiles_are_as_low_as_what_is_read_in_place(rows, most_rows, height):
+    problem = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16)
+    assert h.choose_config(problem, h.Family.cpu, rows, 32, cores=8, isa="avx2", most_rows=most_rows).heights == (height,)
+
+
 def test_wanted_vector_instructions():
     assert h.chosen_isa("avx512_bf16", "AMD EPYC", "") == "avx512_bf16" and h.chosen_isa("avx512_bf16", "Intel", "") == "avx512"
     assert h.chosen_isa("avx512_bf16", "Intel", "avx512_bf16") == "avx512_bf16" and h.chosen_isa("avx512", "AMD", "baseline") == "baseline"
