@@ -180,10 +180,11 @@ void dot(const Packed* const* a, const Column (&w)[columns], KRange part, Floats
 #pragma unroll 1
     for (int64 k = begin, spans; k < stop; k += spans * span) {
       const int64 left = end - k;
+      const bool is_rest = rest_bytes > 0 && left == 0;
       const unsigned char* from[columns];
 #pragma unroll
       for (int column = 0; column < columns; ++column) from[column] = weights[column] + k * span_bytes / span;
-      if (rest_bytes > 0 && left == 0) {
+      if (is_rest) {
 #pragma unroll
         for (int column = 0; column < columns; ++column) {
           __builtin_memset(rest[column], 0, sizeof rest[column]);
@@ -195,7 +196,7 @@ void dot(const Packed* const* a, const Column (&w)[columns], KRange part, Floats
         const bool all = summed == span || (whole_spans % summed == 0 && !split) || left >= summed;
         spans = (all ? summed : left) / span;
       }
-      add(k, from, spans, group(k), rest_bytes > 0 && left == 0 ? token_sums - 1 : k / summed);
+      add(k, from, spans, group(k), is_rest ? token_sums - 1 : k / summed);
     }
   }
 }

@@ -25,6 +25,7 @@ static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scra
 
 // Few rows multiply floats, which int8 rows are not packed as.
 constexpr bool can_read_in_place = !int8_steps && (!quantised || !rows_are_n || lanes_have_a_group);
+constexpr bool reads_all_in_place = can_read_in_place && tallest <= config::unpacked_rows;
 
 class Mainloop {
  public:
@@ -69,8 +70,8 @@ class Mainloop {
 
   void compute(const Tile& tile, int64 column, int columns) {
     if constexpr (can_read_in_place)
-      if (tallest <= config::unpacked_rows || tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
-    if constexpr (!can_read_in_place || tallest > config::unpacked_rows) run_packed(tile, column, columns);
+      if (reads_all_in_place || tile.rows <= config::unpacked_rows) return run_few(tile, column, columns);
+    if constexpr (!reads_all_in_place) run_packed(tile, column, columns);
   }
 
   // Once for all tiles of the same rows. They are the same tiles: one kind of packing does for all.
