@@ -9,7 +9,7 @@ namespace moe_xe {
 
 struct ScalarMath {
   static float exp(float x, float factor) { return __spirv_ocl_native_exp2(x * (factor * 1.44269504f)); }
-  static float reciprocal(float x) { return __spirv_ocl_native_recip(x); }
+  static float reciprocal(float x) { return 1.0f / x; }     // a CPU's own has 12 bits
 };
 
 // A column beyond the last one has its bias: outputs there are never stored. No branches: IGC copies all sums where control
