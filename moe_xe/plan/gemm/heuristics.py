@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 
+from ..formats import Codes
 from ..model.devices import DeviceRecord
 from ..model.schedule import Rows, evenly, over_ranks, runs_of
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
@@ -107,6 +108,7 @@ CPU_KERNELS = {"amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4), 
                "baseline": (6, 8, 256, 8, 4)}
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
+AMX_CORES_PREFETCH_BYTES = 8192 # and of few rows of dense weights
 CPU_HEIGHT, AMX_HEIGHT = 168, 256
 CPU_WIDTHS, AMX_WIDTHS = (192, 96, 64), (384, 192, 96, 64)
 CPU_TILES_A_CORE = 16           # wider tiles pack rows less often; with fewer of them, cores wait for the last one
@@ -151,13 +153,22 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
                      dot_rows=dot_rows, prefetch_columns=16)
 
 
+def _pairs_are_fast(problem: GroupedGemmProblem) -> bool:
+    """Whether cores with AMX multiply few rows by pairs, of bf16 or int8: FP8 becomes pairs by two tables, int8 is as it lies."""
+    return problem.input is not Dtype.bf16 or problem.quantization is not None and problem.quantization.codes in (Codes.e4m3, Codes.e5m2)
+
+
 def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int, most_rows: int) -> CpuConfig:
     """The widest tiles of which there are enough; the widest of all are for rows that are packed.
 
     Where no expert has more rows than are read in place, tiles have no more: half of the kernel is not compiled."""
     config = cpu_config(problem, isa, schedule)
     if most_rows <= config.unpacked_rows:
-        config = replace(config, heights=(config.unpacked_rows,))
+        few = config.unpacked_rows
+        if config.isa == "amx" and not _pairs_are_fast(problem):
+            ahead = AMX_CORES_PREFETCH_BYTES if problem.quantization is None else config.prefetch_bytes
+            config = replace(cpu_config(problem, "avx512", schedule), unpacked_rows=few, prefetch_bytes=ahead)
+        config = replace(config, heights=(few,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
     widths = AMX_WIDTHS if config.isa == "amx" and packed else CPU_WIDTHS
     enough = (width for width in widths if num_tiles(problem, replace(config, tile_width=width), load) >= CPU_TILES_A_CORE * cores)

@@ -121,6 +121,15 @@ def test_amx_multiplies_bf16_and_int8():
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 
+@pytest.mark.parametrize("codes, isa, ahead", [(None, "avx512", 8192), (Codes.e2m1, "avx512", 4096), (Codes.int8, "avx512", 4096), (Codes.e4m3, "amx", 4096)])
+def test_few_rows_on_cores_with_amx(codes, isa, ahead):
+    """Their FMA is as fast as their pairs of bf16, which codes must be converted to; FP8 becomes pairs sooner."""
+    problem = dataclasses.replace(PROBLEM, n=1536, k=2048, quantization=codes and Quantization(codes, ScaleType.f32, 1, 32))
+    few, more = (h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx", most_rows=rows) for rows in (4, 5))
+    assert (few.isa, few.heights, few.unpacked_rows, few.prefetch_bytes) == (isa, (4,), 4, ahead)
+    assert more.isa == "amx" and more.unpacked_rows == 4
+
+
 @pytest.mark.parametrize("isa, rows, width", [("amx", 4096, 384), ("amx", 8, 192), ("amx", 3, 96), ("amx", 1, 64), ("avx2", 4096, 192), ("avx2", 1, 64)])
 def test_tiles_are_as_wide_as_there_are_enough_of_them(isa, rows, width):
     problem = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16)
