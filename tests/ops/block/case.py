@@ -16,6 +16,7 @@ LIMITS = {torch.bfloat16: (3e-2, 1e-5), torch.float16: (4e-3, 2e-7), torch.float
 GRADIENT_LIMITS = {torch.bfloat16: (5e-2, 8e-3), torch.float16: (5e-3, 1e-3), torch.float32: (1e-5, 1e-6)}
 GATES = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "relu2": lambda g: g.relu() ** 2}
 HIDDEN, INTERMEDIATE = 50, 37       # whole vectors of no instruction set
+TOKENS = 7      # which any CPU reads weights in place for: kernels for more take longer to compile
 
 
 def activated(sums, activation, gated, interleaved, alpha, limit):
@@ -83,7 +84,7 @@ def make_shared(size: int, gated=True, weights: torch.Tensor | None = None, hidd
                         random_weights(size, hidden, dtype) if gated else None, weights)
 
 
-def make(tokens=31, experts=6, top_k=3, hidden=HIDDEN, intermediate=INTERMEDIATE, dtype=torch.float32, *, gated=True,
+def make(tokens=TOKENS, experts=6, top_k=3, hidden=HIDDEN, intermediate=INTERMEDIATE, dtype=torch.float32, *, gated=True,
          bias: tuple[torch.dtype, torch.dtype] | None = None, weight_layout="enk", ids_dtype=torch.int32,
          weights_dtype=torch.float32, **options) -> dict:
     """Arguments by name. bias: the types of b13 and b2; `options` are fused_moe's own."""

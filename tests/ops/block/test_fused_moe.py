@@ -13,7 +13,7 @@ from moe_xe.plan.gemm.config import GenericConfig, Schedule
 from moe_xe.plan.override import force_config
 
 from ..threads import assert_threads_agree
-from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference, run
+from .case import HIDDEN, INTERMEDIATE, TOKENS, assert_right, check, make, make_shared, moved, reference, run
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 LAYOUTS = ["enk", "ekn"]
@@ -37,7 +37,7 @@ ACTIVATIONS = {
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name, device):
-    check(make(**ACTIVATIONS[name]), device)
+    check(make(31, **ACTIVATIONS[name]), device)
 
 
 @pytest.mark.few(1)        # test_y_dtype.py has float16, test_one_launch.py bfloat16 in the other layout
@@ -45,7 +45,7 @@ def test_activations(name, device):
     (BF16, (BF16, F32), F32, "enk"), (BF16, (F32, BF16), BF16, "ekn"), (F16, (F16, F32), F16, "enk"), (F16, None, F16, "ekn"),
     (F32, (BF16, F16), F32, "ekn")], ids=str)
 def test_types(dtype, bias, weights, layout, device):
-    check(make(dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=weights), device)
+    check(make(31, dtype=dtype, bias=bias, weight_layout=layout, weights_dtype=weights), device)
 
 
 @pytest.mark.full       # others have one, three and ten
@@ -115,7 +115,7 @@ def test_strided_operands_are_used_in_place(layout, device):
     block = make(weight_layout=layout, bias=BIASES)
     names = ("hidden_states", "w13", "w2", "topk_weights", "topk_ids", "b13", "b2")
     slices = {name: within(block[name].to(device), 2, 5) for name in names} if device.type == "cpu" else {}
-    whole = torch.full((33, HIDDEN + 9), 7.0, device=device)
+    whole = torch.full((TOKENS + 2, HIDDEN + 9), 7.0, device=device)
     run(block | slices, device, out=whole[1:-1, 4:-5])
     assert_right(whole[1:-1, 4:-5], reference(**block))
     assert (whole[[0, -1]] == 7).all() and (whole[:, :4] == 7).all() and (whole[:, -5:] == 7).all()
@@ -132,7 +132,7 @@ def test_weights_and_their_factor(on_input, top_k, device):
 def test_two_ranks_add_up_to_all_experts(ids_dtype, device):
     """Each has every second expert; ids are global ones."""
     block = make(experts=8, ids_dtype=ids_dtype)
-    expected, total = reference(**block), torch.zeros(31, HIDDEN, dtype=torch.float64)
+    expected, total = reference(**block), torch.zeros(TOKENS, HIDDEN, dtype=torch.float64)
     for rank in range(2):
         expert_map = torch.full((8,), -1, dtype=torch.int32)
         expert_map[rank::2] = torch.arange(4, dtype=torch.int32)
@@ -154,7 +154,7 @@ SHARED = {
 
 # tests below have those apart, and without weights of their own
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name != "of two sizes")) for name in SHARED])
-@pytest.mark.parametrize("weights", [torch.rand(31, 1).to(BF16), pytest.param(torch.rand(31), marks=pytest.mark.full), pytest.param(None, marks=pytest.mark.full)],
+@pytest.mark.parametrize("weights", [torch.rand(TOKENS, 1).to(BF16), pytest.param(torch.rand(TOKENS), marks=pytest.mark.full), pytest.param(None, marks=pytest.mark.full)],
                          ids=["bf16 column", "weights", ""])
 def test_shared_expert(weights, name, device):
     """With biases of the routed experts, which the shared one does not get; with and without weights of its own."""
@@ -163,14 +163,14 @@ def test_shared_expert(weights, name, device):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("weights", [None, torch.rand(31)], ids=["merged", "apart"])
+@pytest.mark.parametrize("weights", [None, torch.rand(TOKENS)], ids=["merged", "apart"])
 def test_shared_expert_with_weights_on_the_input(weights, device):
     """The shared expert's own weights scale its output all the same."""
     check(make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=weights), weight_on_input=True), device)
 
 
 def test_shared_experts_projections_of_different_pitch(device):
-    shared = make_shared(INTERMEDIATE, weights=torch.rand(31, 2)[:, 1])
+    shared = make_shared(INTERMEDIATE, weights=torch.rand(TOKENS, 2)[:, 1])
     block = make(bias=BIASES, shared=shared)
     expected = reference(**block)
     block["shared"] = replace(shared, gate_proj=within(shared.gate_proj, 0, 3)) if device.type == "cpu" else shared
@@ -178,7 +178,7 @@ def test_shared_experts_projections_of_different_pitch(device):
 
 
 def test_shared_expert_without_routed_ones(device):
-    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=torch.rand(31)))
+    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS)))
     block["topk_ids"].fill_(-1)
     check(block, device)
 
@@ -192,7 +192,7 @@ FUSIONS = {"gather": Fusions(gather=False), "activation": Fusions(activation=Fal
 def test_without_a_fusion(name, top_k, on_input, device):
     block = make(top_k=top_k, bias=BIASES, weight_on_input=on_input)
     if top_k == 3:
-        block["shared"] = make_shared(INTERMEDIATE, weights=None if on_input else torch.rand(31))
+        block["shared"] = make_shared(INTERMEDIATE, weights=None if on_input else torch.rand(TOKENS))
     expected = reference(**block)
     assert_right(run(block, device), expected)
     assert_right(run(block, device, FUSIONS[name]), expected)
@@ -270,12 +270,12 @@ def test_two_runs_are_bitwise_equal(device):
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_inf_and_nan_stay_in_their_token(top_k, device):
     block = make(top_k=top_k, bias=BIASES)
-    block["topk_ids"] = torch.randint(0, 6, (31, top_k), dtype=torch.int32)
+    block["topk_ids"] = torch.randint(0, 6, (TOKENS, top_k), dtype=torch.int32)
     clean = run(block, device)
-    block["hidden_states"][4, 3], block["hidden_states"][20, 0] = float("nan"), float("inf")
+    block["hidden_states"][2, 3], block["hidden_states"][5, 0] = float("nan"), float("inf")
     out = run(block, device)
-    others = [token for token in range(31) if token not in (4, 20)]
-    assert out[4].isnan().all() and not out[20].isfinite().any()
+    others = [token for token in range(TOKENS) if token not in (2, 5)]
+    assert out[2].isnan().all() and not out[5].isfinite().any()
     assert torch.equal(out[others], clean[others])
 
 
@@ -311,6 +311,6 @@ def test_the_generic_kernel_on_the_cpu_device(options):
                            sub_group_rows=(4,), sub_group_columns=(32,))
     block = make(dtype=F16, **options)
     if "shared" in options:
-        block["shared"] = make_shared(options["shared"], weights=torch.rand(31), dtype=F16)
+        block["shared"] = make_shared(options["shared"], weights=torch.rand(TOKENS), dtype=F16)
     with force_config(config):
         check(block, torch.device("cpu"))

@@ -7,14 +7,14 @@ import moe_xe
 from moe_xe.ops.block.call import BLOCK, FUSIONS
 from moe_xe.plan.gemm.heuristics import ISA_VARIABLE
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, call_of, check, make, make_shared, moved, reference
+from .case import HIDDEN, INTERMEDIATE, TOKENS, assert_right, call_of, check, make, make_shared, moved, reference
 
 BF16, F32 = torch.bfloat16, torch.float32
 
 
 def full_block(layout="enk", dtype=BF16):
     return make(dtype=dtype, bias=(F32, dtype), weight_layout=layout, weights_dtype=dtype, expert_map=torch.tensor([1, -1, 0, 5, 4, 3], dtype=torch.int32),
-                shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=dtype))
+                shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS), dtype=dtype))
 
 
 @pytest.mark.few(1)
@@ -35,7 +35,7 @@ def test_opcheck(device):
     for block in (full_block(), make()):
         arguments = op_arguments(block, device)
         torch.library.opcheck(torch.ops.moe_xe.fused_moe, arguments)
-        out = torch.empty(31, HIDDEN, dtype=block["hidden_states"].dtype, device=device)
+        out = torch.empty(TOKENS, HIDDEN, dtype=block["hidden_states"].dtype, device=device)
         torch.library.opcheck(torch.ops.moe_xe.fused_moe_out, (*arguments, out, None))
         workspace = torch.zeros(2**20, dtype=torch.uint8, device=device)
         # the bytes that stay in a workspace depend on which work-group was first: no two runs compare equal
@@ -74,12 +74,12 @@ def test_fake_xpu_tensors_reach_the_op(layout):
         fake = lambda value: torch.empty(value.shape, dtype=value.dtype, device="xpu") if isinstance(value, torch.Tensor) else value
         block = {name: fake(value) for name, value in real.items()}
         block["shared"] = moe_xe.SharedExpert(**{name: fake(value) for name, value in vars(real["shared"]).items()})
-        out = torch.empty_strided((31, HIDDEN), (HIDDEN + 8, 1), dtype=BF16, device="xpu")
+        out = torch.empty_strided((TOKENS, HIDDEN), (HIDDEN + 8, 1), dtype=BF16, device="xpu")
         results = moe_xe.fused_moe(**block), moe_xe.fused_moe(**block, out=out)
         workspace = torch.empty(2**20, dtype=torch.uint8, device="xpu")
         results += (moe_xe.fused_moe(**block, workspace=workspace),)
     for result in results:
-        assert (result.shape, result.dtype, result.device.type) == ((31, HIDDEN), BF16, "xpu")
+        assert (result.shape, result.dtype, result.device.type) == ((TOKENS, HIDDEN), BF16, "xpu")
     assert results[1] is out
 
 

@@ -13,7 +13,7 @@ from moe_xe.ops.block.call import BLOCK
 from moe_xe.ops.calls import Calls
 from moe_xe.ops.gemm import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
 
-from .case import GRADIENT_LIMITS as LIMITS, HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, random_ids, reference
+from .case import GRADIENT_LIMITS as LIMITS, HIDDEN, INTERMEDIATE, TOKENS, assert_close, call_of, make, make_shared, moved, random_ids, reference
 from .test_fused_moe import within
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -92,7 +92,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("recompute", [True, pytest.param(False, marks=pytest.mark.full)], ids=["recompute", "keep z"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] * (name != "swiglu_oai of gpt-oss")) for name in ACTIVATIONS])
 def test_activations(name, recompute, device):
-    check(make(**ACTIVATIONS[name]), device, recompute=recompute)
+    check(make(31, **ACTIVATIONS[name]), device, recompute=recompute)
 
 
 BF16_ENK = dict(dtype=BF16, bias=(BF16, F32), weights_dtype=F32)
@@ -105,7 +105,7 @@ F32_ENK = dict(dtype=F32, bias=(BF16, F16), weights_dtype=BF16)
 @pytest.mark.parametrize("types", [BF16_ENK, BF16_EKN, F16_EKN, F32_ENK], ids=["bf16 enk", "bf16 ekn", "f16 ekn", "f32 enk"])
 def test_types(types, device):
     """Types of the biases and of the experts' weights are their own; a gradient has its argument's."""
-    block, dtype = make(**types), types["dtype"]
+    block, dtype = make(31, **types), types["dtype"]
     grad_out = torch.randn(31, HIDDEN).to(dtype)
     out, got = gradients(block, device, grad_out)
     _, want = expected(block, grad_out)
@@ -183,9 +183,9 @@ def test_routed_scaling_factor(device):
 def test_two_ranks_add_up_to_all_experts(on_input, device):
     """Each has every second expert; ids are global ones."""
     block = make(experts=8, bias=BIASES, weight_on_input=on_input)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     _, want = expected(block, grad_out)
-    total = {name: torch.zeros(31, columns) for name, columns in (("hidden_states", HIDDEN), ("topk_weights", 3))}
+    total = {name: torch.zeros(TOKENS, columns) for name, columns in (("hidden_states", HIDDEN), ("topk_weights", 3))}
     for rank in range(2):
         mine = {name: block[name][rank::2] for name in ("w13", "w2", "b13", "b2")}
         expert_map = torch.full((8,), -1, dtype=torch.int32)
@@ -209,19 +209,19 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_expert(name, device):
     options, size = SHARED[name]
-    for weights in (None, torch.rand(31), torch.rand(31, 1)):
+    for weights in (None, torch.rand(TOKENS), torch.rand(TOKENS, 1)):
         check(make(shared=make_shared(size, options.get("gated", True), weights), routed_scaling_factor=1.5, **options), device)
 
 
 def test_shared_expert_in_bfloat16(device):
-    check(make(**BF16_ENK, shared=make_shared(INTERMEDIATE, weights=torch.rand(31), dtype=BF16)), device)
+    check(make(**BF16_ENK, shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS), dtype=BF16)), device)
 
 
 @pytest.mark.parametrize("options", [pytest.param(dict(), marks=pytest.mark.full), BF16_ENK, dict(activation="relu2", gated=False)], ids=["f32", "bf16", "relu2"])
 def test_recomputing_agrees_with_keeping(options, device):
     block = make(**options)
     dtype = block["hidden_states"].dtype
-    grad_out = torch.randn(31, HIDDEN).to(dtype)
+    grad_out = torch.randn(TOKENS, HIDDEN).to(dtype)
     (out, computed), (kept_out, kept) = (gradients(block, device, grad_out, recompute=recompute) for recompute in (True, False))
     assert_close(out, kept_out, LIMITS[dtype])          # h is from sums, or from the rounded z
     for name, gradient in computed.items():     # both from the same z
@@ -245,7 +245,7 @@ def outputs(monkeypatch):
 
 ROUTED = ("hidden_states", "w13", "w2", "topk_weights", "b13", "b2")
 W13, W2, B13, B2 = (6, 2 * INTERMEDIATE, HIDDEN), (6, HIDDEN, INTERMEDIATE), (6, 1, 2 * INTERMEDIATE), (6, 1, HIDDEN)
-G, DX = (93, INTERMEDIATE), (93, HIDDEN)
+G, DX = (3 * TOKENS, INTERMEDIATE), (3 * TOKENS, HIDDEN)
 
 
 @pytest.mark.parametrize("wanted, outer, gemms", [
@@ -253,7 +253,7 @@ G, DX = (93, INTERMEDIATE), (93, HIDDEN)
     (("topk_weights",), [], [G]), (ROUTED, [W2, W13, B13, B2], [G, DX])], ids=str)
 def test_only_what_is_wanted_is_computed(wanted, outer, gemms, outputs, device):
     block = make(bias=BIASES)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     _, got = gradients(block, device, grad_out, frozen=set(ROUTED) - set(wanted), recompute=False)
     assert outputs == {"outer": outer, "gemm": gemms}
     _, want = expected(block, grad_out)
@@ -263,7 +263,7 @@ def test_only_what_is_wanted_is_computed(wanted, outer, gemms, outputs, device):
 @pytest.mark.parametrize("wanted", [pytest.param(name, marks=[pytest.mark.full] * name.startswith(("w13", "b"))) for name in ROUTED])
 def test_one_gradient_with_weights_on_the_input(wanted, device):
     block = make(bias=BIASES, weight_on_input=True)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     _, got = gradients(block, device, grad_out, frozen=set(ROUTED) - {wanted})
     _, want = expected(block, grad_out)
     assert_gradients(got, {wanted: want[wanted]}, F32)
@@ -271,7 +271,7 @@ def test_one_gradient_with_weights_on_the_input(wanted, device):
 
 def test_only_the_shared_expert_learns(outputs, device):
     block = make(shared=make_shared(INTERMEDIATE))
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     _, got = gradients(block, device, grad_out, frozen=ROUTED)
     _, want = expected(block, grad_out)
     assert_gradients(got, {name: want[name] for name in got}, F32)
@@ -297,7 +297,7 @@ def test_inference_takes_the_op_of_inference(monkeypatch, device):
 @pytest.mark.parametrize("name", ["out", "workspace"])
 def test_out_and_workspace_are_for_inference(name, device):
     arguments, _ = leaves(make(), device)
-    tensor = torch.empty(31, HIDDEN, device=device) if name == "out" else torch.empty(2**20, dtype=torch.uint8, device=device)
+    tensor = torch.empty(TOKENS, HIDDEN, device=device) if name == "out" else torch.empty(2**20, dtype=torch.uint8, device=device)
     with pytest.raises(ValueError, match="out and workspace are for inference"):
         fused_moe(**arguments, **{name: tensor})
     with torch.no_grad():
@@ -352,8 +352,8 @@ def test_two_runs_are_bitwise_equal(options, device):
 def test_any_strides_of_the_gradient(device):
     """sum's is one number, expanded; a transposed result's, transposed."""
     block = make()
-    diagonal = torch.eye(31, HIDDEN)
-    for reduce, grad_out in ((torch.sum, torch.ones(31, HIDDEN)), (lambda out: (out.T * diagonal.T.to(device)).sum(), diagonal)):
+    diagonal = torch.eye(TOKENS, HIDDEN)
+    for reduce, grad_out in ((torch.sum, torch.ones(TOKENS, HIDDEN)), (lambda out: (out.T * diagonal.T.to(device)).sum(), diagonal)):
         arguments, named = leaves(block, device)
         got = dict(zip(named, torch.autograd.grad(reduce(fused_moe(**arguments)), list(named.values()))))
         assert_gradients(got, expected(block, grad_out)[1], F32)
@@ -362,7 +362,7 @@ def test_any_strides_of_the_gradient(device):
 def test_applied_twice_in_one_graph(device):
     """The same weights in two layers: gradients add up."""
     block = make(bias=BIASES)
-    ids = [random_ids(31, 3, 6), random_ids(31, 3, 6)]
+    ids = [random_ids(TOKENS, 3, 6), random_ids(TOKENS, 3, 6)]
     results = []
     for function, (arguments, named) in ((fused_moe, leaves(block, device)), (reference, leaves(block, "cpu", F64))):
         x = arguments["hidden_states"]
@@ -377,7 +377,7 @@ def test_applied_twice_in_one_graph(device):
 def test_checkpointed(recompute, device):
     block = make(bias=BIASES)
     arguments, named = leaves(block, device)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     x = arguments.pop("hidden_states")
     out = checkpoint(lambda x: fused_moe(x, **arguments, recompute=recompute), x, use_reentrant=False)
     out.backward(grad_out.to(device))
@@ -388,9 +388,9 @@ def test_checkpointed(recompute, device):
 def test_under_autocast(types, device):
     """float32 parameters, multiplied in the coarser type, and float32 gradients of them."""
     dtype = types["dtype"]
-    block = make(**types | dict(dtype=F32), shared=make_shared(INTERMEDIATE, weights=torch.rand(31)))
+    block = make(**types | dict(dtype=F32), shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS)))
     arguments, named = leaves(block, device)
-    grad_out = torch.randn(31, HIDDEN).to(dtype)
+    grad_out = torch.randn(TOKENS, HIDDEN).to(dtype)
     with torch.autocast(device.type, dtype):
         out = fused_moe(**arguments)
         with torch.no_grad():
@@ -403,7 +403,7 @@ def test_under_autocast(types, device):
 
 
 def test_compile(device):
-    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=torch.rand(31)))
+    block = make(bias=BIASES, shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS)))
     arguments, named = leaves(block, device)
     others = {name: value for name, value in arguments.items() if name != "hidden_states"}
 
@@ -411,7 +411,7 @@ def test_compile(device):
     def layer(x):
         return fused_moe(x, **others) + x
 
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     layer(arguments["hidden_states"]).backward(grad_out.to(device))
     want = expected(block, grad_out)[1]
     want["hidden_states"] += grad_out

@@ -7,7 +7,7 @@ import torch
 from moe_xe import Fusions, LoraAdapter, QuantizedWeight, SharedExpert, fused_moe, lora_moe
 from moe_xe.plan.formats import FORMATS
 
-from .case import assert_right, check, dense, make, make_shared, moved, reference, run
+from .case import TOKENS, assert_right, check, dense, make, make_shared, moved, reference, run
 
 BF16, F32 = torch.bfloat16, torch.float32
 SIZES = dict(hidden=50, intermediate=38)     # even, as codes of 4 bits lie in pairs
@@ -34,7 +34,7 @@ def block(first: str, second: str, dtype=BF16, **options) -> dict:
     pytest.param(("mxfp4", "mxfp4"), marks=pytest.mark.full), ("int4", "uint4"), ("fp8_e4m3", "fp8_e4m3"), ("nvfp4", "int8"), ("mxfp8", "dense"),
     ("dense", "fp8_e5m2")], ids="-".join)
 def test_formats(formats, dtype, device):
-    check(block(*formats, dtype), device)
+    check(block(*formats, dtype, tokens=31), device)
 
 
 @pytest.mark.full       # test_experts_are_sliced has them, too
@@ -45,7 +45,7 @@ def test_the_fusions_of_gpt_oss(device):
 @pytest.mark.few(1)
 @pytest.mark.parametrize("shared", ["gate dense", "dense", "int4"])
 def test_shared_expert(shared, device):
-    weights = make_shared(22, hidden=50, dtype=BF16, weights=torch.rand(31))
+    weights = make_shared(22, hidden=50, dtype=BF16, weights=torch.rand(TOKENS))
     if shared != "dense":
         up, down, gate = (quantised(w[None], "int4") for w in (weights.up_proj, weights.down_proj, weights.gate_proj))
         weights = SharedExpert(up, down, weights.gate_proj if shared == "gate dense" else gate, weights.weights)
@@ -119,7 +119,7 @@ def test_adapters_on_quantised_weights(formats, device):
     """lora_moe: the result, and the gradients of adapters and input."""
     arguments = block(*formats, F32, bias=(F32, F32), intermediate=37)
     parts = [torch.randn(6, *shape) for shape in ((8, 50), (74, 8), (5, 37), (50, 5))]
-    gradient = torch.randn(31, 50)
+    gradient = torch.randn(TOKENS, 50)
 
     def results(function, x, a13, b13, a2, b2):
         leaves = [value.detach().requires_grad_() for value in (x, a13, b13, a2, b2)]

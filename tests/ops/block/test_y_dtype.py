@@ -9,7 +9,7 @@ from moe_xe.nn import Experts
 from moe_xe.ops.gemm.grouped_gemm import grouped_gemm
 from moe_xe.ops.routing.token_sort import combine, sort_tokens
 
-from .case import HIDDEN, INTERMEDIATE, assert_right, check, make, make_shared, moved, reference, run
+from .case import HIDDEN, INTERMEDIATE, TOKENS, assert_right, check, make, make_shared, moved, reference, run
 from .test_fused_moe_training import gradients
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -50,11 +50,11 @@ def test_a_float16_row_may_overflow_where_its_sum_does_not(device):
     """By default it is float32 and does not: experts 0 and 1 have opposite weights, of rows near 1e5."""
     block = make(dtype=F16, top_k=3, weight_layout="ekn")
     block["w13"][1], block["w2"][1] = block["w13"][0], -block["w2"][0]
-    block["topk_ids"] = torch.tensor([0, 1, 2], dtype=torch.int32).expand(31, 3).contiguous()
-    block["topk_weights"] = torch.tensor([2e6, 2e6, 1.0]).expand(31, 3).contiguous()
+    block["topk_ids"] = torch.tensor([0, 1, 2], dtype=torch.int32).expand(TOKENS, 3).contiguous()
+    block["topk_weights"] = torch.tensor([2e6, 2e6, 1.0]).expand(TOKENS, 3).contiguous()
     out = run(block, device)
     assert out.isfinite().all() and not run(block | dict(y_dtype=F16), device).isfinite().all()
-    rest = dict(block, topk_weights=torch.tensor([0.0, 0.0, 1.0]).expand(31, 3).contiguous())
+    rest = dict(block, topk_weights=torch.tensor([0.0, 0.0, 1.0]).expand(TOKENS, 3).contiguous())
     assert_right(out, reference(**rest))
 
 
@@ -90,7 +90,7 @@ def test_workspace_is_as_large_as_the_rows_need(device):
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
 def test_training_has_it_and_gradients_do_not_depend_on_it(recompute, device):
     block = make(**BF16_BLOCK)
-    grad_out = torch.randn(31, HIDDEN).to(BF16)
+    grad_out = torch.randn(TOKENS, HIDDEN).to(BF16)
     (rounded, first), (wide, second) = (gradients(block | dict(y_dtype=y_dtype), device, grad_out, recompute=recompute) for y_dtype in (None, F32))
     assert not torch.equal(rounded, wide)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -100,8 +100,8 @@ def test_training_has_it_and_gradients_do_not_depend_on_it(recompute, device):
 
 def test_experts_and_adapters_pass_it_on(device):
     experts = Experts(4, HIDDEN, INTERMEDIATE, y_dtype=F32, dtype=BF16, device=device)
-    x, weights = torch.randn(31, HIDDEN).to(device, BF16), torch.rand(31, 3).to(device)
-    ids = torch.randint(4, (31, 3), dtype=torch.int32).to(device)
+    x, weights = torch.randn(TOKENS, HIDDEN).to(device, BF16), torch.rand(TOKENS, 3).to(device)
+    ids = torch.randint(4, (TOKENS, 3), dtype=torch.int32).to(device)
     arguments = x, experts.gate_up_proj, experts.down_proj, weights, ids
     with torch.no_grad():
         wide = fused_moe(*arguments, y_dtype=F32)

@@ -13,7 +13,7 @@ from moe_xe.ops.calls import Calls
 from moe_xe.ops.gemm import grouped_gemm as grouped_gemm_module, grouped_outer as grouped_outer_module
 from moe_xe.ops.lora.training import GRADIENTS, LORA, LoraCall
 
-from ..block.case import HIDDEN, INTERMEDIATE, assert_close, call_of, make, make_shared, moved, reference
+from ..block.case import HIDDEN, INTERMEDIATE, TOKENS, assert_close, call_of, make, make_shared, moved, reference
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 BIASES = (F32, F32)
@@ -132,7 +132,7 @@ FROZEN = ("hidden_states", "topk_weights", *ADAPTERS)       # their gradients wi
     pytest.param(F16, "ekn", F16, GRADIENTS, marks=pytest.mark.full)], ids=str)
 def test_types(dtype, layout, adapters, wanted, device):
     """Adapters of another type than the block's have gradients of their own type."""
-    check(with_adapters(make(dtype=dtype, bias=(dtype, F32), weight_layout=layout), dtype=adapters), device, wanted)
+    check(with_adapters(make(31, dtype=dtype, bias=(dtype, F32), weight_layout=layout), dtype=adapters), device, wanted)
 
 
 @pytest.mark.full
@@ -178,12 +178,12 @@ def test_experts_of_another_rank_are_left_out(device):
     expert_map = torch.full((12,), -1, dtype=torch.int32)
     expert_map[::2] = torch.arange(6, dtype=torch.int32)
     block = make(bias=BIASES, expert_map=expert_map)
-    block["topk_ids"] = torch.randint(12, (31, 3), dtype=torch.int32)
+    block["topk_ids"] = torch.randint(12, (TOKENS, 3), dtype=torch.int32)
     check(with_adapters(block), device)
 
 
 def test_shared_expert(device):
-    check(with_adapters(make(shared=make_shared(INTERMEDIATE, weights=torch.rand(31)), routed_scaling_factor=1.5)), device)
+    check(with_adapters(make(shared=make_shared(INTERMEDIATE, weights=torch.rand(TOKENS)), routed_scaling_factor=1.5)), device)
 
 
 def test_poison_in_unused_memory_stays_there(device):
@@ -202,7 +202,7 @@ def test_poison_in_unused_memory_stays_there(device):
         lora = arguments[name]
         arguments[name] = LoraAdapter(strided(lora.a), strided(lora.b.transpose(1, 2)).transpose(1, 2), lora.scaling)
     out = lora_moe(**arguments)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     got = dict(zip(named, torch.autograd.grad(out, list(named.values()), grad_out.to(device))))
     want_out, want = expected(block, grad_out)
     assert_close(out.detach(), want_out, LIMITS[F32])
@@ -231,7 +231,7 @@ def test_merged_weights_give_the_same(layout, device):
 
 def test_without_adapters_it_is_fused_moe(device):
     block = make(bias=BIASES)
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     (out, got), (plain, want) = (gradients(block, device, grad_out, function=function) for function in (lora_moe, fused_moe))
     assert torch.equal(out, plain) and all(torch.equal(got[name], want[name]) for name in want)
 
@@ -267,7 +267,7 @@ def test_frozen_weights_have_no_gradient(wanted, outer, outputs, device):
 def test_gemms_of_a_step(outputs, device):
     """With z kept: forward's base GEMMs with two narrow ones each, and the same backward."""
     check(with_adapters(make()), device, ("hidden_states", *ADAPTERS), recompute=False)
-    z, g, tokens, r13, r2 = ((93, n) for n in (2 * INTERMEDIATE, INTERMEDIATE, HIDDEN, 8, 5))
+    z, g, tokens, r13, r2 = ((3 * TOKENS, n) for n in (2 * INTERMEDIATE, INTERMEDIATE, HIDDEN, 8, 5))
     assert sorted(outputs["gemm"]) == sorted(
         [z, r13, z, r2, tokens, tokens] + [g, r2, g, r2, r13, tokens, tokens])    # backward also needs h times lora2.a again
 
@@ -310,7 +310,7 @@ def test_two_runs_are_bitwise_equal(tokens, dtype, device):
 def test_under_autocast(device):
     block = with_adapters(make(bias=BIASES))
     arguments, named = leaves(block, device)
-    grad_out = torch.randn(31, HIDDEN).to(BF16)
+    grad_out = torch.randn(TOKENS, HIDDEN).to(BF16)
     with torch.autocast(device.type, BF16):
         out = lora_moe(**arguments)
     assert out.dtype == BF16
@@ -326,7 +326,7 @@ def test_under_autocast(device):
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep z"])
 def test_compiles(on_input, recompute, device):
     block = with_adapters(make(bias=BIASES, weight_on_input=on_input))
-    grad_out = torch.randn(31, HIDDEN)
+    grad_out = torch.randn(TOKENS, HIDDEN)
     compiled = torch.compile(lora_moe, fullgraph=True, backend="aot_eager")
     (out, got), (plain, want) = (gradients(block, device, grad_out, function=function, recompute=recompute)
                                  for function in (compiled, lora_moe))
