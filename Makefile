@@ -36,7 +36,7 @@ $(STAMP): $(SOURCES)
 demo: venv
 	$(BIN)/python examples/moe_gemm.py
 
-# 15 to 20 minutes on two cores: of every grid of cases a sample that has each value.
+# 15 to 30 minutes on two cores: of every grid of cases a sample that has each value.
 test: venv
 	$(BIN)/python -m pytest
 
