@@ -16,7 +16,7 @@ LIMITS = {torch.bfloat16: (3e-2, 1e-5), torch.float16: (4e-3, 2e-7), torch.float
 GRADIENT_LIMITS = {torch.bfloat16: (5e-2, 8e-3), torch.float16: (5e-3, 1e-3), torch.float32: (1e-5, 1e-6)}
 GATES = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "relu2": lambda g: g.relu() ** 2}
 HIDDEN, INTERMEDIATE = 50, 37       # whole vectors of no instruction set
-TOKENS = 7      # which any CPU reads weights in place for: kernels for more take longer to compile
+TOKENS = 7      # which CPUs without AMX read weights in place for: kernels for more take longer to compile
 
 
 def activated(sums, activation, gated, interleaved, alpha, limit):
