@@ -59,7 +59,7 @@ def _cpu_trials(config: CpuConfig, most_rows: int, active_experts: int, n: int, 
         yield replace(config, tile_width=tile_width)
     if most_rows <= config.unpacked_rows:
         yield replace(config, prefetch_bytes=2 * config.prefetch_bytes)
-        yield replace(config, prefetch_bytes=config.prefetch_bytes // 8)      # a Zen 3 reads float32 so at 1.1 times the speed
+        yield replace(config, prefetch_bytes=config.prefetch_bytes // 8)      # CPUs differ by as much
         if config.dot_rows > 1 and most_rows > 1:
             yield replace(config, dot_rows=config.dot_rows - 1)
         if active_experts < cores:

@@ -8,8 +8,10 @@ from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.outer.config import OuterConfig
 from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.override import force_config, forced_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
-FIRST, SECOND, OUTER, OTHER_OUTER = cpu_config(None, "avx2"), cpu_config(None, "baseline"), cpu_outer_config("avx2"), cpu_outer_config("baseline")
+PROBLEM = GroupedGemmProblem(64, 64, Dtype.bf16, Dtype.bf16)
+FIRST, SECOND, OUTER, OTHER_OUTER = cpu_config(PROBLEM, "avx2"), cpu_config(PROBLEM, "baseline"), cpu_outer_config("avx2"), cpu_outer_config("baseline")
 
 
 def forced():

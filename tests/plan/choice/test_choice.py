@@ -10,10 +10,12 @@ from moe_xe.plan.gemm.config import TileConfig
 from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.outer.config import OuterConfig
 from moe_xe.plan.outer.heuristics import cpu_outer_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
 from ..configs import tile_configs
 
-FIRST, SECOND, THIRD, OUTER = cpu_config(None, "avx2"), cpu_config(None, "baseline"), cpu_config(None, "avx512"), cpu_outer_config("avx2")
+PROBLEM = GroupedGemmProblem(64, 64, Dtype.bf16, Dtype.bf16)
+FIRST, SECOND, THIRD, OUTER = cpu_config(PROBLEM, "avx2"), cpu_config(PROBLEM, "baseline"), cpu_config(PROBLEM, "avx512"), cpu_outer_config("avx2")
 GEMM = GemmConfigs(forward=FIRST, dX=SECOND, dW=OUTER)
 NOTHING, TUNED = Choice(), Choice(autotune=True)
 PARTS = ("forward", "dX", "dW")

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from moe_xe.plan.choice.block_config import GemmConfigs, MoeConfig
 from moe_xe.plan.choice.text import KINDS, from_text, to_text
 from moe_xe.plan.gemm.heuristics import cpu_config
+from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
 from ..configs import outer_configs, tile_configs
 
-CPU = json.loads(to_text(cpu_config(None, "avx2")))
+PROBLEM = GroupedGemmProblem(64, 64, Dtype.bf16, Dtype.bf16)
+CPU = json.loads(to_text(cpu_config(PROBLEM, "avx2")))
 
 
 def gemm_configs():
@@ -27,7 +29,7 @@ def test_text_says_all(config):
 
 
 def test_fields_with_defaults_may_be_left_out():
-    assert from_text(json.dumps({name: value for name, value in CPU.items() if name != "threads"})) == cpu_config(None, "avx2")
+    assert from_text(json.dumps({name: value for name, value in CPU.items() if name != "threads"})) == cpu_config(PROBLEM, "avx2")
     assert from_text('{"kind": "MoeConfig"}') == MoeConfig()
 
 

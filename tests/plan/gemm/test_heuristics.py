@@ -130,6 +130,11 @@ def test_few_rows_on_cores_with_amx(codes, isa, ahead):
     assert more.isa == "amx" and more.unpacked_rows == 4
 
 
+def test_avx2_asks_for_dense_weights_late():
+    dense, codes = (h.cpu_config(dataclasses.replace(PROBLEM, quantization=quantization), "avx2") for quantization in (None, CODES))
+    assert dense.prefetch_bytes == 256 and codes.prefetch_bytes == h.cpu_config(PROBLEM, "avx512").prefetch_bytes == 4096
+
+
 @pytest.mark.parametrize("isa, rows, width", [("amx", 4096, 384), ("amx", 8, 192), ("amx", 3, 96), ("amx", 1, 64), ("avx2", 4096, 192), ("avx2", 1, 64)])
 def test_tiles_are_as_wide_as_there_are_enough_of_them(isa, rows, width):
     problem = GroupedGemmProblem(5760, 2880, Dtype.bf16, Dtype.bf16)
