@@ -131,7 +131,7 @@ def test_few_rows_on_cores_with_amx(codes, isa, ahead):
 
 
 def test_avx2_asks_for_dense_weights_late():
-    dense, codes = (h.cpu_config(dataclasses.replace(PROBLEM, quantization=quantization), "avx2") for quantization in (None, CODES))
+    dense, codes = (h.cpu_config(problem, "avx2") for problem in (PROBLEM, CODES))
     assert dense.prefetch_bytes == 256 and codes.prefetch_bytes == h.cpu_config(PROBLEM, "avx512").prefetch_bytes == 4096
 
 
