@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .gemm.config import VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.config import TILE_INPUTS, VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
 from .gemm.heuristics import Family
 from .gemm.splits import parts_reason
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
@@ -118,8 +118,11 @@ def _check_isa(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig | O
     known = list(VECTOR_DWORDS)     # best first
     if cpu_isa is not None and known.index(config.isa) < known.index(cpu_isa):
         _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
-    if config.isa == "amx" and problem.input not in (Dtype.bf16, Dtype.i8):
-        _refuse(config, f"amx multiplies bf16 and int8, not {problem.input.value}")
+    inputs = TILE_INPUTS.get(config.isa, tuple(Dtype))
+    if problem.input not in inputs:
+        _refuse(config, f"{config.isa} multiplies {' and '.join(dtype.value for dtype in inputs)}, not {problem.input.value}")
+    if config.isa == "amx_fp16" and getattr(problem, "quantization", None) is not None:
+        _refuse(config, f"{config.isa} multiplies dense weights, not {problem.quantization.codes.value}")
 
 
 def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:

@@ -222,7 +222,7 @@ void bind_device(nb::module_& module) {
     module.def("devices", &devices, WithoutGil(),
                "The devices that moe_xe can use: Intel GPUs first, then CPUs. What fails is left out: "
                "platforms() has the errors.");
-    module.def("cpu_isa", &cpu_isa, "\"amx\", \"avx512_bf16\", \"avx512\", \"avx2\" or \"baseline\".");
+    module.def("cpu_isa", &cpu_isa, "\"amx_fp16\", \"amx\", \"avx512_bf16\", \"avx512\", \"avx2\" or \"baseline\".");
 }
 
 void bind_queue(nb::module_& module) {

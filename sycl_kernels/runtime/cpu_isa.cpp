@@ -43,7 +43,7 @@ constexpr unsigned kAvx512Vbmi = 1u << 1, kAvx512Vnni = 1u << 11;
 // Leaf 7, EDX
 constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
 // Leaf 7.1, EAX
-constexpr unsigned kAvx512Bf16 = 1u << 5;
+constexpr unsigned kAvx512Bf16 = 1u << 5, kAmxFp16 = 1u << 21;
 
 // Linux gives a process the tiles only if it asks, once for all of its threads.
 bool may_use_tiles() {
@@ -60,9 +60,11 @@ const char* detect() {
     if (!has_all(saved, kSavesZmm) ||
         !has_all(extended.ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl))
         return "avx2";
-    if (!has_all(cpuid(7, 1).eax, kAvx512Bf16) || !has_all(extended.ecx, kAvx512Vbmi | kAvx512Vnni)) return "avx512";
+    const unsigned newer = cpuid(7, 1).eax;
+    if (!has_all(newer, kAvx512Bf16) || !has_all(extended.ecx, kAvx512Vbmi | kAvx512Vnni)) return "avx512";
     const bool has_tiles = has_all(saved, kSavesTiles) && has_all(extended.edx, kAmxBf16 | kAmxTile);
-    return has_tiles && may_use_tiles() ? "amx" : "avx512_bf16";
+    if (!has_tiles || !may_use_tiles()) return "avx512_bf16";
+    return has_all(newer, kAmxFp16) ? "amx_fp16" : "amx";
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.outer.heuristics import cpu_outer_config
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem
 
-ISA = "avx512" if runtime.cpu_isa() in ("amx", "avx512_bf16") else runtime.cpu_isa()     # sums of float32 products
+ISA = runtime.cpu_isa() if runtime.cpu_isa() in ("baseline", "avx2") else "avx512"     # sums of float32 products
 SUMMED_STEPS = 256              # of cpu/micro_kernel.hpp
 COUNTS = [40, 3, 1]             # packed, and in place
 COLUMNS = 400                   # so many errors that their RMS is known to a twentieth, also of one row

@@ -1,4 +1,4 @@
-"""AMX's tiles on the CPU device: on a CPU that has them; on one with AVX-512 alone, everything around their instructions."""
+"""AMX's tiles on the CPU device: on a CPU that has them; on others, everything around their instructions."""
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from moe_xe.jit.source import generate
 from moe_xe.ops import launch
 from moe_xe.ops.calls import known_calls
 from moe_xe.ops.gemm import grouped_outer
+from moe_xe.plan.gemm.config import TILE_INPUTS
 from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.problem import Dtype, GroupedGemmProblem, RowScale
@@ -40,19 +41,26 @@ def use_stand_in(monkeypatch):
 def tiles(monkeypatch):
     if runtime.cpu_isa() == "avx512_bf16":
         use_stand_in(monkeypatch)
-    elif runtime.cpu_isa() != "amx":
+    elif runtime.cpu_isa() not in TILE_INPUTS:
         pytest.skip("this CPU has no AMX, and not what is around it either: avx512_bf16")
 
 
-def config(**changes):
+@pytest.fixture
+def fp16_tiles(monkeypatch):
+    """What is around them are vectors of any instruction set."""
+    if runtime.cpu_isa() != "amx_fp16":
+        use_stand_in(monkeypatch)
+
+
+def config(isa="amx", **changes):
     """Several tiles of rows and blocks of K; one row is read in place."""
-    return mainloops.cpu("amx", **{"heights": (40,), "unpacked_rows": 1, **changes})
+    return mainloops.cpu(isa, **{"heights": (40,), "unpacked_rows": 1, **changes})
 
 
 @pytest.mark.parametrize("layout", mainloops.LAYOUTS)
 def test_stand_in_is_as_the_registers(layout, monkeypatch):
     """But for the order in which two products are added."""
-    if runtime.cpu_isa() != "amx":
+    if runtime.cpu_isa() not in TILE_INPUTS:
         pytest.skip("this CPU has no AMX")
     case = mainloops.make(COUNTS, 96, 160, layout=layout, out_dtype=torch.float32)
     found = case.run(config())
@@ -110,9 +118,50 @@ def test_gradient_of_weights(gathered, tiles):
         outer.cpu("amx", tile_rows=40, row_block=32))
 
 
-@pytest.mark.parametrize("product, options", [(b"tdpbf16ps", {}), (b"tdpbssd", dict(input=Dtype.i8, quantization=INT8))], ids=["bf16", "int8"])
+@pytest.mark.few(2)
+@pytest.mark.parametrize("n, k", [(101, 149), (96, 160)], ids=["packed", "as they lie"])
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_fp16(layout, n, k, fp16_tiles):
+    mainloops.make(COUNTS, n, k, torch.float16, layout, gathered=True, bias=torch.float32, gap=3).check(config("amx_fp16"))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", fused.FIRST)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_first_gemm_in_fp16(layout, name, fp16_tiles):
+    fused.make(layout, torch.float16, counts=COUNTS, k=160, **fused.FIRST[name]).check(config("amx_fp16"))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_second_gemm_in_fp16_with_k_in_parts(layout, fp16_tiles):
+    fused.make(layout, torch.float16, counts=[3, 0, 1, 9, 0], k=1120, scattered=True, out_dtype=torch.float32,
+               row_scale=RowScale.outputs).check(config("amx_fp16", tile_width=64, splits=4))
+
+
+@pytest.mark.parametrize("layout", mainloops.LAYOUTS)
+def test_small_and_large_numbers_of_fp16(layout, fp16_tiles):
+    """Numbers without a leading one, and products that fp16 cannot hold."""
+    case = mainloops.make(COUNTS, 40, 96, torch.float16, layout, out_dtype=torch.float32)
+    case.a.mul_(2.0**-18), case.w.mul_(2.0**13)
+    assert (case.a.abs() < 2.0**-14).any()
+    case.check(config("amx_fp16"))
+    large = mainloops.make(COUNTS, 40, 96, torch.float16, layout, out_dtype=torch.float32)
+    large.a.mul_(2.0**12), large.w.mul_(2.0**12)
+    large.check(config("amx_fp16"))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("gathered", ["none", "left", "right"])
+def test_gradient_of_fp16_weights(gathered, fp16_tiles):
+    outer.make(counts=[5, 0, 1, 47, 2, 33, 70], dtype=torch.float16, gathered=gathered, accumulate=gathered == "left", gap=3).check(
+        outer.cpu("amx_fp16", tile_rows=40, row_block=32))
+
+
+@pytest.mark.parametrize("product, options", [(b"tdpbf16ps", {}), (b"tdpfp16ps", dict(input=Dtype.f16)),
+                                              (b"tdpbssd", dict(input=Dtype.i8, quantization=INT8))], ids=["bf16", "fp16", "int8"])
 def test_kernels_compile(product, options):
     """Also where no CPU could run them."""
     problem = replace(GroupedGemmProblem(100, 160, Dtype.bf16, Dtype.bf16), **options)
-    image = spirv.compile_to_spirv(generate(problem, cpu_config(problem, "amx")), [f"-I{sources_dir()}/include", f"-I{sources_dir()}"])
+    image = spirv.compile_to_spirv(generate(problem, cpu_config(problem, "amx_fp16")), [f"-I{sources_dir()}/include", f"-I{sources_dir()}"])
     assert all(instruction in image for instruction in (b"ldtilecfg", b"tileloadd", product, b"tilestored", b"tilerelease"))

@@ -1,7 +1,7 @@
 """Configurations drawn at random, by kind; their classes take them all, `rules.py` not for every problem."""
 from hypothesis import strategies as st
 
-from moe_xe.plan.gemm.config import TILE_SIDE, VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
+from moe_xe.plan.gemm.config import TILE_INPUTS, TILE_SIDE, VECTOR_DWORDS, VECTOR_REGISTERS, CpuConfig, GenericConfig, Schedule, XeConfig
 from moe_xe.plan.outer.config import OuterCpuConfig, OuterGenericConfig, OuterXeConfig
 
 ISAS = list(VECTOR_DWORDS)
@@ -19,7 +19,7 @@ def tiles(draw, heights, widths, splits):
 def micro_kernels(draw, isas, pairs=False):
     """isa, micro_rows and micro_columns."""
     isa = draw(st.sampled_from(isas))
-    if isa == "amx":
+    if isa in TILE_INPUTS:
         return dict(isa=isa, micro_rows=2 * TILE_SIDE, micro_columns=2 * TILE_SIDE)
     vectors = draw(st.sampled_from([2, 4] if pairs else [1, 2, 3, 4]))
     return dict(isa=isa, micro_rows=draw(st.integers(1, VECTOR_REGISTERS[isa] // vectors)), micro_columns=vectors * VECTOR_DWORDS[isa])
@@ -54,7 +54,7 @@ def xe_configs():
 
 def outer_cpu_configs(isas=ISAS, splits=3):
     def config(micro, blocks, *rest):
-        return OuterCpuConfig(*rest, **micro, row_block=blocks * (2 * TILE_SIDE if micro["isa"] == "amx" else 2))
+        return OuterCpuConfig(*rest, **micro, row_block=blocks * (2 * TILE_SIDE if micro["isa"] in TILE_INPUTS else 2))
 
     return st.builds(config, micro_kernels(isas), st.integers(1, 40), st.integers(1, 50), st.integers(1, 120), st.integers(1, splits))
 

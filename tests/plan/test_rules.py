@@ -15,6 +15,7 @@ from moe_xe.ops.launch import Call
 from moe_xe.ops.submission import Submission
 from moe_xe.plan.formats import Codes, Quantization, ScaleType
 from moe_xe.plan.gemm import heuristics
+from moe_xe.plan.gemm.config import TILE_INPUTS
 from moe_xe.plan.outer import heuristics as outer_heuristics
 from moe_xe.plan.model.devices import record_named
 from moe_xe.plan.model.schedule import tiles
@@ -30,7 +31,7 @@ from .configs import ISAS, cpu_configs, generic_configs, outer_cpu_configs, oute
 from .gemm.test_config import CPU, CPU_AMX, GENERIC, OUTER_AMX, OUTER_CPU, OUTER_GENERIC, OUTER_XE, XE
 
 BF16, F32 = Dtype.bf16, Dtype.f32
-USABLE_ISAS = [isa for isa in ISAS[ISAS.index(runtime.cpu_isa()):] if isa != "amx"]     # which not all problems here can have
+USABLE_ISAS = [isa for isa in ISAS[ISAS.index(runtime.cpu_isa()):] if isa not in TILE_INPUTS]     # which not all problems here can have
 PROBLEM, OUTER = GroupedGemmProblem(256, 128, BF16, BF16), OuterProblem(256, 128, BF16, BF16)
 EKN, PAIRS = replace(PROBLEM, weights=WeightLayout.ekn), replace(PROBLEM, activation=Activation())
 
@@ -59,13 +60,24 @@ def test_rules_of_grouped_gemms(problem, config, family, message):
         check_config(problem, config, family, "avx2")
 
 
-def test_amx_is_for_bf16():
-    check_config(PROBLEM, CPU_AMX, Family.cpu, "amx")
-    check_outer_config(OUTER, OUTER_AMX, Family.cpu, "amx")
-    with pytest.raises(ValueError, match="amx multiplies bf16 and int8, not f32"):
-        check_config(replace(PROBLEM, input=F32), CPU_AMX, Family.cpu, "amx")
-    with pytest.raises(ValueError, match="amx multiplies bf16 and int8, not f16"):
-        check_outer_config(replace(OUTER, input=Dtype.f16), OUTER_AMX, Family.cpu, "amx")
+def test_what_amx_multiplies():
+    fp16, outer_fp16 = (replace(config, isa="amx_fp16") for config in (CPU_AMX, OUTER_AMX))
+    f16, outer_f16 = replace(PROBLEM, input=Dtype.f16), replace(OUTER, input=Dtype.f16)
+    for best in ("amx", "amx_fp16"):
+        check_config(PROBLEM, CPU_AMX, Family.cpu, best)
+        check_outer_config(OUTER, OUTER_AMX, Family.cpu, best)
+    check_config(f16, fp16, Family.cpu, "amx_fp16")
+    check_outer_config(outer_f16, outer_fp16, Family.cpu, "amx_fp16")
+    with pytest.raises(ValueError, match="this CPU has no amx_fp16, its best is amx"):
+        check_config(f16, fp16, Family.cpu, "amx")
+    with pytest.raises(ValueError, match="amx multiplies bf16 and i8, not f32"):
+        check_config(replace(PROBLEM, input=F32), CPU_AMX, Family.cpu, "amx_fp16")
+    with pytest.raises(ValueError, match="amx multiplies bf16 and i8, not f16"):
+        check_outer_config(outer_f16, OUTER_AMX, Family.cpu, "amx_fp16")
+    with pytest.raises(ValueError, match="amx_fp16 multiplies f16, not bf16"):
+        check_outer_config(OUTER, outer_fp16, Family.cpu, "amx_fp16")
+    with pytest.raises(ValueError, match="amx_fp16 multiplies dense weights, not e2m1"):
+        check_config(replace(f16, quantization=Quantization(Codes.e2m1, ScaleType.e8m0, 1, 32)), fp16, Family.cpu, "amx_fp16")
 
 
 @pytest.mark.parametrize("problem, config, family, message", [

@@ -36,5 +36,6 @@ def test_cpu_isa_agrees_with_the_kernel():
     avx2 = {"avx2", "fma", "f16c"}
     avx512 = avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
     avx512_bf16 = avx512 | {"avx512_bf16"}
-    steps = {"amx": avx512_bf16 | {"amx_tile", "amx_bf16"}, "avx512_bf16": avx512_bf16, "avx512": avx512, "avx2": avx2, "baseline": set()}
+    amx = avx512_bf16 | {"amx_tile", "amx_bf16"}
+    steps = {"amx_fp16": amx | {"amx_fp16"}, "amx": amx, "avx512_bf16": avx512_bf16, "avx512": avx512, "avx2": avx2, "baseline": set()}
     assert cpu_isa() == next(name for name, needed in steps.items() if needed <= set(flags))      # unless tiles are forbidden to processes

@@ -225,7 +225,7 @@ class CpuConfig(TileConfig):
 
     def scratch_bytes(self, problem: GroupedGemmProblem) -> int:
         """Packed rows of A, one packed panel of weights, and sums kept between blocks of K (cpu/mainloop.hpp asserts it)."""
-        tiled, padded_k = self.isa == "amx", _round_up(problem.k, 8 * VECTOR_DWORDS[self.isa])
+        tiled, padded_k = self.isa in TILE_INPUTS, _round_up(problem.k, 8 * VECTOR_DWORDS[self.isa])
         step, height = elements_per_step(problem.input, self.isa), _round_up(self.heights[0], TILE_SIDE if tiled else 1)
         packed_a = height * (padded_k // step + 16)
         if problem.quantization and problem.quantization.zeros:     # sums of tokens, a vector for a few vectors
@@ -237,16 +237,17 @@ class CpuConfig(TileConfig):
 
 MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
 # dwords of a vector register, by the names of types.hpp's Isa
-VECTOR_DWORDS = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
-VECTOR_REGISTERS = {"amx": 64, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}    # of amx: four tiles of sums
-TILE_SIDE = 16         # of amx: rows of a tile, and dwords of a row
+VECTOR_DWORDS = {"amx_fp16": 16, "amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+VECTOR_REGISTERS = {"amx_fp16": 64, "amx": 64, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}    # of AMX: four tiles of sums
+TILE_SIDE = 16         # of AMX: rows of a tile, and dwords of a row
+TILE_INPUTS = {"amx_fp16": (Dtype.f16,), "amx": (Dtype.bf16, Dtype.i8)}       # what its tiles multiply: f16 with dense weights alone
 
 
 def elements_per_step(dtype: Dtype, isa: str) -> int:
     """Elements along K in a dword of packed operands (cpu/micro_kernel.hpp), which one instruction multiplies and adds to a sum."""
     if dtype is Dtype.i8:
         return {"amx": 4, "avx512_bf16": 4, "baseline": 1}.get(isa, 2)
-    return 2 if dtype is Dtype.bf16 and isa in ("amx", "avx512_bf16") else 1
+    return 2 if dtype in TILE_INPUTS.get(isa, ()) or dtype is Dtype.bf16 and isa == "avx512_bf16" else 1
 
 
 def check_cpu_kernel(config) -> None:
@@ -256,8 +257,8 @@ def check_cpu_kernel(config) -> None:
     width, registers = VECTOR_DWORDS[config.isa], VECTOR_REGISTERS[config.isa]
     if config.micro_columns < width or config.micro_columns % width:
         raise ValueError(f"micro_columns must be a multiple of {width} with {config.isa}, got {config.micro_columns}")
-    if config.isa == "amx" and (config.micro_rows, config.micro_columns) != (2 * TILE_SIDE, 2 * TILE_SIDE):
-        raise ValueError(f"micro_rows x micro_columns must be 32 x 32 with amx, got {config.micro_rows} x {config.micro_columns}")
+    if config.isa in TILE_INPUTS and (config.micro_rows, config.micro_columns) != (2 * TILE_SIDE, 2 * TILE_SIDE):
+        raise ValueError(f"micro_rows x micro_columns must be 32 x 32 with {config.isa}, got {config.micro_rows} x {config.micro_columns}")
     if config.micro_rows < 1 or config.micro_rows * (config.micro_columns // width) > registers:
         raise ValueError(f"micro_rows x micro_columns must be sums in at most {registers} registers of {width} dwords, got "
                          f"{config.micro_rows} x {config.micro_columns}")

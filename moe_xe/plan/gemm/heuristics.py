@@ -12,7 +12,7 @@ from ..model.schedule import Rows, evenly, over_ranks, runs_of
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
 from ..xe.rules import SCALE_ROUND
-from .config import VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
+from .config import TILE_INPUTS, VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
 from .splits import choose_splits, num_tiles
 
 
@@ -103,9 +103,9 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
 
 
 # micro_rows, micro_columns, k_block, unpacked_rows, dot_rows. avx2, avx512 and amx were measured (docs/performance.md); the
-# micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators. Those of amx are four tiles.
-CPU_KERNELS = {"amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4), "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4),
-               "baseline": (6, 8, 256, 8, 4)}
+# micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators. Those of AMX are four tiles.
+CPU_KERNELS = {"amx_fp16": (32, 32, 1024, 4, 4), "amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4),
+               "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4), "baseline": (6, 8, 256, 8, 4)}
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
 AMX_CORES_PREFETCH_BYTES = 8192 # and of few rows of dense weights
@@ -138,17 +138,27 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
     return wanted or fast_isa(best, device_name)
 
 
+def isa_for(input: Dtype, isa: str, dense: bool = True) -> str:
+    """The instructions that multiply `input`, of a CPU whose best are `isa`. AMX multiplies what its tiles take; other floats, and fp16 with
+    quantised weights, whose numbers times scales may leave its range, are best multiplied by FMA."""
+    if isa not in TILE_INPUTS:
+        return isa
+    usable = list(TILE_INPUTS)[list(TILE_INPUTS).index(isa):]
+    return next((tiles for tiles in usable if input in TILE_INPUTS[tiles] and (dense or input is not Dtype.f16)), "avx512")
+
+
 @functools.lru_cache(maxsize=1024)
 def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Schedule.dynamic) -> CpuConfig:
-    """With the widest tiles. AMX multiplies bf16 and int8: other floats are best multiplied by FMA."""
+    """With the widest tiles. isa: the CPU's best."""
+    has_tiles, isa = isa in TILE_INPUTS, isa_for(problem.input, isa, problem.quantization is None)
     micro_rows, micro_columns, k_block, unpacked_rows, dot_rows = CPU_KERNELS[isa]
     height, width = CPU_HEIGHT, CPU_WIDTHS[0]
-    if isa == "amx":
-        if problem.input not in (Dtype.bf16, Dtype.i8):
-            return replace(cpu_config(problem, "avx512", schedule), k_block=AMX_CORES_K_BLOCK)
+    if isa in TILE_INPUTS:
         height, width = AMX_HEIGHT, AMX_WIDTHS[0]
         in_place = problem.weights is WeightLayout.enk and (problem.quantization is None or problem.input is Dtype.i8)
         k_block = AMX_K_BLOCK_IN_PLACE if in_place else k_block
+    elif has_tiles:
+        k_block = AMX_CORES_K_BLOCK
     config = CpuConfig(heights=(height,), tile_width=width, raster_group=1, min_fill_eighths=8, schedule=schedule, isa=isa,
                        micro_rows=micro_rows, micro_columns=micro_columns, k_block=k_block, unpacked_rows=unpacked_rows,
                        dot_rows=dot_rows, prefetch_columns=16)
@@ -157,7 +167,7 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
 
 def _pairs_are_fast(problem: GroupedGemmProblem) -> bool:
     """Whether cores with AMX multiply few rows by pairs, of bf16 or int8: FP8 becomes pairs by two tables, int8 is as it lies."""
-    return problem.input is not Dtype.bf16 or problem.quantization is not None and problem.quantization.codes in (Codes.e4m3, Codes.e5m2)
+    return problem.input is Dtype.i8 or problem.quantization is not None and problem.quantization.codes in (Codes.e4m3, Codes.e5m2)
 
 
 def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int, most_rows: int) -> CpuConfig:
@@ -167,12 +177,12 @@ def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: 
     config = cpu_config(problem, isa, schedule)
     if most_rows <= config.unpacked_rows:
         few = config.unpacked_rows
-        if config.isa == "amx" and not _pairs_are_fast(problem):
+        if config.isa in TILE_INPUTS and not _pairs_are_fast(problem):
             ahead = AMX_CORES_PREFETCH_BYTES if problem.quantization is None else config.prefetch_bytes
             config = replace(cpu_config(problem, "avx512", schedule), unpacked_rows=few, prefetch_bytes=ahead)
         config = replace(config, heights=(few,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
-    widths = AMX_WIDTHS if config.isa == "amx" and packed else CPU_WIDTHS
+    widths = AMX_WIDTHS if config.isa in TILE_INPUTS and packed else CPU_WIDTHS
     enough = (width for width in widths if num_tiles(problem, replace(config, tile_width=width), load) >= CPU_TILES_A_CORE * cores)
     return replace(config, tile_width=next(enough, widths[-1]))
 

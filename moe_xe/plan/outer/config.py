@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from ..gemm.config import (RECORD_BYTES, TILE_SIDE, VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields, check_prefetch_distance,
+from ..gemm.config import (RECORD_BYTES, TILE_INPUTS, TILE_SIDE, VECTOR_DWORDS, _round_up, check_cpu_kernel, check_fields, check_prefetch_distance,
                            elements_per_step)
 from ..problem import Dtype, RowsFormat
 
@@ -145,7 +145,7 @@ class OuterCpuConfig(OuterConfig):
     def __post_init__(self):
         super().__post_init__()
         check_cpu_kernel(self)
-        unit = 2 * TILE_SIDE if self.isa == "amx" else 2
+        unit = 2 * TILE_SIDE if self.isa in TILE_INPUTS else 2
         if self.row_block < unit or self.row_block % unit:
             raise ValueError(f"row_block must be a multiple of {unit} rows with {self.isa}, got {self.row_block}")
 
@@ -159,7 +159,7 @@ class OuterCpuConfig(OuterConfig):
     def scratch_bytes(self, problem: OuterProblem) -> int:
         """Packed columns of left and of right, and sums kept between row blocks (cpu/outer.hpp asserts it)."""
         steps, width = self.row_block // elements_per_step(problem.input, self.isa), VECTOR_DWORDS[self.isa]
-        tiled = self.isa == "amx"
+        tiled = self.isa in TILE_INPUTS
         left = -(-self.tile_rows // self.micro_rows) * _round_up(self.micro_rows, width) * (steps + (width if tiled else 1))
         columns = _round_up(self.tile_columns, self.micro_columns)
         right, sums = columns * (steps + 1), _round_up(self.tile_rows, TILE_SIDE if tiled else 1) * columns

@@ -5,8 +5,8 @@ import functools
 from dataclasses import replace
 from itertools import product
 
-from ..gemm.config import _round_up
-from ..gemm.heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits
+from ..gemm.config import TILE_INPUTS, _round_up
+from ..gemm.heuristics import CPU_KERNELS, LANE_ACCESS, SURFACE_BASE_ALIGNMENT, Family, _surface_fits, isa_for
 from ..problem import Dtype
 from .config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterOperands, OuterProblem, OuterXeConfig
 
@@ -107,7 +107,7 @@ CPU_ROW_BLOCK, AMX_ROW_BLOCK = 128, 256
 
 def cpu_tile(problem: OuterProblem, isa: str, num_experts: int, cores: int) -> tuple[int, int]:
     """The largest tile of which there are enough."""
-    tiles = AMX_TILES if isa == "amx" else CPU_TILES
+    tiles = AMX_TILES if isa in TILE_INPUTS else CPU_TILES
 
     def enough(tile: tuple[int, int]) -> bool:
         return num_experts * -(-problem.p // tile[0]) * -(-problem.q // tile[1]) >= CPU_TILES_A_CORE * cores
@@ -120,14 +120,14 @@ def cpu_outer_config(isa: str, tile: tuple[int, int] = CPU_TILES[0]) -> OuterCpu
     """isa: the CPU's vector instructions."""
     micro_rows, micro_columns = CPU_KERNELS[isa][:2]
     return OuterCpuConfig(*tile, splits=1, isa=isa, micro_rows=micro_rows, micro_columns=micro_columns,
-                          row_block=AMX_ROW_BLOCK if isa == "amx" else CPU_ROW_BLOCK)
+                          row_block=AMX_ROW_BLOCK if isa in TILE_INPUTS else CPU_ROW_BLOCK)
 
 
 def choose_outer_config(problem: OuterProblem, operands: OuterOperands, family: Family, cores: int,
                         isa: str | None = None) -> OuterConfig:
     """The configuration of one launch; `isa` names the CPU's vector instructions (family cpu)."""
     if family is Family.cpu:
-        isa = "avx512" if isa == "amx" and problem.input is not Dtype.bf16 else isa or "baseline"      # AMX multiplies bf16 alone
+        isa = isa_for(problem.input, isa or "baseline")
         config = cpu_outer_config(isa, cpu_tile(problem, isa, operands.num_experts, cores))
     else:
         config = xe_outer_config(problem) if family is Family.xe else generic_outer_config(problem)

@@ -22,7 +22,7 @@ enum class Gathered { none, left, right };          // which operand of the weig
 enum class RowScale { none, sums, outputs };       // a row's factor is applied before bias and activation, or after them
 enum class Codes { none, int4, uint4, e2m1, int8, e4m3, e5m2 };   // of quantised weights: moe_xe/plan/formats.py
 enum class ScaleType { f32, f16, bf16, e8m0, e4m3 };
-enum class Isa { baseline, avx2, avx512, avx512_bf16, amx };   // CPU device: the widest instructions that may be used
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx, amx_fp16 };   // CPU device: the widest instructions that may be used
 
 constexpr int size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 ? 1 : 2; }
 

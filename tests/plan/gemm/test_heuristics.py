@@ -112,12 +112,14 @@ def test_intel_cpus_multiply_bf16_with_fma():
     assert h.fast_isa("avx2", "Intel(R) Xeon(R) Processor") == "avx2"
 
 
-def test_amx_multiplies_bf16_and_int8():
+@pytest.mark.parametrize("best, of_f16", [("amx", "avx512"), ("amx_fp16", "amx_fp16")])
+def test_what_amx_multiplies(best, of_f16):
     def config(dtype: Dtype, **fields):
-        return h.cpu_config(GroupedGemmProblem(512, 512, dtype, dtype, **fields), "amx")
+        return h.cpu_config(GroupedGemmProblem(512, 512, dtype, dtype, **fields), best)
 
-    assert h.fast_isa("amx", "Intel(R) Xeon(R) Processor") == config(Dtype.bf16).isa == "amx"
-    assert config(Dtype.f16).isa == config(Dtype.f32).isa == "avx512" and config(Dtype.i8).isa == "amx"
+    assert h.fast_isa(best, "Intel(R) Xeon(R) Processor") == best
+    assert config(Dtype.bf16).isa == config(Dtype.i8).isa == "amx" and config(Dtype.f32).isa == "avx512" and config(Dtype.f16).isa == of_f16
+    assert config(Dtype.f16, quantization=Quantization(Codes.int4, ScaleType.f16, 1, 32)).isa == "avx512"
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 
@@ -128,6 +130,12 @@ def test_few_rows_on_cores_with_amx(codes, isa, ahead):
     few, more = (h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx", most_rows=rows) for rows in (4, 5))
     assert (few.isa, few.heights, few.unpacked_rows, few.prefetch_bytes) == (isa, (4,), 4, ahead)
     assert more.isa == "amx" and more.unpacked_rows == 4
+
+
+@pytest.mark.parametrize("rows, isa", [(4, "avx512"), (5, "amx_fp16")])
+def test_few_rows_of_fp16_on_cores_with_amx(rows, isa):
+    problem = dataclasses.replace(PROBLEM, n=1536, k=2048, input=Dtype.f16)
+    assert h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx_fp16", most_rows=rows).isa == isa
 
 
 def test_avx2_asks_for_dense_weights_late():

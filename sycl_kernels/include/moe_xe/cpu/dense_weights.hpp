@@ -8,7 +8,7 @@ namespace moe_xe {
 class DenseWeights {
  public:
   // Elements along K of a chunk: of as many as a dword vector holds.
-  static constexpr int chunk_elements = problem::input == Dtype::bf16 ? 2 * width : width;
+  static constexpr int chunk_elements = problem::input == Dtype::bf16 || f16_pairs ? 2 * width : width;
   static constexpr bool whole_vectors = true;
   using Column = const Input*;
 
@@ -18,7 +18,7 @@ class DenseWeights {
   Column column(int64 output, int part) const { return (part == 0 ? w.gate : w.up) + output * step; }
 
   // [N, K] weights: a chunk along K, of which `left` elements exist. bf16 stays two to a dword, so that a transposition moves two
-  // elements; fp16 is widened first.
+  // elements; fp16 is widened first, but for tiles.
   static Dwords chunk(Column column, int64 k) { return chunk_at(column + k); }
   static Dwords chunk(Column column, int64 k, int left) {
     if (left >= chunk_elements) return chunk_at(column + k);
@@ -40,13 +40,12 @@ class DenseWeights {
   Floats neighbours(Column column, int64 k, int offset, int count) const {
     return load_floats<problem::input>(column + k * w.row_stride + offset, count);
   }
-  // As dwords of bf16, which they are.
-  static Dwords pairs(Floats even, Floats odd) { return __builtin_bit_cast(Dwords, even) >> 16 | __builtin_bit_cast(Dwords, odd); }
+  static Dwords pairs(Floats even, Floats odd) { return pairs_of(even, odd); }
   void prefetch_row(Column column, int64 k, int offset) const { prefetch(column + k * w.row_stride + offset); }
 
  private:
   static Dwords chunk_at(const Input* from) {
-    if constexpr (problem::input == Dtype::f16) return __builtin_bit_cast(Dwords, load_floats<Dtype::f16>(from));
+    if constexpr (problem::input == Dtype::f16 && !f16_pairs) return __builtin_bit_cast(Dwords, load_floats<Dtype::f16>(from));
     else return load<Dwords>(from);
   }
 

@@ -23,8 +23,8 @@ constexpr int64 panel_dwords = round_up((k_block / elements_per_step + (tiled ? 
 constexpr int64 sums_dwords = k_blocks > 1 ? round_up(most_rows * sums_stride, 16) : 0;
 static_assert(4 * (packed_a_dwords + panel_dwords + sums_dwords) <= config::scratch_bytes, "CpuConfig.scratch_bytes");
 
-// Few rows multiply floats, which int8 rows are not packed as.
-constexpr bool can_read_in_place = !int8_steps && (!quantised || !rows_are_n || lanes_have_a_group);
+// Few rows multiply floats, or pairs of bf16; rows of int8 and pairs of fp16 are always packed.
+constexpr bool can_read_in_place = !int8_steps && !f16_pairs && (!quantised || !rows_are_n || lanes_have_a_group);
 constexpr bool reads_all_in_place = can_read_in_place && tallest <= config::unpacked_rows;
 
 class Mainloop {

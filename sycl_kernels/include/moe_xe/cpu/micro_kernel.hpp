@@ -5,19 +5,30 @@
 
 namespace moe_xe {
 
-constexpr bool tiled = config::isa == Isa::amx;   // for bf16 and int8: cpu/tile_kernel.hpp has the loop then
+constexpr bool tiled = config::isa >= Isa::amx;   // cpu/tile_kernel.hpp has the loop then
 
-// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16, or, of int8 codes, of two 16-bit integers or four bytes,
-// whose sums are int32.
+// A step of the micro-kernel along K: one fp32 element, or a dword of two bf16 (with tiles, fp16, too), or, of int8 codes, of two 16-bit
+// integers or four bytes, whose sums are int32.
 constexpr bool bf16_pairs = config::isa >= Isa::avx512_bf16 && problem::input == Dtype::bf16;
+constexpr bool f16_pairs = config::isa == Isa::amx_fp16 && problem::input == Dtype::f16;
+constexpr bool float_pairs = bf16_pairs || f16_pairs;
 constexpr bool int8_steps = problem::input == Dtype::i8 && config::isa != Isa::baseline;
 constexpr bool int8_quads = int8_steps && config::isa >= Isa::avx512_bf16;
-constexpr int elements_per_step = int8_quads ? 4 : bf16_pairs || int8_steps ? 2 : 1;
+constexpr int elements_per_step = int8_quads ? 4 : float_pairs || int8_steps ? 2 : 1;
 template <bool> struct PackedOf { using type = float; };
 template <> struct PackedOf<true> { using type = unsigned; };
 using Packed = PackedOf<(elements_per_step > 1)>::type;
 using PackedVector = Vector<Packed>;
 using Sums = Vector<std::conditional_t<int8_steps, int, float>>;
+
+// Pairs of 16-bit numbers, which both are.
+inline Dwords pairs_of(Floats even, Floats odd) {
+  const auto f16_bits = [](Floats value) {
+    return __builtin_convertvector(__builtin_bit_cast(Words, __builtin_convertvector(value, Halves)), Dwords);
+  };
+  if constexpr (f16_pairs) return f16_bits(even) | f16_bits(odd) << 16;
+  else return __builtin_bit_cast(Dwords, even) >> 16 | __builtin_bit_cast(Dwords, odd);
+}
 
 constexpr int panel_vectors = config::micro_columns / width;
 constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }

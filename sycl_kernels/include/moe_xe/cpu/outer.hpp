@@ -81,17 +81,19 @@ class OuterMainloop {
     PackedVector load(int64 column, int64 count) const {
       if (tiled && !first) return 0;    // past the last row, up to a whole tile
       const int some = lesser(count, width);
-      Dwords loaded = __builtin_bit_cast(Dwords, load_floats<problem::input>(first + column, some));
-      if constexpr (bf16_pairs) {
-        loaded >>= 16;
-        if (second) loaded |= __builtin_bit_cast(Dwords, load_floats<problem::input>(second + column, some));
+      const Floats loaded = load_floats<problem::input>(first + column, some);
+      if constexpr (float_pairs) {
+        Floats odd = 0.f;
+        if (second) odd = load_floats<problem::input>(second + column, some);
+        return __builtin_bit_cast(PackedVector, pairs_of(loaded, odd));
+      } else {
+        return __builtin_bit_cast(PackedVector, loaded);
       }
-      return __builtin_bit_cast(PackedVector, loaded);
     }
   };
   template <Gathered operand> Step step_at(const OuterTile& tile, int64 row, int64 end) const {
     if (tiled && row >= end) return {nullptr, nullptr};
-    const bool pair = bf16_pairs && row + 1 < end;
+    const bool pair = float_pairs && row + 1 < end;
     return {row_of<operand>(tile, row), pair ? row_of<operand>(tile, row + 1) : nullptr};
   }
   template <Gathered operand> const Input* row_of(const OuterTile& tile, int64 tile_row) const {

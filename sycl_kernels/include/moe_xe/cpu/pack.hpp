@@ -29,7 +29,7 @@ inline void pack_row(const Input* from, Packed* to) {
   for (int64 k = 0; k < problem::k; k += unit) {
     const int left = int(problem::k - k);
     if constexpr (int8_steps) store(to + k / elements_per_step, int8_chunk(from + k, left));
-    else if constexpr (bf16_pairs) store(to + k / 2, DenseWeights::chunk(from, k, left));
+    else if constexpr (float_pairs) store(to + k / 2, DenseWeights::chunk(from, k, left));
     else store(to + k, load_floats<problem::input>(from + k, left));
   }
   if constexpr (int8_shifted) to[packed_k] = Packed(int8_excess(to));
@@ -90,7 +90,7 @@ inline void pack_panel_ekn(const Weights& w, int64 output, int columns, int64 fi
       const int offset = v % gate_vectors * width, count = columns - offset;
       const Weights::Column from = v < gate_vectors ? gate : up;
       const Floats weights = w.neighbours(from, first + k, offset, count);
-      if constexpr (bf16_pairs) {
+      if constexpr (float_pairs) {
         Floats odd = 0.f;
         if (k + 1 < depth) odd = w.neighbours(from, first + k + 1, offset, count);
         panel[v] = __builtin_bit_cast(PackedVector, Weights::pairs(weights, odd));

@@ -9,7 +9,7 @@ namespace moe_xe {
 constexpr int tile_k = elements_per_step * tile_side;    // elements of K of a tile
 constexpr int summed_tiles = 32;         // as summed_steps: products along K that a register sums
 constexpr int block_side = 2 * tile_side;
-static_assert(!tiled || ((bf16_pairs || int8_quads) && width == tile_side && config::micro_rows == block_side && config::micro_columns == block_side));
+static_assert(!tiled || ((float_pairs || int8_quads) && width == tile_side && config::micro_rows == block_side && config::micro_columns == block_side));
 
 // What a main loop needs of the processor.
 struct NoRegisters {};

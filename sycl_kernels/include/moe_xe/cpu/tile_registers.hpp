@@ -35,9 +35,10 @@ class TileRegisters {
     asm volatile("tilestored %%tmm%c0,(%1,%2,1)" : : "i"(tile), "r"(to), "r"(stride) : "memory");
   }
 
-  // sum[i][j] += a[i][p] * b[p][j], where p are pairs of bf16 along K, or quads of int8, whose sums are int32.
+  // sum[i][j] += a[i][p] * b[p][j], where p are pairs of bf16 or fp16 along K, or quads of int8, whose sums are int32.
   template <int sum, int a, int b> void add_product() {
     if constexpr (problem::input == Dtype::i8) asm volatile("tdpbssd %%tmm%c2,%%tmm%c1,%%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    else if constexpr (problem::input == Dtype::f16) asm volatile("tdpfp16ps %%tmm%c2,%%tmm%c1,%%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
     else asm volatile("tdpbf16ps %%tmm%c2,%%tmm%c1,%%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
   }
 };

@@ -35,13 +35,17 @@ class TileRegisters {
             for (int byte = 0; byte < 32; byte += 8) to += int(static_cast<signed char>(x >> byte)) * int(static_cast<signed char>(y >> byte));
             continue;
           }
-          const float low = number(x << 16) * number(y << 16), high = number(x & 0xffff0000u) * number(y & 0xffff0000u);
-          to = __builtin_bit_cast(unsigned, number(to) + low + high);
+          const float low = number(x & 0xffffu) * number(y & 0xffffu), high = number(x >> 16) * number(y >> 16);
+          to = __builtin_bit_cast(unsigned, __builtin_bit_cast(float, to) + low + high);
         }
   }
 
  private:
-  static float number(unsigned bits) { return __builtin_bit_cast(float, bits); }
+  // Of bf16 or fp16.
+  static float number(unsigned bits) {
+    if constexpr (problem::input == Dtype::f16) return __builtin_bit_cast(_Float16, static_cast<unsigned short>(bits));
+    else return __builtin_bit_cast(float, bits << 16);
+  }
 
   unsigned registers[8][tile_side * tile_side];
 };
