@@ -228,7 +228,7 @@ class CpuConfig(TileConfig):
         tiled, padded_k = self.isa in TILE_INPUTS, _round_up(problem.k, 8 * VECTOR_DWORDS[self.isa])
         step, height = elements_per_step(problem.input, self.isa), _round_up(self.heights[0], TILE_SIDE if tiled else 1)
         packed_a = height * (padded_k // step + 16)
-        if problem.quantization and problem.quantization.zeros:     # sums of tokens, a vector for a few vectors
+        if problem.quantization:      # integers and units of a few tokens, and sums of these
             packed_a = max(packed_a, min(self.unpacked_rows, self.heights[0]) * (2 * padded_k + 4 * VECTOR_DWORDS[self.isa] + 16))
         panel = (min(self.k_block, padded_k) // step + (16 if tiled else 0)) * self.micro_columns
         sums = height * _round_up(self.tile_width, self.micro_columns) if problem.k > self.k_block else 0

@@ -97,6 +97,17 @@ inline void unweave(Floats low, Floats high, Floats& gate, Floats& up) {
   up = shuffle<EverySecond<1>>(low, high);
 }
 
+// Deals elements out like cards: element i of every run of `vectors` elements goes to vector i.
+template <int vectors> void deal(Floats (&cards)[vectors]) {
+#pragma unroll
+  for (int round = 1; round < vectors; round *= 2) {
+    Floats dealt[vectors];
+#pragma unroll
+    for (int i = 0; i < vectors; i += 2) unweave(cards[i], cards[i + 1], dealt[i / 2], dealt[(vectors + i) / 2]);
+    __builtin_memcpy(cards, dealt, sizeof cards);
+  }
+}
+
 // Lane i, for i < count: the sum of values[i]'s lanes.
 template <int count> Floats sums_of(Floats (&values)[count]) {
   static_assert(count > 0 && (count & (count - 1)) == 0 && count <= width);
