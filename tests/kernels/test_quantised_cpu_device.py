@@ -224,6 +224,54 @@ def test_what_is_no_number_stays_none(format, what, layout):
     assert torch.equal(out.isnan(), reference.isnan())
 
 
+WHOLE_NUMBERS = [KINDS[index] for index in (0, 2, 3, 6, 7)]     # of a few rows codes are multiplied as integers
+
+
+def few_rows(kind: Kind, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products with random weights, by the kernel in float32, and the weights [N, K] in float64."""
+    weight = random_weight(kind, 1, 37, a.shape[1])
+    out = QuantisedCase(a, weight, [a.shape[0]], out_dtype=F32).run(cpu(ISA, dot_rows=2))
+    return out.double(), dense(kind, weight)[0]
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("kind", WHOLE_NUMBERS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_few_rows_are_as_exact_as_they_say(dtype, kind):
+    """Numbers of all sizes, of which eight neighbours (of 8-bit codes four) have one unit: the largest has 15 bits, of float32 29."""
+    k, lane, bits = 232, 8 if FORMATS[kind.format].codes.bits == 4 else 4, 28 if dtype == F32 else 14
+    a = (torch.randn(3, k) * 2.0**torch.randint(-12, 3, (3, k))).to(dtype)
+    a[1, 40:80] = 0
+    out, w = few_rows(kind, a)
+    largest = a.abs().double().reshape(3, -1, lane).amax(2).repeat_interleave(lane, 1)
+    rounded = torch.where(largest > 0, 2.0**(largest.log2().floor() - bits) / 2, 0.0)
+    errors = 6 * (rounded.square() @ w.square().T / 3).sqrt() + 2.0**-21 * (a.double().abs() @ w.abs().T)
+    if kind.zeros:      # are subtracted from sums of codes
+        errors *= 4
+    assert ((out - a.double() @ w.T).abs() <= errors).all()
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("kind", [kind for kind in WHOLE_NUMBERS if not kind.zeros], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinities_and_nan_of_a_few_rows(dtype, kind):
+    a = torch.randn(4, 100).to(dtype)
+    a[0, 3], a[1, 64], a[2, 99] = torch.inf, -torch.inf, torch.nan
+    out, w = few_rows(kind, a)
+    reference = a.double() @ w.T
+    assert torch.equal(out.isnan(), reference.isnan()) and torch.equal(out == torch.inf, reference == torch.inf)
+    assert torch.equal(out == -torch.inf, reference == -torch.inf) and out[3].isfinite().all()
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", WHOLE_NUMBERS[:1], ids=str)
+@pytest.mark.parametrize("size", [2.0**-120, 2.0**110])
+def test_smallest_and_largest_rows(size, kind):
+    a = torch.randn(2, 96) * size
+    out, w = few_rows(kind, a)
+    torch.testing.assert_close(out, a.double() @ w.T, rtol=1e-4, atol=size * 1e-5)
+
+
 SILU = Activation()
 OAI = Activation(ActivationKind.swiglu_oai, interleaved=True, alpha=1.702, limit=7.0)
 
