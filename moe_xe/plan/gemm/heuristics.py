@@ -165,9 +165,14 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
     return replace(config, prefetch_bytes=AVX2_PREFETCH_BYTES) if isa == "avx2" and problem.quantization is None else config
 
 
-def _pairs_are_fast(problem: GroupedGemmProblem) -> bool:
-    """Whether cores with AMX multiply few rows by pairs, of bf16 or int8: FP8 becomes pairs by two tables, int8 is as it lies."""
-    return problem.input is Dtype.i8 or problem.quantization is not None and problem.quantization.codes in (Codes.e4m3, Codes.e5m2)
+def _few_rows_isa(problem: GroupedGemmProblem) -> str | None:
+    """The instructions that multiply few rows best on cores with AMX; None: AMX's own. Their FMA is as fast as their pairs of bf16, which FP8
+    becomes sooner, by two tables; other codes are multiplied as integers, in pairs; int8 rows are packed."""
+    if problem.quantization is None:
+        return "avx512"
+    if problem.input is Dtype.i8 or problem.quantization.codes in (Codes.e4m3, Codes.e5m2):
+        return None
+    return "avx512_bf16"
 
 
 def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int, most_rows: int) -> CpuConfig:
@@ -177,9 +182,9 @@ def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: 
     config = cpu_config(problem, isa, schedule)
     if most_rows <= config.unpacked_rows:
         few = config.unpacked_rows
-        if config.isa in TILE_INPUTS and not _pairs_are_fast(problem):
+        if config.isa in TILE_INPUTS and (few_isa := _few_rows_isa(problem)) is not None:
             ahead = AMX_CORES_PREFETCH_BYTES if problem.quantization is None else config.prefetch_bytes
-            config = replace(cpu_config(problem, "avx512", schedule), unpacked_rows=few, prefetch_bytes=ahead)
+            config = replace(cpu_config(problem, few_isa, schedule), unpacked_rows=few, prefetch_bytes=ahead)
         config = replace(config, heights=(few,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
     widths = AMX_WIDTHS if config.isa in TILE_INPUTS and packed else CPU_WIDTHS
