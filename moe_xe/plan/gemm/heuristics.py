@@ -108,7 +108,7 @@ CPU_KERNELS = {"amx_fp16": (32, 32, 1024, 4, 4), "amx": (32, 32, 1024, 4, 4), "a
                "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4), "baseline": (6, 8, 256, 8, 4)}
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
-AMX_CORES_PREFETCH_BYTES = 8192 # and of few rows of dense weights
+AMX_CORES_PREFETCH_BYTES = 8192 # and of few rows
 AVX2_PREFETCH_BYTES = 256       # of few rows of dense weights: on a Zen 3, one row took 1.04 to 1.12 times as long with 4096
 CPU_HEIGHT, AMX_HEIGHT = 168, 256
 CPU_WIDTHS, AMX_WIDTHS = (192, 96, 64), (384, 192, 96, 64)
@@ -183,8 +183,7 @@ def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: 
     if most_rows <= config.unpacked_rows:
         few = config.unpacked_rows
         if config.isa in TILE_INPUTS and (few_isa := _few_rows_isa(problem)) is not None:
-            ahead = AMX_CORES_PREFETCH_BYTES if problem.quantization is None else config.prefetch_bytes
-            config = replace(cpu_config(problem, few_isa, schedule), unpacked_rows=few, prefetch_bytes=ahead)
+            config = replace(cpu_config(problem, few_isa, schedule), unpacked_rows=few, prefetch_bytes=AMX_CORES_PREFETCH_BYTES)
         config = replace(config, heights=(few,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
     widths = AMX_WIDTHS if config.isa in TILE_INPUTS and packed else CPU_WIDTHS

@@ -123,7 +123,7 @@ def test_what_amx_multiplies(best, of_f16):
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 
-@pytest.mark.parametrize("codes, isa, ahead", [(None, "avx512", 8192), (Codes.e2m1, "avx512_bf16", 4096), (Codes.int8, "avx512_bf16", 4096), (Codes.e4m3, "amx", 4096)])
+@pytest.mark.parametrize("codes, isa, ahead", [(None, "avx512", 8192), (Codes.e2m1, "avx512_bf16", 8192), (Codes.int8, "avx512_bf16", 8192), (Codes.e4m3, "amx", 4096)])
 def test_few_rows_on_cores_with_amx(codes, isa, ahead):
     """Their FMA is as fast as their pairs of bf16, which FP8 becomes sooner; other codes are integers."""
     problem = dataclasses.replace(PROBLEM, n=1536, k=2048, quantization=codes and Quantization(codes, ScaleType.f32, 1, 32))
