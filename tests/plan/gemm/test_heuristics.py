@@ -123,19 +123,34 @@ def test_what_amx_multiplies(best, of_f16):
     assert config(Dtype.bf16).k_block > config(Dtype.bf16, weights=WeightLayout.ekn).k_block
 
 
-@pytest.mark.parametrize("codes, isa, ahead", [(None, "avx512", 8192), (Codes.e2m1, "avx512_bf16", 8192), (Codes.int8, "avx512_bf16", 8192), (Codes.e4m3, "amx", 4096)])
-def test_few_rows_on_cores_with_amx(codes, isa, ahead):
+@pytest.mark.parametrize("codes, isa, most, ahead", [(None, "avx512", 4, 8192), (Codes.e2m1, "avx512_bf16", 8, 8192),
+                                                     (Codes.int8, "avx512_bf16", 4, 8192), (Codes.e4m3, "amx", 4, 4096)])
+def test_few_rows_on_cores_with_amx(codes, isa, most, ahead):
     """Their FMA is as fast as their pairs of bf16, which FP8 becomes sooner; other codes are integers."""
     problem = dataclasses.replace(PROBLEM, n=1536, k=2048, quantization=codes and Quantization(codes, ScaleType.f32, 1, 32))
-    few, more = (h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx", most_rows=rows) for rows in (4, 5))
-    assert (few.isa, few.heights, few.unpacked_rows, few.prefetch_bytes) == (isa, (4,), 4, ahead)
-    assert more.isa == "amx" and more.unpacked_rows == 4
+    few, more = (h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx", most_rows=rows) for rows in (most, most + 1))
+    assert (few.isa, few.heights, few.unpacked_rows, few.prefetch_bytes) == (isa, (most,), most, ahead)
+    assert more.isa == "amx" and more.unpacked_rows == most
+
+
+@pytest.mark.parametrize("dtype", [Dtype.f16, Dtype.f32])
+@pytest.mark.parametrize("codes, isa", [(None, "avx512"), (Codes.e2m1, "avx512_bf16")])
+def test_few_rows_that_are_not_bf16_on_cores_with_amx(codes, isa, dtype):
+    problem = dataclasses.replace(PROBLEM, n=1536, k=2048, input=dtype, quantization=codes and Quantization(codes, ScaleType.f32, 1, 32))
+    few = h.choose_config(problem, h.Family.cpu, 4, 64, cores=16, isa="amx", most_rows=4)
+    assert (few.isa, few.prefetch_bytes) == (isa, 8192)
 
 
 @pytest.mark.parametrize("rows, isa", [(4, "avx512"), (5, "amx_fp16")])
-def test_few_rows_of_fp16_on_cores_with_amx(rows, isa):
+def test_few_rows_of_fp16_on_cores_that_multiply_it_by_tiles(rows, isa):
     problem = dataclasses.replace(PROBLEM, n=1536, k=2048, input=Dtype.f16)
     assert h.choose_config(problem, h.Family.cpu, rows, 64, cores=16, isa="amx_fp16", most_rows=rows).isa == isa
+
+
+@pytest.mark.parametrize("weights, codes, most", [(WeightLayout.enk, Codes.int4, 16), (WeightLayout.ekn, Codes.int4, 8), (WeightLayout.enk, Codes.int8, 8)])
+def test_more_rows_of_four_bit_codes_are_read_in_place(weights, codes, most):
+    problem = dataclasses.replace(PROBLEM, weights=weights, quantization=Quantization(codes, ScaleType.f16, 1, 128))
+    assert h.cpu_config(problem, "avx2").unpacked_rows == h.cpu_config(problem, "avx512").unpacked_rows == most
 
 
 def test_avx2_asks_for_dense_weights_late():
