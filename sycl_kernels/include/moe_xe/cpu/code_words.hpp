@@ -4,10 +4,8 @@
 
 namespace moe_xe {
 
-// e2m1's numbers are halves.
-constexpr bool integer_dots = quantised && problem::codes != Codes::e4m3 && problem::codes != Codes::e5m2;
 constexpr bool nibbles = quantised && code_bits == 4;
-constexpr float word_unit = problem::codes == Codes::e2m1 ? 0.5f : 1.f;
+constexpr float word_unit = problem::codes == Codes::e2m1 ? 0.5f : 1.f;     // e2m1's numbers are halves
 
 // A vector of codes is word_vectors vectors of integers: codes i and i + word_vectors of each of its lanes are in vector i.
 using Shorts = Several<short, 2 * width>;
@@ -58,8 +56,8 @@ inline void read_words(const unsigned char* from, Shorts (&words)[word_vectors])
   }
 }
 
-// A row of A, for each vector of codes: integers by which lane_codes neighbours are as many times as large as a unit of theirs, which leaves 15
-// bits for the largest (29 for float32, in two words), and behind them the units.
+// A row of A, for each vector of codes: lane_codes neighbours as multiples of a unit that they share, and behind them all units. The largest
+// takes 15 bits, or, as float32, 29 in two words.
 constexpr int token_words = problem::input == Dtype::f32 ? 2 : 1;
 constexpr int token_vectors = token_words * word_vectors + 1;
 constexpr float low_unit = 0x1p-15f;

@@ -23,6 +23,9 @@ template <Codes codes, int count> Several<float, count> floats_of_bytes(const vo
   }
 }
 
+// Whether codes are whole numbers, of which dot products are sums of integers (cpu/code_words.hpp).
+constexpr bool integer_dots = quantised && problem::codes != Codes::e4m3 && problem::codes != Codes::e5m2;
+
 // Rounded to bf16, in their order.
 inline Dwords rounded_pairs(Floats first, Floats second) {
   Dwords pairs;

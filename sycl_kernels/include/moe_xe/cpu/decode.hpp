@@ -11,17 +11,15 @@ constexpr bool byte_tables = bf16_pairs && (problem::codes == Codes::e4m3 || pro
 constexpr bool one_group = problem::group_columns >= problem::k;
 constexpr int vector_elements = width * elements_per_step;
 
-// The longest run of a group's 8-bit codes.
-constexpr int run_of_bytes(int longest, int shortest) {
-  int run = longest;
-  while (run > shortest && !one_group && problem::group_columns % run != 0) run /= 2;
+// The longest run of a group's FP8 codes.
+constexpr int run_of_bytes() {
+  int run = width < 8 ? 32 : 64;
+  while (run > 16 && !one_group && problem::group_columns % run != 0) run /= 2;
   return run;
 }
 
 // Elements of K that are decoded at once.
-constexpr int number_span = !quantised    ? 4 * vector_elements
-                            : byte_tables ? 64
-                                          : run_of_bytes(width < 8 ? 32 : 64, bf16_pairs ? 32 : 16);
+constexpr int number_span = !quantised || integer_dots ? 4 * vector_elements : byte_tables ? 64 : run_of_bytes();
 constexpr int number_vectors = number_span / vector_elements;
 using Numbers = PackedVector;
 
@@ -66,8 +64,7 @@ template <int vectors> void decode(const unsigned char* from, Numbers (&numbers)
       const Several<float, piece> floats = floats_of_bytes<problem::codes, piece>(from + i);
       Floats parts[piece / width];
       __builtin_memcpy(parts, &floats, sizeof parts);
-      if constexpr (bf16_pairs) numbers[i / piece] = rounded_pairs(parts[0], parts[1]);
-      else __builtin_memcpy(numbers + i / width, parts, sizeof parts);
+      __builtin_memcpy(numbers + i / width, parts, sizeof parts);
     }
   }
 }
