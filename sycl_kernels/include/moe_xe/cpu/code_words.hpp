@@ -11,45 +11,51 @@ constexpr float word_unit = problem::codes == Codes::e2m1 ? 0.5f : 1.f;     // e
 using Shorts = Several<short, 2 * width>;
 constexpr int lane_codes = nibbles ? 8 : 4, word_vectors = lane_codes / 2, vector_codes = lane_codes * width;
 
-// Twice e2m1's numbers, of the lowest four bits of each word, or, with AVX2, of each byte.
-inline Shorts halves_of_words(Shorts codes) {
-  const auto twice = [](int code) { return short(2.f * number_of<Codes::e2m1>(unsigned(code))); };
-  if constexpr (wide) {     // vpermw looks at five bits of an index: the table is there twice, and nothing is masked
-    Shorts table, numbers;
+// The integer that is a 4-bit code's number less all codes' zero, in units of word_unit.
+constexpr int integer_of(int code) { return int((number_of<problem::codes>(unsigned(code)) - common_zero) / word_unit); }
+
+// Of the lowest four bits of each word. vpermw looks at five bits of an index: the table is there twice, and nothing is masked.
+inline Shorts look_up_words(Shorts codes) {
+  Shorts table, integers;
 #pragma unroll
-    for (int i = 0; i < 2 * width; ++i) table[i] = twice(i % 16);
-    asm("vpermw %2,%1,%0" : "=v"(numbers) : "v"(codes), "v"(table));
-    return numbers;
-  } else {
-    const Shorts size = codes & 7, numbers = (2 + (size & 1)) << (size >> 1) >> 1, whole = size == 0 ? size : numbers;
-    return (codes & 8) == 0 ? whole : -whole;
-  }
+  for (int i = 0; i < 2 * width; ++i) table[i] = short(integer_of(i % 16));
+  asm("vpermw %2,%1,%0" : "=v"(integers) : "v"(codes), "v"(table));
+  return integers;
 }
-inline Dwords halves_of_bytes(Dwords codes) {
-  Dwords table, numbers;
+
+// Of the lowest four bits of each byte.
+inline Shorts look_up_bytes(Dwords codes) {
+  Dwords table, integers;
 #pragma unroll
   for (int i = 0; i < width; ++i) {
     table[i] = 0;
 #pragma unroll
-    for (int byte = 0; byte < 4; ++byte) table[i] |= (int(2.f * number_of<Codes::e2m1>(unsigned(i % 4 * 4 + byte))) & 255u) << 8 * byte;
+    for (int byte = 0; byte < 4; ++byte) table[i] |= (unsigned(integer_of(i % 4 * 4 + byte)) & 255u) << 8 * byte;
   }
-  asm("vpshufb %2,%1,%0" : "=v"(numbers) : "v"(table), "v"(codes & 0x0f0f0f0fu));
-  return numbers;
+  asm("vpshufb %2,%1,%0" : "=v"(integers) : "v"(table), "v"(codes & 0x0f0f0f0fu));
+  return __builtin_bit_cast(Shorts, integers);
+}
+
+// e2m1 by arithmetic, of the lowest four bits of each word.
+inline Shorts twice_e2m1(Shorts codes) {
+  const Shorts size = codes & 7, normal = (2 + (size & 1)) << (size >> 1) >> 1, twice = size == 0 ? size : normal;
+  return (codes & 8) == 0 ? twice : -twice;
 }
 
 inline void read_words(const unsigned char* from, Shorts (&words)[word_vectors]) {
   static_assert(common_zero == 0.f || (problem::codes == Codes::uint4 && common_zero == 8.f));
   Dwords raw = load<Dwords>(from);
-  if constexpr (common_zero == 8.f) raw ^= 0x88888888u;   // codes less 8 as int4
+  if constexpr (common_zero == 8.f && !wide) raw ^= 0x88888888u;   // codes less 8 as int4
   const Shorts all = __builtin_bit_cast(Shorts, raw);
   if constexpr (problem::codes == Codes::e2m1 && config::isa == Isa::avx2) {
-    const Shorts even = __builtin_bit_cast(Shorts, halves_of_bytes(raw)), odd = __builtin_bit_cast(Shorts, halves_of_bytes(raw >> 4));
+    const Shorts even = look_up_bytes(raw), odd = look_up_bytes(raw >> 4);
     words[0] = even << 8 >> 8, words[1] = odd << 8 >> 8, words[2] = even >> 8, words[3] = odd >> 8;
   } else {
 #pragma unroll
     for (int i = 0; i < word_vectors; ++i) {
       if constexpr (!nibbles) words[i] = all << (8 - 8 * i) >> 8;
-      else if constexpr (problem::codes == Codes::e2m1) words[i] = halves_of_words(all >> 4 * i);
+      else if constexpr (wide) words[i] = look_up_words(all >> 4 * i);
+      else if constexpr (problem::codes == Codes::e2m1) words[i] = twice_e2m1(all >> 4 * i);
       else if constexpr (problem::codes == Codes::uint4 && common_zero == 0.f) words[i] = all >> 4 * i & 15;
       else words[i] = all << (12 - 4 * i) >> 12;
     }
