@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 
-from ..formats import Codes
 from ..model.devices import DeviceRecord
 from ..model.schedule import Rows, evenly, over_ranks, runs_of
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
@@ -170,14 +169,10 @@ def cpu_config(problem: GroupedGemmProblem, isa: str, schedule: Schedule = Sched
     return replace(config, prefetch_bytes=AVX2_PREFETCH_BYTES) if isa == "avx2" and problem.quantization is None else config
 
 
-def _few_rows_isa(problem: GroupedGemmProblem) -> str | None:
-    """The instructions that multiply few rows best on cores with AMX; None: AMX's own. Their FMA is as fast as their pairs of bf16, which FP8
-    becomes sooner, by two tables; other codes are multiplied as integers, in pairs; int8 rows are packed."""
-    if problem.quantization is None:
-        return "avx512"
-    if problem.input is Dtype.i8 or problem.quantization.codes in (Codes.e4m3, Codes.e5m2):
-        return None
-    return "avx512_bf16"
+def _few_rows_isa(problem: GroupedGemmProblem) -> str:
+    """The instructions that multiply few rows best on cores with AMX. Their FMA is as fast as their pairs of bf16, which FP8 becomes sooner, by
+    two tables; other codes are multiplied as integers, in pairs."""
+    return "avx512" if problem.quantization is None else "avx512_bf16"
 
 
 def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: Sequence[Rows], cores: int, most_rows: int) -> CpuConfig:
@@ -187,8 +182,8 @@ def _cpu_tiles(problem: GroupedGemmProblem, isa: str, schedule: Schedule, load: 
     config = cpu_config(problem, isa, schedule)
     if most_rows <= config.unpacked_rows:
         few = config.unpacked_rows
-        if isa in TILE_INPUTS and (few_isa := _few_rows_isa(problem)) is not None:
-            config = replace(cpu_config(problem, few_isa, schedule), unpacked_rows=few, prefetch_bytes=AMX_CORES_PREFETCH_BYTES)
+        if isa in TILE_INPUTS and problem.input is not Dtype.i8:      # whose rows are packed
+            config = replace(cpu_config(problem, _few_rows_isa(problem), schedule), unpacked_rows=few, prefetch_bytes=AMX_CORES_PREFETCH_BYTES)
         config = replace(config, heights=(few,))
     packed = max(max(runs_of(rows)) for rows in load) > config.unpacked_rows
     widths = AMX_WIDTHS if config.isa in TILE_INPUTS and packed else CPU_WIDTHS

@@ -124,7 +124,7 @@ def test_what_amx_multiplies(best, of_f16):
 
 
 @pytest.mark.parametrize("codes, isa, most, ahead", [(None, "avx512", 4, 8192), (Codes.e2m1, "avx512_bf16", 8, 8192),
-                                                     (Codes.int8, "avx512_bf16", 4, 8192), (Codes.e4m3, "amx", 4, 4096)])
+                                                     (Codes.int8, "avx512_bf16", 4, 8192), (Codes.e4m3, "avx512_bf16", 4, 8192)])
 def test_few_rows_on_cores_with_amx(codes, isa, most, ahead):
     """Their FMA is as fast as their pairs of bf16, which FP8 becomes sooner; other codes are integers."""
     problem = dataclasses.replace(PROBLEM, n=1536, k=2048, quantization=codes and Quantization(codes, ScaleType.f32, 1, 32))
