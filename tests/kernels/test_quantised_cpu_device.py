@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_xe.device import queue_for
+from moe_xe.isa import spirv
+from moe_xe.jit import sources_dir
+from moe_xe.jit.source import generate
 from moe_xe.ops import launch
 from moe_xe.ops.block.activation import apply_activation
 from moe_xe.ops.calls import known_calls
 from moe_xe.ops.submission import Submission
-from moe_xe.plan.formats import FORMATS, Codes, ScaleType
+from moe_xe.plan.formats import FORMATS, Codes, Quantization, ScaleType
+from moe_xe.plan.gemm.heuristics import cpu_config
 from moe_xe.plan.override import force_config
-from moe_xe.plan.problem import Activation, ActivationKind, RowScale
+from moe_xe.plan.problem import Activation, ActivationKind, Dtype, GroupedGemmProblem, RowScale
 from moe_xe.quantized import QuantizedWeight
 
 from .test_fused_epilogues_cpu_device import LIMITS
@@ -184,6 +188,16 @@ def test_each_code_is_its_number(format, layout, in_place):
         a = torch.eye(rows)[first:first + (3 if in_place else rows)].contiguous()
         out = QuantisedCase(a, w, [a.shape[0]]).run(cpu(ISA))
         assert torch.equal(out, a @ numbers[0].T)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("codes", [Codes.int4, Codes.e2m1, Codes.int8, Codes.e4m3])
+@pytest.mark.parametrize("isa, product", [("avx512", b"vpmaddwd"), ("avx512_bf16", b"vpdpwssd")])
+def test_wide_instruction_sets_compile(isa, product, codes):
+    """Also where this CPU cannot run them."""
+    problem = GroupedGemmProblem(100, 160, Dtype.bf16, Dtype.bf16, quantization=Quantization(codes, ScaleType.f32, 1, 32))
+    image = spirv.compile_to_spirv(generate(problem, cpu_config(problem, isa)), [f"-I{sources_dir()}/include", f"-I{sources_dir()}"])
+    assert (product in image) == (codes is not Codes.e4m3)
 
 
 @pytest.mark.few(2)
