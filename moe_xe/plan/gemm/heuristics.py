@@ -105,8 +105,8 @@ def generic_config(problem: GroupedGemmProblem, total_rows: int, schedule: Sched
 # micro kernel fills the vector registers of each: 12 of 16, or 28 of 32, are accumulators. Those of AMX are four tiles.
 CPU_KERNELS = {"amx_fp16": (32, 32, 1024, 4, 4), "amx": (32, 32, 1024, 4, 4), "avx512_bf16": (14, 32, 512, 8, 4),
                "avx512": (14, 32, 512, 8, 4), "avx2": (6, 16, 256, 8, 4), "baseline": (6, 8, 256, 8, 4)}
-# Rows of 4-bit codes that are read in place, beside which packing costs more: on a Zen 3 and a Xeon with AMX 9 of them took 1.2 to 1.4 times as
-# long packed (5 by tiles 1.2 to 1.6), 16 of them 1.05 to 1.2.
+# Of 4-bit codes more rows are worth reading in place: packed, 10 of them take 1.2 to 1.4 times as long and 16 1.0 to 1.2 (Zen 3; FMA of an Emerald
+# Rapids), by its AMX 5 of them 1.1 to 1.6 times and 8 0.9 to 1.3. Not measured beside vdpbf16ps.
 FOUR_BIT_UNPACKED_ROWS = {"amx": 8, "avx512": 16, "avx2": 16}
 AMX_K_BLOCK_IN_PLACE = 2048     # of weights that need no packing: fewer sums between blocks
 AMX_CORES_K_BLOCK = 256         # of other kernels on CPUs with AMX: a panel of float32 fits in their first cache
