@@ -63,8 +63,8 @@ inline void read_words(const unsigned char* from, Shorts (&words)[word_vectors])
 }
 
 // A row of A, for each vector of codes: lane_codes neighbours as multiples of a unit that they share, and behind them all units. The largest
-// takes 15 bits, or, as float32, 29 in two words.
-constexpr int token_words = problem::input == Dtype::f32 ? 2 : 1;
+// takes 15 bits, or, where results have more, 29 in two words.
+constexpr int token_words = problem::input == Dtype::f32 || problem::output == Dtype::f32 ? 2 : 1;
 constexpr int token_vectors = token_words * word_vectors + 1;
 constexpr float low_unit = 0x1p-15f;
 
