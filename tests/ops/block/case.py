@@ -147,8 +147,10 @@ def _rms(values: torch.Tensor, dims: int | tuple[int, ...] | None = None) -> tor
     return values.square().mean(dims, keepdim=dims is not None).sqrt()
 
 
-def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, float], name: str = "out") -> None:
-    """limits: of an element's error over its size plus that of the sums about it, and of the RMS of errors over that of all.
+def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, float], name: str = "out",
+                 sizes: torch.Tensor | None = None) -> None:
+    """limits: of an element's error over its size plus that of the sums about it, and of the RMS of errors over that of all. sizes: as
+    large as elements are, unless their terms cancel.
 
     A weight's gradient is a sum of few outer products: where a token's row is large, so are the terms of a whole row or column,
     of which an element may still be small. They are taken to be as large as the RMS of the row times that of the column over
@@ -158,11 +160,12 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, limits: tuple[float, flo
     if not want.numel():
         return
     want = want.double().cpu()
-    difference, rms = got.double().cpu() - want, _rms(want)
+    sizes = want if sizes is None else torch.maximum(want.abs(), sizes)
+    difference, rms = got.double().cpu() - want, _rms(sizes)
     terms = rms
     if want.ndim >= 2:
         matrix = _rms(want, (-2, -1))
         terms = torch.maximum(torch.maximum(rms, matrix), _rms(want, -1) * _rms(want, -2) / matrix.clamp_min(1e-30))
     largest = (difference.abs() / (want.abs() + terms).clamp_min(1e-30)).max().item()
     mean = (_rms(difference) / rms.clamp_min(1e-30)).item()
-    assert max(largest / limits[0], mean / limits[1]) <= few(want), (name, largest, mean)
+    assert max(largest / limits[0], mean / limits[1]) <= few(sizes), (name, largest, mean)

@@ -48,10 +48,19 @@ def expected(block: dict, grad_out: torch.Tensor) -> tuple[torch.Tensor, dict[st
     return out.detach(), {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in named.items()}
 
 
-def assert_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def sizes_of_few(block: dict, grad_out: torch.Tensor, want: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the few gradients of one or two tokens' weights, each a sum over all columns: with other signs it cancels less or more."""
+    if not 0 < want.get("topk_weights", torch.empty(0)).numel() < 64:
+        return {}
+    others = [expected(block, grad_out * torch.randint(0, 2, grad_out.shape).mul(2).sub(1))[1]["topk_weights"] for _ in range(9)]
+    return {"topk_weights": torch.stack(others).square().mean(0).sqrt()}
+
+
+def assert_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], dtype: torch.dtype,
+                     sizes: dict[str, torch.Tensor] = {}) -> None:
     assert got.keys() == want.keys()
     for name in want:
-        assert_close(got[name], want[name], LIMITS[dtype], name)
+        assert_close(got[name], want[name], LIMITS[dtype], name, sizes.get(name))
 
 
 def gradients(block: dict, device, grad_out: torch.Tensor, frozen=(), **options) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -68,7 +77,7 @@ def check(block: dict, device, **options) -> dict[str, torch.Tensor]:
     out, got = gradients(block, device, grad_out, **options)
     want_out, want = expected(block, grad_out)
     assert_close(out, want_out, LIMITS[x.dtype])
-    assert_gradients(got, want, x.dtype)
+    assert_gradients(got, want, x.dtype, sizes_of_few(block, grad_out, want))
     _, named = leaves(block, device)
     for name, gradient in got.items():
         assert (gradient.shape, gradient.dtype) == (named[name].shape, named[name].dtype), name
