@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .gemm.config import TILE_INPUTS, VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig
+from .gemm.config import TILE_INPUTS, VECTOR_DWORDS, CpuConfig, GenericConfig, TileConfig, XeConfig, isas_of, tiles_multiply
 from .gemm.heuristics import Family
 from .gemm.splits import parts_reason
 from .outer.config import Gathered, OuterConfig, OuterCpuConfig, OuterGenericConfig, OuterProblem, OuterXeConfig
@@ -115,14 +115,14 @@ def _check_kind(config, kind: type, family: Family) -> None:
 
 
 def _check_isa(problem: GroupedGemmProblem | OuterProblem, config: CpuConfig | OuterCpuConfig, cpu_isa: str | None) -> None:
-    known = list(VECTOR_DWORDS)     # best first
-    if cpu_isa is not None and known.index(config.isa) < known.index(cpu_isa):
+    if cpu_isa is not None and config.isa not in isas_of(cpu_isa):
         _refuse(config, f"this CPU has no {config.isa}, its best is {cpu_isa}")
     inputs = TILE_INPUTS.get(config.isa, tuple(Dtype))
     if problem.input not in inputs:
         _refuse(config, f"{config.isa} multiplies {' and '.join(dtype.value for dtype in inputs)}, not {problem.input.value}")
-    if config.isa == "amx_fp16" and getattr(problem, "quantization", None) is not None:
-        _refuse(config, f"{config.isa} multiplies dense weights, not {problem.quantization.codes.value}")
+    quantization = getattr(problem, "quantization", None)
+    if quantization is not None and config.isa in TILE_INPUTS and not tiles_multiply(config.isa, problem.input, dense=False):
+        _refuse(config, f"{config.isa} multiplies dense weights, not {quantization.codes.value}")
 
 
 def _check_cpu(problem: GroupedGemmProblem, config: CpuConfig) -> None:

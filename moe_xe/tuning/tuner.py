@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from ..once import once
 from ..plan.choice.text import to_text
-from ..plan.gemm.config import VECTOR_DWORDS, TileConfig
+from ..plan.gemm.config import VECTOR_DWORDS, TileConfig, isas_of
 from ..timing import interleaved_medians, timed
 from .key import Config, TuningKey
 from .store import Entry, TuningStore, default_store
@@ -115,8 +115,7 @@ def _first_sight(call: Callable[[], object], device: torch.device) -> float:
 def _serves(config: Config, key: TuningKey) -> bool:
     """Whether a stored configuration can be for this key: an imported file may say anything."""
     schedule = config.schedule.value if isinstance(config, TileConfig) else ""
-    isas = list(VECTOR_DWORDS)    # the last ones run everywhere
-    runs = not hasattr(config, "isa") or (key.cpu_isa in isas and isas.index(config.isa) >= isas.index(key.cpu_isa))
+    runs = not hasattr(config, "isa") or (key.cpu_isa in VECTOR_DWORDS and config.isa in isas_of(key.cpu_isa))
     return runs and (type(config).__name__, schedule) == (key.kind, key.schedule)
 
 

@@ -240,7 +240,18 @@ MOST_DOT_ROWS = 8      # more fill no registers, and each is code of its own
 VECTOR_DWORDS = {"amx_fp16": 16, "amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
 VECTOR_REGISTERS = {"amx_fp16": 64, "amx": 64, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "baseline": 16}    # of AMX: four tiles of sums
 TILE_SIDE = 16         # of AMX: rows of a tile, and dwords of a row
-TILE_INPUTS = {"amx_fp16": (Dtype.f16,), "amx": (Dtype.bf16, Dtype.i8)}       # what its tiles multiply: f16 with dense weights alone
+TILE_INPUTS = {"amx_fp16": (Dtype.f16,), "amx": (Dtype.bf16, Dtype.i8)}       # what its tiles multiply
+
+
+def isas_of(best: str) -> list[str]:
+    """The vector instructions of a CPU whose newest are `best`, newest first."""
+    known = list(VECTOR_DWORDS)
+    return known[known.index(best):]
+
+
+def tiles_multiply(isa: str, input: Dtype, dense: bool) -> bool:
+    """Whether there are tiles for these operands: of fp16 with dense weights alone, as codes times scales may leave its range."""
+    return input in TILE_INPUTS.get(isa, ()) and (dense or input is not Dtype.f16)
 
 
 def elements_per_step(dtype: Dtype, isa: str) -> int:

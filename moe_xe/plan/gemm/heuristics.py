@@ -11,7 +11,7 @@ from ..model.schedule import Rows, evenly, over_ranks, runs_of
 from ..problem import Dtype, GroupedGemmProblem, Operands, WeightLayout
 from ..xe.candidates import choose_xe_config
 from ..xe.rules import SCALE_ROUND
-from .config import TILE_INPUTS, VECTOR_DWORDS, CpuConfig, GenericConfig, Schedule, TileConfig
+from .config import TILE_INPUTS, CpuConfig, GenericConfig, Schedule, TileConfig, isas_of, tiles_multiply
 from .splits import choose_splits, num_tiles
 
 
@@ -133,20 +133,17 @@ def chosen_isa(best: str, device_name: str, wanted: str) -> str:
     """The vector instructions of kernels: those that are wanted, else the fastest. best: the newest that the CPU has.
 
     Raises ValueError for what it has not."""
-    known = list(VECTOR_DWORDS)     # best first
-    usable = known[known.index(best):]
+    usable = isas_of(best)
     if wanted and wanted not in usable:
         raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(usable)} on this CPU, got {wanted!r}")
     return wanted or fast_isa(best, device_name)
 
 
 def isa_for(input: Dtype, isa: str, dense: bool = True) -> str:
-    """The instructions that multiply `input`, of a CPU whose best are `isa`. AMX multiplies what its tiles take; other floats, and fp16 with
-    quantised weights, whose numbers times scales may leave its range, are best multiplied by FMA."""
+    """The instructions that multiply `input`, of a CPU whose best are `isa`: on cores with AMX what its tiles do not take is best multiplied by FMA."""
     if isa not in TILE_INPUTS:
         return isa
-    usable = list(TILE_INPUTS)[list(TILE_INPUTS).index(isa):]
-    return next((tiles for tiles in usable if input in TILE_INPUTS[tiles] and (dense or input is not Dtype.f16)), "avx512")
+    return next((tiles for tiles in isas_of(isa) if tiles_multiply(tiles, input, dense)), "avx512")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,12 +4,11 @@
 
 namespace moe_xe {
 
-constexpr bool nibbles = quantised && code_bits == 4;
 constexpr float word_unit = problem::codes == Codes::e2m1 ? 0.5f : 1.f;     // e2m1's numbers are halves
 
 // A vector of codes is word_vectors vectors of integers: codes i and i + word_vectors of each of its lanes are in vector i.
 using Shorts = Several<short, 2 * width>;
-constexpr int lane_codes = nibbles ? 8 : 4, word_vectors = lane_codes / 2, vector_codes = lane_codes * width;
+constexpr int lane_codes = 32 / code_bits, word_vectors = lane_codes / 2, vector_codes = lane_codes * width;
 
 // The integer that is a 4-bit code's number less all codes' zero, in units of word_unit.
 constexpr int integer_of(int code) { return int((number_of<problem::codes>(unsigned(code)) - common_zero) / word_unit); }
@@ -53,7 +52,7 @@ inline void read_words(const unsigned char* from, Shorts (&words)[word_vectors])
   } else {
 #pragma unroll
     for (int i = 0; i < word_vectors; ++i) {
-      if constexpr (!nibbles) words[i] = all << (8 - 8 * i) >> 8;
+      if constexpr (code_bits == 8) words[i] = all << (8 - 8 * i) >> 8;
       else if constexpr (wide) words[i] = look_up_words(all >> 4 * i);
       else if constexpr (problem::codes == Codes::e2m1) words[i] = twice_e2m1(all >> 4 * i);
       else if constexpr (problem::codes == Codes::uint4 && common_zero == 0.f) words[i] = all >> 4 * i & 15;

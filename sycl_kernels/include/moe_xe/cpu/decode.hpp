@@ -6,7 +6,7 @@
 namespace moe_xe {
 
 // FP8 as pairs of bf16: two tables of bytes, which are interleaved.
-constexpr bool byte_tables = bf16_pairs && (problem::codes == Codes::e4m3 || problem::codes == Codes::e5m2);
+constexpr bool byte_tables = bf16_pairs && quantised && !integer_dots;
 
 constexpr bool one_group = problem::group_columns >= problem::k;
 constexpr int vector_elements = width * elements_per_step;

@@ -5,7 +5,7 @@
 
 namespace moe_xe {
 
-// Up to config::unpacked_rows rows of A and where their results go. tokens: the rows as cpu/dot.hpp takes them.
+// Up to config::unpacked_rows rows of A and where their results go. tokens: the rows as cpu/spans.hpp takes them.
 struct FewRows {
   const Input* a[config::unpacked_rows];
   const Packed* tokens[config::unpacked_rows];

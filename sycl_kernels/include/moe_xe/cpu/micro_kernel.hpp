@@ -31,9 +31,6 @@ inline Dwords pairs_of(Floats even, Floats odd) {
 }
 
 constexpr int panel_vectors = config::micro_columns / width;
-constexpr int64 whole_units(int64 value, int64 unit) {     // of no negative value: a shift, where the unit is a power of two
-  return int64(static_cast<unsigned long>(value) / static_cast<unsigned long>(unit));
-}
 constexpr int64 round_up(int64 value, int64 unit) { return (value + unit - 1) / unit * unit; }
 
 inline void prefetch(const void* address) { asm volatile("prefetcht1 (%0)" : : "r"(address)); }

@@ -11,7 +11,7 @@ using Weights = std::conditional_t<int8_steps, Int8Weights, std::conditional_t<q
 constexpr int chunk = Weights::chunk_elements;
 constexpr int chunk_vectors = chunk / (elements_per_step * width);
 
-// Weights that are read in place come in runs of up to so many elements (cpu/dot.hpp).
+// Weights that are read in place come in runs of up to so many elements (cpu/spans.hpp).
 constexpr int64 padded_k = round_up(problem::k, 8 * width);
 constexpr int64 k_block = config::k_block < padded_k ? config::k_block : padded_k;
 // Rows of packed A are 64 bytes more apart than they are long: a power of two would map all rows to the same cache sets.
